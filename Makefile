@@ -1,0 +1,72 @@
+# make demo | test | lint | stubs | bench | sanitize | clean
+#
+# Needs Python >= 3.10, a C++17 compiler and make. Everything else goes into .venv, in the versions
+# of constraints.txt; a second run starts at once. ARGS is passed on:
+#   make test ARGS="-k posterior"      make demo ARGS="--seeds 5"      make test PYTHON=python3.12
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+PACKAGING := pyproject.toml constraints.txt CMakeLists.txt
+CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
+
+.PHONY: demo test lint stubs check-stubs check-symbols bench sanitize clean
+# One step at a time: two pip runs in one environment overwrite each other.
+.NOTPARALLEL:
+
+demo: .venv/installed-demo
+	$(BIN)/ntkfast demo $(ARGS)
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+# The typed face of the compiled module, generated from the module itself.
+stubs: build/stubs/ntkfast/_core.pyi
+	cp $< ntkfast/_core.pyi
+
+check-stubs: build/stubs/ntkfast/_core.pyi
+	diff -u ntkfast/_core.pyi $< || { echo "ntkfast/_core.pyi is out of date: run 'make stubs'"; exit 1; }
+
+build/stubs/ntkfast/_core.pyi: .venv/installed-dev
+	$(BIN)/pybind11-stubgen ntkfast._core --output-dir build/stubs --exit-code
+	$(BIN)/ruff format --quiet $@
+	touch $@
+
+check-symbols: .venv/installed-dev
+	tools/check_weak_symbols.sh build
+
+bench: .venv/installed-bench
+	$(BIN)/python -m pytest bench $(ARGS)
+
+# The C++ tests under the address and undefined-behaviour sanitizers.
+sanitize: .venv/build-tools
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" \
+	  -DNTKFAST_CPP_TESTS=ON -DNTKFAST_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+clean:
+	rm -rf .venv build
+
+# Installing. A stamp per set of extras; changing the packaging or a C++ source installs again.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "ntkfast needs Python >= 3.10; choose one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/build-tools: constraints.txt | $(BIN)/pip
+	$(PIP) "scikit-build-core>=0.11" pybind11 cmake ninja
+	touch $@
+
+.venv/installed-%: .venv/build-tools $(PACKAGING) $(CPP)
+	$(PIP) --no-build-isolation --editable ".[$*]"
+	touch $@
