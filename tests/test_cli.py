@@ -1,0 +1,461 @@
+"""The command line, run as a user would: in a process of its own, with files."""
+
+import csv
+import io
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import ntkfast as nf
+
+pytest.importorskip("typer")
+
+POINTS, DIMENSION, CLASSES = 60, 8, 3
+
+
+def run(*arguments, timeout=120, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "ntkfast.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", **environment},
+    )
+
+
+def read_csv(text):
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == ["rank", "index", "utility"]
+    ranks, indices, utilities = zip(*rows[1:], strict=True)
+    assert [int(rank) for rank in ranks] == list(range(1, len(rows)))
+    return np.array(indices, dtype=int), np.array(utilities, dtype=float)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    labeled = np.array([5, 17, 40, 3, 58])
+    return {
+        "features": rng.standard_normal((POINTS, DIMENSION)),
+        "outputs": 2 * rng.standard_normal((POINTS, CLASSES)),
+        "labeled_indices": labeled,
+        "targets": rng.integers(CLASSES, size=len(labeled)),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, arrays):
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    return tmp_path
+
+
+def rank(folder, *extra, leave_out=(), **replace):
+    """Run `ntkfast rank` on the files of `folder`; keywords name other files, None leaves out."""
+    files = {
+        name: folder / f"{name}.npy"
+        for name in ("features", "outputs", "labeled_indices", "targets")
+    }
+    files |= replace
+    options = [
+        text
+        for name, file in files.items()
+        if file is not None
+        for text in (f"--{name.replace('_', '-')}", file)
+    ]
+    return run("rank", *options, *extra)
+
+
+def posterior(arrays, **settings):
+    labeled = arrays["labeled_indices"]
+    return nf.Posterior.from_features(
+        arrays["features"],
+        arrays["outputs"],
+        arrays["features"][labeled],
+        arrays["outputs"][labeled],
+        arrays["targets"],
+        **{"loss": "cross_entropy", "labeled_indices": labeled, **settings},
+    )
+
+
+def test_rank_is_select(folder, arrays):
+    result = rank(folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    indices, utilities = read_csv(result.stdout)
+    expected = nf.select(
+        posterior(arrays), "fisher_variance_reduction", POINTS - len(arrays["targets"]), mode="top"
+    )
+    np.testing.assert_array_equal(indices, expected.indices)
+    np.testing.assert_array_equal(utilities, expected.utilities)  # written without loss
+    assert set(indices) == set(range(POINTS)) - set(arrays["labeled_indices"])
+
+
+def test_rank_options_reach_the_library(folder, arrays):
+    result = rank(
+        folder,
+        *("--loss", "squared", "--criterion", "expected_entropy", "--mode", "sequential"),
+        *("--batch-size", 4, "--ridge", 0.5, "--temperature", 0.3, "--precision", "float64"),
+    )
+    assert result.returncode == 0, result.stderr
+    indices, utilities = read_csv(result.stdout)
+    expected = nf.select(
+        posterior(arrays, loss="squared", ridge=0.5),
+        "expected_entropy",
+        4,
+        mode="sequential",
+        temperature=0.3,
+        precision="float64",
+    )
+    np.testing.assert_array_equal(indices, expected.indices)
+    np.testing.assert_array_equal(utilities, expected.utilities)
+
+
+def test_rank_log_loss_targets(folder, arrays):
+    target = np.full((POINTS, CLASSES), 1 / CLASSES)
+    np.save(folder / "q.npy", target)
+    result = rank(
+        folder, "--criterion", "expected_log_loss", "-b", 3, "--log-loss-targets", folder / "q.npy"
+    )
+    assert result.returncode == 0, result.stderr
+    expected = nf.select(
+        posterior(arrays), "expected_log_loss", 3, mode="top", log_loss_targets=target
+    )
+    np.testing.assert_array_equal(read_csv(result.stdout)[0], expected.indices)
+
+
+@pytest.mark.parametrize("kind", ["npz", "compressed npz", "safetensors", "chosen array"])
+def test_rank_reads_every_format(folder, arrays, kind):
+    names = dict.fromkeys(arrays)
+    if kind == "safetensors":
+        from safetensors.numpy import save_file
+
+        save_file(arrays, folder / "all.safetensors", metadata={"by": "a test"})
+        names = dict.fromkeys(arrays, folder / "all.safetensors")
+    elif kind == "chosen array":
+        np.savez(folder / "all.npz", **{f"my_{name}": array for name, array in arrays.items()})
+        names = {name: f"{folder / 'all.npz'}::my_{name}" for name in arrays}
+    else:
+        save = np.savez if kind == "npz" else np.savez_compressed
+        save(folder / "all.npz", **arrays)
+        names = dict.fromkeys(arrays, folder / "all.npz")
+    assert rank(folder, **names).stdout == rank(folder).stdout != ""
+
+
+def test_rank_widens_bfloat16(folder, arrays):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    rounded = torch.tensor(arrays["features"]).bfloat16()
+    save_file({"features": rounded}, folder / "features.safetensors")
+    np.save(folder / "rounded.npy", rounded.float().numpy())
+    narrow = rank(folder, features=folder / "features.safetensors")
+    assert narrow.returncode == 0, narrow.stderr
+    assert narrow.stdout == rank(folder, features=folder / "rounded.npy").stdout
+
+
+def test_rank_separate_labeled_files(folder, arrays):
+    labeled = arrays["labeled_indices"]
+    np.save(folder / "phi_l.npy", arrays["features"][labeled])
+    np.save(folder / "out_l.npy", arrays["outputs"][labeled])
+    result = rank(
+        folder,
+        labeled_indices=None,
+        labeled_features=folder / "phi_l.npy",
+        labeled_outputs=folder / "out_l.npy",
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(read_csv(result.stdout)[0]) == POINTS  # none of the pool is known to be labelled
+
+
+def test_rank_without_labels(folder):
+    result = rank(folder, "-b", 7, "--mode", "sequential", labeled_indices=None, targets=None)
+    assert result.returncode == 0, result.stderr
+    assert len(set(read_csv(result.stdout)[0])) == 7
+
+
+def test_rank_writes_a_file_or_nothing(folder):
+    output = folder / "next.csv"
+    assert rank(folder, "-b", 5, "-o", output).returncode == 0
+    before = output.read_text()
+    assert len(read_csv(before)[0]) == 5
+    assert rank(folder, "-b", POINTS, "-o", output).returncode == 2
+    assert output.read_text() == before
+    assert not list(folder.glob(".*"))
+
+
+def test_rank_to_a_closed_pipe(folder):
+    command = " ".join(
+        [f"'{sys.executable}' -m ntkfast.cli rank"]
+        + [f"--{n} '{folder}/{n}.npy'" for n in ("features", "outputs")]
+        + ["| true"]
+    )
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert result.stderr == ""
+
+
+class Explosive:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def damaged(folder, arrays, what):
+    """Write a bad file and return the options of `rank` that name it."""
+    path = folder / "bad.npy"
+    features = arrays["features"].copy()
+    match what:
+        case "missing":
+            path = folder / "nowhere.npy"
+        case "a folder":
+            path.mkdir()
+        case "unknown ending":
+            path = folder / "features.csv"
+            path.write_text("1,2,3")
+        case "empty":
+            path.touch()
+        case "text":
+            path.write_text("not an array at all, but long enough to hold a header " * 5)
+        case "truncated npy":
+            path.write_bytes((folder / "features.npy").read_bytes()[:-50])
+        case "npy header cut":
+            path.write_bytes((folder / "features.npy").read_bytes()[:40])
+        case "pickled npy":
+            np.save(path, np.array([Explosive(str(folder / "exploded"))]), allow_pickle=True)
+        case "pickle":
+            path.write_bytes(pickle.dumps(Explosive(str(folder / "exploded"))))
+        case "truncated npz":
+            path = folder / "bad.npz"
+            np.savez(path, features=features)
+            path.write_bytes(path.read_bytes()[:1000])
+        case "corrupt npz":
+            path = folder / "bad.npz"
+            np.savez_compressed(path, features=features)
+            data = bytearray(path.read_bytes())
+            data[200:260] = bytes(60)
+            path.write_bytes(data)
+        case "npz without the array":
+            path = folder / "bad.npz"
+            np.savez(path, a=features, b=features)
+        case "truncated safetensors" | "safetensors header":
+            from safetensors.numpy import save_file
+
+            path = folder / "bad.safetensors"
+            save_file({"features": features}, path)
+            data = path.read_bytes()
+            path.write_bytes(
+                data[:-9] if what == "truncated safetensors" else b"\xff" * 8 + data[8:]
+            )
+        case "safetensors shape":
+            header = b'{"features":{"dtype":"F64","shape":[60,9],"data_offsets":[0,3840]}}'
+            path = folder / "bad.safetensors"
+            path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3840))
+        case "strings":
+            np.save(path, np.array([["a", "b"]] * POINTS))
+        case "complex":
+            np.save(path, features + 1j)
+        case "one dimension":
+            np.save(path, features[:, 0])
+        case "rows":
+            np.save(path, features[:-1])
+        case "nan":
+            features[7, 2] = np.nan
+            np.save(path, features)
+        case "infinity":
+            features[7, 2] = np.inf
+            np.save(path, features)
+    return {"features": path}
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", "not there"),
+        ("a folder", "not there as a file"),
+        ("unknown ending", "not a .npy, .npz or .safetensors"),
+        ("empty", "cannot read"),
+        ("text", "damaged"),
+        ("truncated npy", "cannot read"),
+        ("npy header cut", "cannot read"),
+        ("pickled npy", "never loaded"),
+        ("pickle", "never loaded"),
+        ("truncated npz", "cannot read"),
+        ("corrupt npz", "cannot read"),
+        ("npz without the array", "'features' but a, b"),
+        ("truncated safetensors", "cut short"),
+        ("safetensors header", "cut short"),
+        ("safetensors shape", r"shape \[60, 9\]"),
+        ("strings", "real numbers"),
+        ("complex", "real numbers"),
+        ("one dimension", r"\(60,\)"),
+        ("rows", "59"),
+        ("nan", "7"),
+        ("infinity", "7"),
+    ],
+)
+def test_rank_bad_file(folder, arrays, what, message):
+    result = rank(folder, **damaged(folder, arrays, what))
+    assert_one_line(result, message)
+    assert "features" in result.stderr
+    assert not (folder / "exploded").exists()
+
+
+def assert_one_line(result, message):
+    assert result.returncode == 2, (result.stdout, result.stderr)
+    assert result.stdout == ""
+    assert re.fullmatch(r"ntkfast: error: [^\n]+\n", result.stderr), result.stderr
+    assert re.search(message, result.stderr), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--criterion", "best"], "criterion"),
+        (["--criterion", "expected_log_loss"], "log_loss_targets"),
+        (["--loss", "hinge"], "loss"),
+        (["--mode", "both", "-b", "3"], "mode"),
+        (["--mode", "sequential"], "batch-size"),
+        (["--batch-size", "56"], "56"),
+        (["--ridge", "0"], "ridge"),
+        (["--ridge", "nan"], "ridge"),
+        (["--ridge", "much"], "ridge"),
+        (["--temperature", "-1"], "temperature"),
+        (["--precision", "float8"], "precision"),
+        (["--output", "nowhere/next.csv"], "folder"),
+        (["--labeled-features", "features.npy"], "labeled_indices"),
+    ],
+)
+def test_rank_bad_option(folder, options, message):
+    assert_one_line(rank(folder, *options), message)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("targets", np.array([0, 1, 2, 0, 3]), "targets"),
+        ("targets", np.array([0, 1, 2, 0]), "targets"),
+        ("targets", np.array([0.5, 1, 2, 0, 1]), "targets"),
+        ("labeled_indices", np.array([5, 17, 40, 3, 60]), "60 is not a row"),
+        ("labeled_indices", np.array([5, 17, 40, 3, -1]), "-1 is not a row"),
+        ("labeled_indices", np.array([5, 17, 40, 3, 5]), "labeled_indices"),
+        ("labeled_indices", np.array([5.0, 17, 40, 3, 1]), "integers"),
+        ("outputs", np.zeros((POINTS - 1, CLASSES)), "outputs"),
+        ("outputs", np.zeros((POINTS, 0)), "outputs"),
+        ("features", np.zeros((0, DIMENSION)), "features|outputs"),
+    ],
+)
+def test_rank_bad_array(folder, name, array, message):
+    np.save(folder / f"{name}.npy", array)
+    assert_one_line(rank(folder), message)
+
+
+def test_rank_incomplete_labels(folder):
+    assert_one_line(rank(folder, labeled_indices=None), "targets")
+    assert_one_line(rank(folder, targets=None), "targets")
+
+
+def test_rank_does_not_load_torch(folder):
+    # a command that needs none of it should not take seconds to start
+    code = (
+        "import sys, ntkfast.cli\n"
+        f"sys.argv = ['ntkfast', 'rank', '--features', {str(folder / 'features.npy')!r},"
+        f" '--outputs', {str(folder / 'outputs.npy')!r}]\n"
+        "try: ntkfast.cli.main()\n"
+        "finally: assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_interrupt(tmp_path):
+    rng = np.random.default_rng(0)
+    points = 60_000  # minutes of scoring
+    np.save(tmp_path / "features.npy", rng.standard_normal((points, 4), dtype=np.float32))
+    np.save(tmp_path / "outputs.npy", rng.standard_normal((points, 20), dtype=np.float32))
+    command = [sys.executable, "-m", "ntkfast.cli", "rank", "--criterion", "expected_entropy"]
+    command += ["--features", tmp_path / "features.npy", "--outputs", tmp_path / "outputs.npy"]
+    command += ["-o", tmp_path / "ranked.csv"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "ranked.csv").exists()
+
+
+def test_help_teaches():
+    top = run("--help")
+    assert top.returncode == 0
+    for command in ("rank", "info", "bench", "demo"):
+        assert command in top.stdout
+    text = run("rank", "--help").stdout
+    for word in ("Examples", "(N, d)", "(N, k)", ".safetensors", "--labeled-indices", "logits"):
+        assert word in text
+    assert "[bold]" not in text
+    assert run().returncode in (0, 2)  # typer's choice has changed; the help is shown either way
+
+
+def test_usage_error():
+    result = run("rank", "--features", "x.npy")
+    assert result.returncode == 2
+    assert "--outputs" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_info():
+    result = run("info")
+    assert result.returncode == 0, result.stderr
+    for word in ("Python", "numpy", nf.ops.cpu_isa(), "threads", "CUDA", "torch"):
+        assert word in result.stdout
+
+
+def test_bench():
+    result = run("bench", *("--candidates", 20, "--points", 50, "--dimension", 16, "--rounds", 1))
+    assert result.returncode == 0, result.stderr
+    assert "NumPy" in result.stdout
+    error = float(re.search(r"ntkfast .*?(\d+e[-+]\d+)", result.stdout)[1])
+    assert error < 1e-4
+    assert_one_line(run("bench", "--candidates", 60, "--points", 50), "candidates")
+
+
+def test_demo(tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("mlxtend")
+    results = [
+        run("demo", "--seeds", 1, "--rounds", 1, "--out", tmp_path / name) for name in ("a", "b")
+    ]
+    for result in results:
+        assert result.returncode == 0, result.stderr
+    assert "look-ahead" in results[0].stdout
+    tables = [re.findall(r"0\.\d{3}", r.stdout.split("seconds per")[0]) for r in results]
+    assert tables[0] == tables[1] != []  # the same for the same seed
+    for name in ("learning_curves.png", "picked_images.png"):
+        picture = (tmp_path / "a" / name).read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert picture == (tmp_path / "b" / name).read_bytes()
+
+
+def test_demo_bad_folder(tmp_path):
+    (tmp_path / "file").touch()
+    assert_one_line(run("demo", "--out", tmp_path / "file"), "file")
+
+
+def test_without_typer():
+    code = "import sys; sys.modules['typer'] = None; import ntkfast.cli; ntkfast.cli.main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "pip install 'ntkfast[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr
