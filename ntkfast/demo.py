@@ -160,7 +160,7 @@ def _split(images: npt.NDArray[Any], labels: npt.NDArray[Any], seed: int) -> Pro
 
 def _train(problem: Problem, labeled: Indices, seed: int) -> nn.Module:
     """Train a fresh small CNN on the labelled images."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(
             nn.Conv2d(1, 8, 5, stride=2, padding=2),
@@ -253,45 +253,62 @@ def _table(curves: dict[str, list[Curve]], rounds: int) -> Table:
 
 
 def _draw_curves(curves: dict[str, list[Curve]], path: Path) -> None:
-    """Draw the mean accuracy of each strategy over the labels paid for, with its 95 % interval."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    for name in STRATEGIES:
-        accuracies = _accuracies(curves[name])
-        count, steps = accuracies.shape
-        x = INITIAL_LABELS + LABELS_PER_ROUND * np.arange(steps)
-        mean = accuracies.mean(axis=0)
-        strong = name == "look-ahead"
-        axes.plot(
-            x,
-            mean,
-            color=COLORS[name],
-            linewidth=2.4 if strong else 1.8,
-            marker="o",
-            markersize=5 if strong else 4,
-            label=name,
-            zorder=3 if strong else 2,
-        )
-        if count > 1:
-            half = student_t.ppf(0.975, count - 1) * accuracies.std(axis=0, ddof=1) / count**0.5
-            axes.fill_between(
-                x, mean - half, mean + half, color=COLORS[name], alpha=0.15, linewidth=0
+    """Draw accuracy over labels paid for, and what it is above random labelling of the same split.
+
+    Means over the seeds with their 95 % intervals (Student's t); the second panel takes the
+    difference within each seed first, which removes what the splits have in common.
+    """
+    accuracies = {name: _accuracies(curves[name]) for name in STRATEGIES}
+    count, steps = accuracies["random"].shape
+    labels = INITIAL_LABELS + LABELS_PER_ROUND * np.arange(steps)
+    quantile = student_t.ppf(0.975, count - 1) if count > 1 else 0.0
+
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10.5, 4.6), width_ratios=[1.5, 1], layout="constrained"
+    )
+    for number, name in enumerate(STRATEGIES):
+        shift = 0.05 * LABELS_PER_ROUND * (number - 1)  # side by side, so that no bar hides another
+        for axes, values in (
+            (left, accuracies[name]),
+            (right, accuracies[name] - accuracies["random"]),
+        ):
+            error = quantile * values.std(axis=0, ddof=min(1, count - 1)) / count**0.5
+            if axes is right and name == "random":
+                axes.axhline(0, color=COLORS[name], linewidth=1.8)
+                continue
+            axes.errorbar(
+                labels + shift,
+                values.mean(axis=0),
+                yerr=error if count > 1 else None,
+                color=COLORS[name],
+                linewidth=2.4 if name == "look-ahead" else 1.8,
+                elinewidth=1.2,
+                capsize=2.5,
+                marker="o",
+                markersize=4.5,
+                label=name,
             )
-    axes.set_xlabel("labels")
-    axes.set_ylabel("test accuracy")
-    axes.set_xticks(x)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", fontsize=11)
-    seeds = f"mean of {count} seeds and its 95 % interval" if count > 1 else "one seed"
-    axes.set_title(
-        f"A small CNN on MNIST, labelled {LABELS_PER_ROUND} images at a time\n",
-        loc="left",
+    shown = f"mean and 95 % interval, {count} seeds" if count > 1 else "one seed"
+    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}" if value else "0")
+    left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    left.legend(frameon=False, loc="lower right", fontsize=11)
+    for axes, title in (
+        (left, f"test accuracy ({shown})"),
+        (right, "points above random, paired by seed"),
+    ):
+        axes.set_title(title, loc="left", fontsize=11, color="#555b66")
+        axes.set_xlabel("labelled images")
+        axes.set_xticks(labels)
+        axes.grid(axis="y", color="#e3e5e8", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"A small CNN on MNIST, labelled {LABELS_PER_ROUND} images at a time",
+        x=0.01,
+        ha="left",
         fontsize=13,
         weight="bold",
     )
-    axes.text(0, 1.02, seeds, transform=axes.transAxes, fontsize=10, color="#555b66")
     figure.savefig(path, dpi=160)
     plt.close(figure)
 
@@ -306,24 +323,31 @@ def _draw_picks(
     order = _permutation(0, len(images))
     rounds = min(2, len(curves["random"][0].picks))
     per_row = LABELS_PER_ROUND // 2
-    figure = plt.figure(figsize=(1.0 + 0.62 * per_row * rounds, 5.6), layout="constrained")
-    blocks = figure.subfigures(len(STRATEGIES), rounds, squeeze=False)
+    figure = plt.figure(figsize=(7 * rounds, 6.4), layout="constrained")
+    figure.suptitle(
+        "What each strategy asks for, in the order of asking, and the label it gets",
+        x=0.01,
+        ha="left",
+        fontsize=14,
+        weight="bold",
+    )
+    blocks = figure.subfigures(len(STRATEGIES), rounds, squeeze=False, wspace=0.05, hspace=0.04)
     for row, name in enumerate(STRATEGIES):
         for column in range(rounds):
             picked = order[curves[name][0].picks[column]]
             block = blocks[row, column]
             block.suptitle(
-                f"{name}, round {column + 1}: {len(set(labels[picked]))} of {CLASSES} digits",
-                color=COLORS[name],
-                weight="bold",
-                fontsize=11,
+                f"{name}, round {column + 1}: {len(set(labels[picked]))} of the {CLASSES} digits",
                 x=0.02,
                 ha="left",
+                fontsize=11,
+                weight="bold",
+                color=COLORS[name],
             )
             grid = block.subplots(LABELS_PER_ROUND // per_row, per_row)
             for cell, index in zip(grid.flat, picked, strict=True):
                 cell.imshow(images[index].reshape(28, 28), cmap="gray_r")
-                cell.set_title(str(labels[index]), fontsize=8, color="#555b66", pad=2)
+                cell.set_title(str(labels[index]), fontsize=9, color="#555b66", pad=2)
                 cell.set_axis_off()
     figure.savefig(path, dpi=160)
     plt.close(figure)
