@@ -1,0 +1,139 @@
+"""Count-sketch of a gradient whose hash and sign are computed, never stored.
+
+Parameter ``p`` of the flattened gradient goes to bucket ``(p + shift(p // d)) mod d`` with sign
+``(-1)^bit(p)``; every run of ``d`` consecutive parameters has its own random shift. The estimate
+``<S u, S v>`` is unbiased because the signs are independent of each other and of the buckets. Two
+parameters of one run never collide and two of different runs collide with probability ``1 / d``,
+so the variance is at most that of a fully random hash, ``(|u|^2 |v|^2 + <u, v>^2) / d``; and a run
+is added with unit stride, which is what makes the sketch cheap.
+
+Signs are the bits of a 64-bit word per 64 parameters, so one hash serves 64 of them. Everything is
+integer arithmetic on the parameter's index and the seed: the sketch does not depend on chunk
+sizes, devices or torch's generators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+# Below this many buckets the Python loop over runs costs more than a gather of random buckets.
+_SHORTEST_RUN = 512
+
+
+def _signed(value: int) -> int:
+    """Return the int64 with the bits of an unsigned 64-bit integer."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def mix_int(value: int) -> int:
+    """SplitMix64 finaliser of one unsigned integer (Steele, Lea, Flood 2014)."""
+    value = (value + _GOLDEN) & _MASK
+    value = ((value ^ (value >> 30)) * _MULTIPLIERS[0]) & _MASK
+    value = ((value ^ (value >> 27)) * _MULTIPLIERS[1]) & _MASK
+    return value ^ (value >> 31)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    # torch shifts int64 arithmetically; the mask drops the copies of the sign bit.
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(index: Tensor, key: int) -> Tensor:
+    """``mix_int(key + index * golden)`` for every int64 of `index`, as int64 bit patterns."""
+    value = index * _signed(_GOLDEN) + _signed(key + _GOLDEN)
+    value = (value ^ _shift_right(value, 30)) * _signed(_MULTIPLIERS[0])
+    value = (value ^ _shift_right(value, 27)) * _signed(_MULTIPLIERS[1])
+    return value ^ _shift_right(value, 31)
+
+
+def sign_pattern(count: int, key: int, device: torch.device) -> Tensor:
+    """(count,) float64 of +-1 from the bits of the words ``mix(i, key)``."""
+    index = torch.arange(count, dtype=torch.int64, device=device)
+    bits = (mix(index >> 6, key) >> (index & 63)) & 1
+    return 1.0 - 2.0 * bits.double()
+
+
+@dataclass(frozen=True)
+class CountSketch:
+    """Sketch of vectors of any length to `dim` buckets, defined by `seed` alone."""
+
+    dim: int
+    seed: int
+
+    @cached_property
+    def _sign_key(self) -> int:
+        return mix_int(mix_int(self.seed) ^ 0x5349474E)
+
+    @cached_property
+    def _shift_key(self) -> int:
+        return mix_int(mix_int(self.seed) ^ 0x5348494654)
+
+    def shift(self, run: int) -> int:
+        """Where run `run` (parameters ``run * dim`` to ``run * dim + dim - 1``) starts."""
+        return mix_int((self._shift_key + run * _GOLDEN) & _MASK) % self.dim
+
+    def signs(self, start: int, count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(count,) signs of the parameters from `start` on."""
+        first = start // 64
+        words = mix(
+            torch.arange(first, (start + count - 1) // 64 + 1, dtype=torch.int64, device=device),
+            self._sign_key,
+        )
+        # One look-up turns a byte into its eight signs: far fewer passes than shifting out single
+        # bits.
+        octets = (words[:, None] >> (8 * torch.arange(8, device=device))) & 255
+        table = 1 - 2 * (
+            (torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)) & 1
+        )
+        signs = torch.nn.functional.embedding(octets.reshape(-1), table.to(dtype)).reshape(-1)
+        return signs[start - 64 * first :][:count]
+
+    def lookup(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return bucket and sign (both int64) of every parameter index: the definition."""
+        run = torch.div(index, self.dim, rounding_mode="floor")
+        # The unsigned remainder of a 64-bit word: its high half separately, since torch only has
+        # signed int64.
+        word = mix(run, self._shift_key)
+        high, low = _shift_right(word, 32), word & 0xFFFFFFFF
+        shift = ((high % self.dim) * ((1 << 32) % self.dim) + low % self.dim) % self.dim
+        bits = (mix(index >> 6, self._sign_key) >> (index & 63)) & 1
+        return (index + shift) % self.dim, 1 - 2 * bits
+
+    def add(self, values: Tensor, start: int, out: Tensor) -> None:
+        """Add to `out` (n, dim) the entries `values` (n, m) of the m parameters from `start` on.
+
+        This is the operation a compiled kernel replaces: it reads `values` once, with unit stride.
+        """
+        count = values.shape[1]
+        if count == 0:
+            return
+        if self.dim < _SHORTEST_RUN and count > self.dim:
+            buckets, sign = self.lookup(torch.arange(start, start + count, device=values.device))
+            out.index_add_(1, buckets, values * sign.to(values.dtype))
+            return
+        signs = self.signs(start, count, values.device, values.dtype)
+        position = start
+        while position < start + count:
+            run, column = position // self.dim, position % self.dim
+            stop = min(start + count, (run + 1) * self.dim)
+            bucket = (column + self.shift(run)) % self.dim
+            # A run wraps around at most once.
+            while position < stop:
+                length = min(stop - position, self.dim - bucket)
+                piece = slice(position - start, position - start + length)
+                out[:, bucket : bucket + length].addcmul_(values[:, piece], signs[piece])
+                position, bucket = position + length, 0
+
+    def add_scattered(self, values: Tensor, index: Tensor, out: Tensor) -> None:
+        """Add `values` (n, m) of the parameters `index` (n, m), which may repeat within a row."""
+        bucket, sign = self.lookup(index)
+        out.scatter_add_(1, bucket, values * sign.to(values.dtype))

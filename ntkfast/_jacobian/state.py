@@ -1,0 +1,48 @@
+"""Everything of the user's model and process that a call must leave as it found it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the user's network inside ``torch.compile`` and data-parallel wrappers.
+
+    Hooks do not fire inside compiled graphs and replicas have other parameters; the wrapped
+    network computes the same function. Sharded and scripted models have no such network and are
+    refused.
+    """
+    while True:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(
+                "model is a TorchScript module; per-layer gradients need the original nn.Module"
+            )
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif hasattr(model, "_orig_mod") and isinstance(model._orig_mod, nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+@contextmanager
+def evaluation(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put every submodule in eval mode with gradients on; restore flags and generators on any exit.
+
+    Flags are set directly: ``train()`` is often overridden to keep some layers frozen and would
+    not restore them.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for module, _ in flags:
+                module.training = False
+            yield
+        finally:
+            for module, flag in flags:
+                module.training = flag
