@@ -1,0 +1,374 @@
+"""The posterior covariance S in its two representations, which answer the same questions.
+
+`WeightSpace` keeps whitened features psi with S(x, x') = <psi(x), psi(x')>, `FunctionSpace` the
+matrix S. Both condition on blocks of labelled points and hand out scorers, which run the compiled
+criteria and may be conditioned on the picks of a batch while the space itself stays as it is.
+Outputs, labels and strategies belong to `Posterior` and `selection`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .arrays import Array
+
+__all__ = ["FunctionSpace", "WeightSpace", "Whitening", "float64_product"]
+
+# max K / (S + lam) above which the float32 subtraction of a dense S loses the ranking.
+_FLOAT32_LIMIT = 1e4
+# Entries converted to float64 at a time: 8 MiB.
+_BLOCK_ENTRIES = 1 << 20
+
+
+def float64_product(X: Array, B: Array) -> Array:
+    """X @ B in float64 for X (N, d) of any float type, converted a block of rows at a time."""
+    result = np.empty((len(X), B.shape[1]))
+    step = max(1, _BLOCK_ENTRIES // max(1, X.shape[1]))
+    for start in range(0, len(X), step):
+        rows = slice(start, start + step)
+        np.matmul(X[rows].astype(np.float64, copy=False), B, out=result[rows])
+    return result
+
+
+def _factor(A: Array) -> Array:
+    """Cholesky factor of a kernel matrix plus its noise, with an error that users understand."""
+    try:
+        return ops.cholesky(A)
+    except ValueError:
+        raise ValueError(
+            "the kernel matrix of the labelled points plus their noise is not positive definite: "
+            "it is no kernel (negative eigenvalues), or ridge / noise is too small beside its "
+            "rounding errors"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a block of labels does: `mean` (N, k) is added to F, `commit` updates S in place.
+
+    Whatever can fail has happened before `commit`.
+    """
+
+    mean: Array
+    commit: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """W (d, d) of psi(x) = W phi(x), kept transposed as I - left^T right, or as a matrix.
+
+    Every conditioning multiplies psi and W^T from the right by I - U^T C with U, C (b, d). While
+    the rows add up to less than d / 2 the product stays compact (left, right: (r, d)), so features
+    of a million dimensions are no obstacle; then `matrix` is W^T itself.
+    """
+
+    left: Array
+    right: Array
+    matrix: Array | None = None
+
+    @classmethod
+    def identity(cls, d: int) -> Whitening:
+        """W = I."""
+        return cls(np.empty((0, d)), np.empty((0, d)))
+
+    def then(self, U: Array, C: Array) -> Whitening:
+        """Return the whitening after psi <- psi (I - U^T C); never changes `self`."""
+        if self.matrix is not None:
+            matrix = self.matrix.copy()
+        else:
+            # (I - P^T Z)(I - U^T C) = I - P^T (Z - (Z U^T) C) - U^T C
+            left = np.vstack([self.left, U])
+            right = np.vstack([self.right - (self.right @ U.T) @ C, C])
+            if 2 * len(left) <= left.shape[1]:
+                return Whitening(left, right)
+            matrix = np.eye(self.left.shape[1])
+            ops.condition_features(matrix, self.left, self.right)
+        ops.condition_features(matrix, U, C)
+        empty = np.empty((0, len(matrix)))
+        return Whitening(empty, empty, matrix)
+
+    def features(self, phi: Array) -> Array:
+        """Psi = phi W^T as a new array of the dtype of phi (N, d)."""
+        if self.matrix is not None:
+            return ops.whiten(phi, np.ascontiguousarray(self.matrix.T))
+        psi = phi.copy()
+        if len(self.left):
+            ops.condition_features(psi, self.left, self.right)
+        return psi
+
+    def pull_back(self, step: Array) -> Array:
+        """W^T step: a step (d, k) along psi as a step along phi."""
+        if self.matrix is not None:
+            return self.matrix @ step
+        return step - self.left.T @ (self.right @ step)
+
+
+class WeightSpace:
+    """S(x, x') = <psi(x), psi(x')> with psi = W phi.
+
+    Attributes
+    ----------
+    psi : ndarray (N, d), float32 or float64
+    variance : ndarray (N,), float64
+        S(x, x), the squared norms of psi: computed anew after every change, never subtracted from.
+    whitening : Whitening
+        W, float64.
+    theta : ndarray (d, k), float64
+        F(x) = f(x) + <phi(x), theta>.
+    """
+
+    def __init__(self, psi: Array, whitening: Whitening, theta: Array) -> None:
+        self.psi = psi
+        self.variance = ops.squared_norms(psi)
+        self.whitening = whitening
+        self.theta = theta
+
+    @classmethod
+    def fit(
+        cls, features: Array, labeled: Array, noise: Array, residual: Array
+    ) -> tuple[WeightSpace, Array]:
+        """Return the space of N points given n labelled ones, and the change of F (N, k)."""
+        n, d = labeled.shape
+        if 2 * n < d:
+            space = cls(features.copy(), Whitening.identity(d), np.zeros((d, residual.shape[1])))
+            if n == 0:
+                return space, np.zeros((len(features), residual.shape[1]))
+            change = space._change(labeled.astype(np.float64, copy=False), noise, residual)
+            change.commit()
+            return space, change.mean
+        # M = I + sum phi phi^T / lam = L L^T, W = L^-1, theta = M^-1 sum phi r / lam
+        identity = np.eye(d)
+        L = _factor(identity + ops.weighted_gram(labeled, 1 / noise))
+        W = ops.triangular_solve(L, identity)
+        theta = W.T @ (W @ (labeled.astype(np.float64).T @ (residual / noise[:, None])))
+        empty = np.empty((0, d))
+        whitening = Whitening(empty, empty, np.ascontiguousarray(W.T))
+        return cls(ops.whiten(features, W), whitening, theta), float64_product(features, theta)
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return len(self.psi)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of psi."""
+        return self.psi.dtype
+
+    def copy(self) -> WeightSpace:
+        """Independent copy."""
+        return WeightSpace(self.psi.copy(), self.whitening, self.theta.copy())
+
+    def block(self, rows: Array, columns: Array) -> Array:
+        """S(rows, columns), float64."""
+        return float64_product(self.psi[rows], self.psi[columns].astype(np.float64).T)
+
+    def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
+        """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
+        return self._change(self.psi[indices].astype(np.float64), noise, residual)
+
+    def _change(self, block: Array, noise: Array, residual: Array) -> Change:
+        """Condition on points whose psi are `block` (b, d).
+
+        With U = D^-1/2 block, I + U U^T = L L^T and Z = L^-T (L + I)^-1, the matrix I - U^T Z U is
+        a root of (I + U^T U)^-1, because Z + Z^T - Z (U U^T) Z^T = (I + U U^T)^-1. So
+        psi <- psi (I - U^T C), C = Z U, whitens exactly like the symmetric root of method.md
+        section 3 (psi is defined up to a rotation) with a Cholesky factor in place of an
+        eigen-decomposition; for b = 1 it is that root.
+        """
+        scale = 1 / np.sqrt(noise)[:, None]
+        U = scale * block
+        identity = np.eye(len(U))
+        L = _factor(identity + U @ U.T)
+        C = ops.triangular_solve(L, ops.triangular_solve(L + identity, U), transpose=True)
+        weights = ops.triangular_solve(L, ops.triangular_solve(L, scale * residual), transpose=True)
+        step = U.T @ weights
+        whitening = self.whitening.then(U, C)
+        theta = self.theta + self.whitening.pull_back(step)
+
+        def commit() -> None:
+            ops.condition_features(self.psi, U, C)
+            self.variance = ops.squared_norms(self.psi)
+            self.whitening, self.theta = whitening, theta
+
+        return Change(float64_product(self.psi, step), commit)
+
+    def predict(self, features: Array) -> Array:
+        """F - f (m, k) at new points."""
+        return float64_product(features, self.theta)
+
+    def extended(self, features: Array) -> WeightSpace:
+        """Return the space with new points appended."""
+        psi = self.whitening.features(features.astype(self.dtype, copy=False))
+        return WeightSpace(np.concatenate([self.psi, psi]), self.whitening, self.theta)
+
+    def scorer(self, dtype: np.dtype[Any]) -> FeatureScorer:
+        """Scores in `dtype`; shares memory, so it must not be conditioned on picks."""
+        return FeatureScorer(self.psi.astype(dtype, copy=False), self.variance)
+
+    def scratch(self, rows: Array, picks: int, dtype: np.dtype[Any]) -> tuple[FeatureScorer, Array]:
+        """Return a scorer of the points `rows` to be conditioned on picks, and what it holds."""
+        psi = self.psi[rows].astype(dtype, copy=False)
+        return FeatureScorer(psi, self.variance[rows]), rows
+
+    def arrays(self) -> dict[str, Any]:
+        """Return what a file keeps."""
+        kept = {"psi": self.psi, "theta": self.theta}
+        if self.whitening.matrix is not None:
+            return kept | {"whitening": self.whitening.matrix}
+        return kept | {"left": self.whitening.left, "right": self.whitening.right}
+
+
+class FeatureScorer:
+    """Criteria over whitened features, conditioned on one pick after another."""
+
+    def __init__(self, psi: Array, variance: Array) -> None:
+        self.psi = psi
+        self.variance = variance
+
+    def score(self, criterion: str, candidates: Array, evaluation: Array, **keywords: Any) -> Array:
+        """Utilities (N_c,), float64."""
+        return ops.score_features(
+            criterion, self.psi, candidates, evaluation, variance=self.variance, **keywords
+        )
+
+    def column(self, point: int) -> Array:
+        """S(., point) (N,), float64."""
+        return float64_product(self.psi, self.psi[point].astype(np.float64)[:, None])[:, 0]
+
+    def pick(self, point: int, noise: float) -> None:
+        """Condition on `point` with a finite noise: psi <- psi - beta psi_c <psi_c, psi>."""
+        psi_c = self.psi[point : point + 1].astype(np.float64)
+        total = self.variance[point] + noise
+        beta = 1 / (total * (1 + np.sqrt(noise / total)))
+        ops.condition_features(self.psi, psi_c, beta * psi_c)
+        self.variance = ops.squared_norms(self.psi)
+
+
+class FunctionSpace:
+    """S as an N x N matrix: exact for any kernel, N up to a few ten thousand.
+
+    Attributes
+    ----------
+    S : ndarray (N, N), float32 or float64
+    variance : ndarray (N,), float64
+        The diagonal of S, kept apart in float64.
+    """
+
+    def __init__(self, S: Array, variance: Array) -> None:
+        self.S = S
+        self.variance = variance
+
+    @classmethod
+    def fit(
+        cls, K_uu: Array, K_lu: Array, K_ll: Array, noise: Array, ridge: float, residual: Array
+    ) -> tuple[FunctionSpace, Array]:
+        """Return S = K_UU - V^T V, V = L^-1 K_LU, L L^T = K_LL + D, and the change of F (N, k).
+
+        S is float32 for a float32 kernel unless max K / (S + lam) > 1e4: there the subtraction
+        would cost the ranking (method.md section 3).
+        """
+        before = np.diagonal(K_uu).astype(np.float64)
+        V, mean = np.empty((0, len(before))), np.zeros((len(before), residual.shape[1]))
+        if len(noise):
+            L = _factor(K_ll.astype(np.float64) + np.diag(noise))
+            V = ops.triangular_solve(L, K_lu.astype(np.float64, copy=False))
+            mean = V.T @ ops.triangular_solve(L, residual)
+        variance = before - np.einsum("nx,nx->x", V, V)
+        if variance.min() < -1e-2 * before.max():
+            raise ValueError(
+                "K_uu, K_lu and K_ll are not blocks of one kernel matrix: given the labels the "
+                f"variance of point {int(variance.argmin())} would be {variance.min():g}"
+            )
+        variance = np.maximum(variance, 0.0)
+        exact = K_uu.dtype == np.float64 or (before / (variance + ridge)).max() > _FLOAT32_LIMIT
+        S = K_uu.astype(np.float64 if exact else np.float32)
+        if len(noise):
+            ops.condition_dense(S, V)
+        return cls(S, variance), mean
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return len(self.S)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of S."""
+        return self.S.dtype
+
+    def copy(self) -> FunctionSpace:
+        """Independent copy."""
+        return FunctionSpace(self.S.copy(), self.variance.copy())
+
+    def block(self, rows: Array, columns: Array) -> Array:
+        """S(rows, columns), float64."""
+        return self.S[np.ix_(rows, columns)].astype(np.float64)
+
+    def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
+        """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
+        rows = self.S[indices].astype(np.float64)
+        L = _factor(rows[:, indices] + np.diag(noise))
+        V = ops.triangular_solve(L, rows)
+        variance = np.maximum(self.variance - np.einsum("bx,bx->x", V, V), 0.0)
+
+        def commit() -> None:
+            ops.condition_dense(self.S, V)
+            self.variance = variance
+
+        return Change(V.T @ ops.triangular_solve(L, residual), commit)
+
+    def scorer(self, dtype: np.dtype[Any], picks: int = 0) -> KernelScorer:
+        """Scores in `dtype` and can be conditioned on `picks` points; S itself never changes."""
+        return KernelScorer(self.S.astype(dtype, copy=False), self.variance, picks)
+
+    def scratch(self, rows: Array, picks: int, dtype: np.dtype[Any]) -> tuple[KernelScorer, Array]:
+        """Return a scorer to be conditioned on picks; it holds all points, S is not copied."""
+        return self.scorer(dtype, picks), np.arange(self.size)
+
+    def arrays(self) -> dict[str, Any]:
+        """Return what a file keeps."""
+        return {"S": self.S, "variance": self.variance}
+
+
+class KernelScorer:
+    """Criteria over S - V^T V: each pick adds a row to V."""
+
+    def __init__(self, S: Array, variance: Array, picks: int) -> None:
+        self.S = S
+        self.variance = variance
+        self._rows = np.empty((picks, len(S)), S.dtype)
+        self._count = 0
+
+    @property
+    def _downdate(self) -> Array | None:
+        return self._rows[: self._count] if self._count else None
+
+    def score(self, criterion: str, candidates: Array, evaluation: Array, **keywords: Any) -> Array:
+        """Utilities (N_c,), float64."""
+        return ops.score_dense(
+            criterion,
+            self.S,
+            candidates,
+            evaluation,
+            variance=self.variance,
+            downdate=self._downdate,
+            **keywords,
+        )
+
+    def column(self, point: int) -> Array:
+        """S(., point) (N,), float64."""
+        rows = self._rows[: self._count].astype(np.float64)
+        return self.S[point].astype(np.float64) - rows[:, point] @ rows
+
+    def pick(self, point: int, noise: float) -> None:
+        """Condition on `point` with a finite noise."""
+        row = self.column(point) / np.sqrt(self.variance[point] + noise)
+        self._rows[self._count] = row
+        self._count += 1
+        self.variance = np.maximum(self.variance - row**2, 0.0)

@@ -1,0 +1,715 @@
+"""The kernel model of a trained network: outputs, covariance and what labels do to both."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from . import ops
+from .arrays import (
+    Array,
+    Library,
+    as_floats,
+    as_indices,
+    as_noise,
+    as_numpy,
+    as_probabilities,
+    as_weights,
+    check_shape,
+    library_of,
+)
+from .covariance import FunctionSpace, WeightSpace, Whitening
+
+__all__ = ["Posterior", "probabilities", "softmax"]
+
+Loss = Literal["squared", "cross_entropy"]
+
+_FORMAT = "ntkfast posterior"
+_VERSION = 1
+
+
+def softmax(z: Array) -> Array:
+    """Row-wise soft-max, float64."""
+    exponentials = np.exp(z - z.max(1, keepdims=True))
+    result: Array = exponentials / exponentials.sum(1, keepdims=True)
+    return result
+
+
+def probabilities(outputs: Array, loss: str) -> Array:
+    """Class probabilities (N, k) of outputs (N, k).
+
+    Cross-entropy: the soft-max of the logits. Squared loss: outputs clipped to >= 1e-3 and
+    normalised, because the soft-max of nearly one-hot outputs is nearly flat.
+    """
+    if loss == "cross_entropy":
+        return softmax(outputs)
+    clipped = np.maximum(outputs, 1e-3)
+    result: Array = clipped / clipped.sum(1, keepdims=True)
+    return result
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold a Ctrl-C back until the block is done (Python delivers it to the main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is None:  # a handler that Python did not install: it does not raise here either
+        yield
+        return
+    received: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if received:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a finite number > 0, or raise an error that names the argument."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f'{name} must be a number or "auto"; got {value!r}') from None
+    if not 0 < number < np.inf:
+        raise ValueError(f"{name} must be finite and > 0; got {number:g}")
+    return number
+
+
+def _as_targets(targets: Any, n: int, k: int, loss: str) -> Array:
+    """Rows (n, k), float64, from classes (n,) or rows (n, k)."""
+    if targets is None:
+        raise ValueError(f"targets is missing; expected the labels of {n} points")
+    view = as_numpy("targets", targets)
+    if view.ndim == 1 and k == 1 and view.dtype.kind == "f":
+        view = view[:, None]
+    if view.ndim == 2:
+        if view.dtype.kind in "biu":
+            view = view.astype(np.float64)
+        if loss == "cross_entropy":
+            return as_probabilities("targets", view, (n, k))
+        return as_floats("targets", view, (n, k), np.float64)
+    check_shape("targets", view, (n,))
+    if n == 0:
+        return np.zeros((0, k))
+    if view.dtype.kind not in "iu":
+        raise TypeError(
+            f"targets has dtype {view.dtype}; expected integer classes of shape ({n},) or "
+            f"rows of shape ({n}, {k})"
+        )
+    if k == 1:
+        raise ValueError("with one output targets are numbers: pass floats of shape (n, 1)")
+    wrong = np.flatnonzero((view < 0) | (view >= k))
+    if len(wrong):
+        at = int(wrong[0])
+        raise ValueError(f"targets[{at}] = {view[at]} is no class of a model with {k} outputs")
+    rows = np.zeros((n, k))
+    rows[np.arange(n), view.astype(np.int64)] = 1.0
+    return rows
+
+
+def _automatic_scale(outputs: Array, classes: Array) -> float:
+    """Mean of (logit of the class - mean of the other logits), at least 1."""
+    n, k = outputs.shape
+    own = outputs[np.arange(n), classes]
+    return max(1.0, float((own - (outputs.sum(1) - own) / (k - 1)).mean()))
+
+
+def _check_kernel(name: str, K: Array) -> None:
+    """Raise a ValueError unless K is symmetric up to rounding, with a diagonal >= 0.
+
+    The tolerance, 1e-3 of the largest diagonal entry, lets tf32 kernels pass: it finds a wrong
+    matrix, not rounding.
+    """
+    diagonal = np.diagonal(K)
+    if len(K) and diagonal.min() < 0:
+        at = int(diagonal.argmin())
+        raise ValueError(f"{name} is no kernel matrix: entry ({at}, {at}) is {diagonal[at]:g} < 0")
+    step = 256
+    for start in range(0, len(K), step):
+        rows = slice(start, start + step)
+        gap = np.abs(K[rows] - K[:, rows].T)
+        if gap.max() > 1e-3 * diagonal.max():
+            i, j = (int(v) for v in np.unravel_index(gap.argmax(), gap.shape))
+            raise ValueError(
+                f"{name} is not symmetric: entry ({start + i}, {j}) is {K[start + i, j]:g}, "
+                f"entry ({j}, {start + i}) is {K[j, start + i]:g}"
+            )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Validated arguments that both representations share."""
+
+    outputs: Array  # (N, k)
+    noise: Array  # (n,)
+    residual: Array  # (n, k)
+    is_labeled: Array  # (N,) bool
+    ridge: float
+    loss: Loss
+    label_scale: float
+
+    @classmethod
+    def read(
+        cls,
+        N: int,
+        n: int,
+        outputs: Any,
+        labeled_outputs: Any,
+        targets: Any,
+        ridge: float | Literal["auto"],
+        diagonal: Array,
+        loss: Loss,
+        label_scale: float | Literal["auto"],
+        noise: Any,
+        labeled_indices: Any,
+    ) -> _Inputs:
+        """`diagonal`: K(x, x) of the labelled points, or of all points when n = 0."""
+        if loss not in ("squared", "cross_entropy"):
+            raise ValueError(f'loss must be "squared" or "cross_entropy"; got {loss!r}')
+        f = as_floats("outputs", outputs, (N, "k"), np.float64)
+        k = f.shape[1]
+        if loss == "cross_entropy" and k == 1:
+            raise ValueError(
+                "outputs has one column, and the soft-max of one logit is always 1: give a "
+                "one-logit classifier two columns, [0, logit], and classes 0 and 1"
+            )
+        if n == 0 and labeled_outputs is None:
+            labeled_outputs = np.zeros((0, k))
+        if n == 0 and targets is None:
+            targets = np.zeros((0, k))
+        f_labeled = as_floats("labeled_outputs", labeled_outputs, (n, k), np.float64)
+        T = _as_targets(targets, n, k, loss)
+        if isinstance(ridge, str) and ridge == "auto":
+            lam = 1e-2 * float(diagonal.mean())
+            if not 0 < lam < np.inf:
+                raise ValueError(
+                    f'ridge="auto" is 1e-2 times the mean of K(x, x), which is {100 * lam:g} here: '
+                    "give ridge > 0"
+                )
+        else:
+            lam = _number("ridge", ridge)
+        if loss == "squared":
+            if label_scale not in ("auto", 1):
+                raise ValueError(
+                    f"label_scale belongs to cross-entropy; with squared loss it is 1, got "
+                    f"{label_scale!r}"
+                )
+            scale = 1.0
+        elif isinstance(label_scale, str) and label_scale == "auto":
+            scale = (
+                _automatic_scale(f_labeled, T.argmax(1)) if n else _automatic_scale(f, f.argmax(1))
+            )
+        else:
+            scale = _number("label_scale", label_scale)
+        is_labeled = np.zeros(N, bool)
+        if labeled_indices is not None:
+            is_labeled[as_indices("labeled_indices", labeled_indices, N, empty=True)] = True
+        return cls(
+            outputs=f.copy(),  # f may be the caller's memory
+            noise=np.full(n, lam) if noise is None else as_noise("noise", noise, n),
+            residual=T - f_labeled if loss == "squared" else np.zeros((n, k)),
+            is_labeled=is_labeled,
+            ridge=lam,
+            loss=loss,
+            label_scale=scale,
+        )
+
+
+class Posterior:
+    r"""What the trained network, linearised and retrained on labels, predicts, and how surely.
+
+    For outputs f, the tangent kernel K, labelled points L with noises D = lam I and residuals r_L:
+
+    .. math::
+
+        F(x) = f(x) + K(x, L) (K_{LL} + D)^{-1} r_L, \qquad
+        S(x, x') = K(x, x') - K(x, L) (K_{LL} + D)^{-1} K(L, x')
+
+    with r_L = targets - f(L) for squared loss, and 0 for cross-entropy, where the network is at its
+    optimum on the labelled points. (Mohamadi, Bae, Sutherland, NeurIPS 2022, arXiv 2206.12569,
+    eq. 11, which has lam = 0.)
+
+    Build one with `from_features` or `from_kernel`. The N points of interest, candidates and
+    evaluation points together, are addressed by their position everywhere. Array results are new
+    arrays in the library (numpy, torch, ...) of the features or kernel given.
+
+    Attributes
+    ----------
+    ridge : float
+        lam: noise of a label, in units of the kernel.
+    loss : {"squared", "cross_entropy"}
+        How the network was trained.
+    label_scale : float
+        Size of the residual of one label in units of the outputs: 1 for squared loss.
+
+    Examples
+    --------
+    >>> import numpy as np, ntkfast as nf
+    >>> phi, f = np.random.randn(100, 64), np.random.randn(100, 3)
+    >>> post = nf.Posterior.from_features(phi, f, None, None, None, loss="cross_entropy")
+    >>> post.condition([5, 7], [0, 2])
+    >>> post.mean.shape, post.labeled
+    ((100, 3), array([5, 7]))
+    """
+
+    def __init__(
+        self,
+        space: WeightSpace | FunctionSpace,
+        mean: Array,
+        inputs: _Inputs,
+        labels: int,
+        library: Library,
+    ) -> None:
+        self.ridge: float = inputs.ridge
+        self.loss: Loss = inputs.loss
+        self.label_scale: float = inputs.label_scale
+        self._space = space
+        self._outputs = inputs.outputs
+        self._mean = mean
+        self._is_labeled = inputs.is_labeled
+        self._labels = labels
+        self._library = library
+        self._warned = False
+        self._warn_if_too_coarse()
+
+    @classmethod
+    def from_features(
+        cls,
+        features: Any,
+        outputs: Any,
+        labeled_features: Any,
+        labeled_outputs: Any,
+        targets: Any,
+        ridge: float | Literal["auto"] = "auto",
+        *,
+        loss: Loss = "squared",
+        label_scale: float | Literal["auto"] = "auto",
+        noise: Any = None,
+        labeled_indices: Any = None,
+    ) -> Posterior:
+        """Posterior of the kernel K(x, x') = <phi(x), phi(x')> of explicit features.
+
+        Parameters
+        ----------
+        features : array (N, d)
+            phi of the points of interest, float32 or float64 (bfloat16 tensors become float32).
+            The features kept inside have this type; factors, variances and F are float64.
+        outputs : array (N, k)
+            Outputs f of the trained network: raw for squared loss, logits for cross-entropy.
+        labeled_features : array (n, d) or None
+            phi of the labelled points; None for n = 0, like the next two.
+        labeled_outputs : array (n, k) or None
+            f of the labelled points.
+        targets : array or None
+            Classes (n,), integers in [0, k), or rows (n, k): any finite targets for squared loss,
+            distributions for cross-entropy.
+        ridge : float or "auto"
+            lam > 0; "auto": 1e-2 times the mean of K(x, x) over the labelled points, all points
+            when n = 0.
+        loss : {"squared", "cross_entropy"}
+            How the network was trained.
+        label_scale : float or "auto"
+            Cross-entropy only. "auto": mean over the labelled points of (logit of the label - mean
+            of the other logits), at least 1; for n = 0 over all points with their arg-max labels.
+        noise : array (n,), optional
+            Noise of each labelled point in (0, inf] instead of lam; inf: the label tells nothing.
+        labeled_indices : array, optional
+            Which of the N points are already labelled (indices or a mask): never selected again.
+
+        Returns
+        -------
+        Posterior
+
+        Raises
+        ------
+        ValueError
+            Shapes that disagree, NaN or inf (located), ridge <= 0, classes out of range, ...
+        TypeError
+            Features or outputs that are not float32 or float64.
+        RuntimeError
+            Arrays on a device that this build cannot use.
+
+        Warns
+        -----
+        UserWarning
+            The labels outnumber a quarter of d: a sketch of so few dimensions is too coarse.
+
+        Notes
+        -----
+        Time O(N d min(n, d)) and one copy of the features: whitened features psi = W phi with
+        W^T W = (I + Phi_L^T D^-1 Phi_L)^-1 represent S(x, x') = <psi(x), psi(x')> without any
+        subtraction. For n >= d/2 W comes from the Cholesky factor of that matrix, else from the one
+        of the labelled points' Gram matrix.
+        """
+        phi = as_floats("features", features, ("N", "d"))
+        N, d = phi.shape
+        if labeled_features is None:
+            labeled_features = np.empty((0, d), phi.dtype)
+        labeled = as_floats("labeled_features", labeled_features, (None, d))
+        n = len(labeled)
+        inputs = _Inputs.read(
+            N,
+            n,
+            outputs,
+            labeled_outputs,
+            targets,
+            ridge,
+            ops.squared_norms(labeled if n else phi),
+            loss,
+            label_scale,
+            noise,
+            labeled_indices,
+        )
+        informative = np.isfinite(inputs.noise)
+        space, change = WeightSpace.fit(
+            phi, labeled[informative], inputs.noise[informative], inputs.residual[informative]
+        )
+        return cls(space, inputs.outputs + change, inputs, n, library_of(features))
+
+    @classmethod
+    def from_kernel(
+        cls,
+        K_uu: Any,
+        K_lu: Any,
+        K_ll: Any,
+        outputs: Any,
+        labeled_outputs: Any,
+        targets: Any,
+        ridge: float | Literal["auto"] = "auto",
+        *,
+        loss: Loss = "squared",
+        label_scale: float | Literal["auto"] = "auto",
+        noise: Any = None,
+        labeled_indices: Any = None,
+    ) -> Posterior:
+        """Posterior of a scalar kernel given by its matrix, for up to a few 10^4 points.
+
+        Parameters
+        ----------
+        K_uu : array (N, N)
+            Kernel of the points of interest, symmetric, float32 or float64. S is kept in this type;
+            in float64 also when max K / (S + ridge) > 1e4, where float32 would lose the ranking.
+        K_lu : array (n, N) or None
+            Kernel of labelled points and points of interest; None for n = 0, like K_ll.
+        K_ll : array (n, n) or None
+            Kernel of the labelled points.
+        outputs, labeled_outputs, targets, ridge, loss, label_scale, noise, labeled_indices
+            As in `from_features`.
+
+        Returns
+        -------
+        Posterior
+
+        Raises
+        ------
+        ValueError
+            As `from_features`, and when the blocks are not symmetric or not of one kernel.
+        TypeError, RuntimeError
+            As `from_features`.
+
+        Notes
+        -----
+        Time O(n^3 + n N^2) in float64, one copy of K_uu, and n x N float64 while it is built.
+        """
+        K = as_floats("K_uu", K_uu, ("N", "N"))
+        N = len(K)
+        if K.shape[1] != N:
+            raise ValueError(f"K_uu has shape {K.shape}; expected (N, N)")
+        if K_ll is None:
+            K_ll = np.empty((0, 0), K.dtype)
+        K_labeled = as_floats("K_ll", K_ll, (None, None))
+        n = len(K_labeled)
+        if K_labeled.shape[1] != n:
+            raise ValueError(f"K_ll has shape {K_labeled.shape}; expected (n, n)")
+        if K_lu is None:
+            K_lu = np.empty((0, N), K.dtype)
+        K_cross = as_floats("K_lu", K_lu, (n, N))
+        _check_kernel("K_uu", K)
+        _check_kernel("K_ll", K_labeled)
+        inputs = _Inputs.read(
+            N,
+            n,
+            outputs,
+            labeled_outputs,
+            targets,
+            ridge,
+            np.diagonal(K_labeled if n else K).astype(np.float64),
+            loss,
+            label_scale,
+            noise,
+            labeled_indices,
+        )
+        informative = np.isfinite(inputs.noise)
+        space, change = FunctionSpace.fit(
+            K,
+            K_cross[informative],
+            K_labeled[np.ix_(informative, informative)],
+            inputs.noise[informative],
+            inputs.ridge,
+            inputs.residual[informative],
+        )
+        return cls(space, inputs.outputs + change, inputs, n, library_of(K_uu))
+
+    def __repr__(self) -> str:
+        (N, k), space = self._mean.shape, self._space
+        kept = f"{space.psi.shape[1]} features" if isinstance(space, WeightSpace) else "a kernel"
+        return (
+            f"<Posterior of {N} points with {k} outputs from {kept} ({space.dtype}), given "
+            f"{self._labels} labels: loss={self.loss!r}, ridge={self.ridge:.4g}, "
+            f"label_scale={self.label_scale:.4g}>"
+        )
+
+    def __len__(self) -> int:
+        """Return the number of points N."""
+        return len(self._mean)
+
+    @property
+    def mean(self) -> Any:
+        """F (N, k), float64: the outputs after training on the labels."""
+        return self._library.wrap(self._mean.copy())
+
+    @property
+    def variance(self) -> Any:
+        """S(x, x) (N,), float64."""
+        return self._library.wrap(self._space.variance.copy())
+
+    @property
+    def labeled(self) -> Any:
+        """Points known to be labelled: their indices in increasing order, int64."""
+        return self._library.wrap(np.flatnonzero(self._is_labeled))
+
+    def covariance(self, rows: Any, cols: Any) -> Any:
+        """S(rows, cols), float64, for indices or masks of the N points."""
+        i = as_indices("rows", rows, len(self), duplicates=True)
+        j = as_indices("cols", cols, len(self), duplicates=True)
+        return self._library.wrap(self._space.block(i, j))
+
+    def copy(self) -> Posterior:
+        """Return an independent copy."""
+        twin = copy.copy(self)
+        twin._space = self._space.copy()
+        twin._mean, twin._outputs = self._mean.copy(), self._outputs.copy()
+        twin._is_labeled = self._is_labeled.copy()
+        return twin
+
+    def condition(self, indices: Any, targets: Any, noise: Any = None) -> None:
+        r"""Learn real labels of some of the N points, in place and without SGD.
+
+        .. math::
+
+            F \leftarrow F + S_{\cdot B} (S_{BB} + D)^{-1} r_B, \qquad
+            S \leftarrow S - S_{\cdot B} (S_{BB} + D)^{-1} S_{B \cdot}
+
+        with the residuals of the whole block, label_scale * (targets - B), taken before the step
+        (B = F for squared loss, soft-max F for cross-entropy). For squared loss one by one, in a
+        block and from scratch are the same. The points count as labelled afterwards.
+
+        Parameters
+        ----------
+        indices : array (b,)
+            Points, or a mask of the N points (labels in increasing order of the points). A point
+            given twice, or labelled before, is two noisy observations.
+        targets : array
+            Classes (b,) or rows (b, k), as in `from_features`.
+        noise : array (b,), optional
+            Noise of each label in (0, inf]; default: ridge.
+
+        Notes
+        -----
+        Rank b: O(N d b) with features, O(N^2 b) with a kernel. A call that fails, or is stopped by
+        Ctrl-C, has changed nothing, or everything when the signal came during the update itself.
+        """
+        block = as_indices("indices", indices, len(self), duplicates=True)
+        b, k = len(block), self._mean.shape[1]
+        T = _as_targets(targets, b, k, self.loss)
+        D = np.full(b, self.ridge) if noise is None else as_noise("noise", noise, b)
+        expected = self._mean[block]
+        if self.loss == "cross_entropy":
+            expected = softmax(expected)
+        residual = self.label_scale * (T - expected)
+        informative = np.isfinite(D)
+        mean, commit = self._mean, None
+        if informative.any():
+            change = self._space.condition(
+                block[informative], D[informative], residual[informative]
+            )
+            mean, commit = mean + change.mean, change.commit
+        is_labeled = self._is_labeled.copy()
+        is_labeled[block] = True
+        with _uninterrupted():
+            if commit is not None:
+                commit()
+            self._mean, self._is_labeled = mean, is_labeled
+            self._labels += b
+        self._warn_if_too_coarse()
+
+    def _weight_space(self, method: str) -> WeightSpace:
+        if not isinstance(self._space, WeightSpace):
+            raise TypeError(f"{method} needs features; this posterior was built from a kernel")
+        return self._space
+
+    def extend(self, features: Any, outputs: Any) -> None:
+        """Append new points (features only); their indices follow those of the present points.
+
+        Parameters
+        ----------
+        features : array (m, d)
+            phi of the new points, converted to the type of the present ones.
+        outputs : array (m, k)
+            Outputs of the trained network.
+        """
+        space = self._weight_space("extend")
+        phi = as_floats("features", features, ("m", space.psi.shape[1]))
+        f = as_floats("outputs", outputs, (len(phi), self._mean.shape[1]), np.float64)
+        extended = space.extended(phi)
+        mean = np.concatenate([self._mean, f + space.predict(phi)])
+        f = np.concatenate([self._outputs, f])
+        is_labeled = np.concatenate([self._is_labeled, np.zeros(len(phi), bool)])
+        with _uninterrupted():
+            self._space, self._mean, self._outputs = extended, mean, f
+            self._is_labeled = is_labeled
+
+    def predict(self, features: Any, outputs: Any) -> Any:
+        """F at points that need not be among the N (features only).
+
+        Parameters
+        ----------
+        features : array (m, d)
+            phi of the points.
+        outputs : array (m, k)
+            Outputs of the trained network.
+
+        Returns
+        -------
+        array (m, k), float64
+            In the library of `features`.
+        """
+        space = self._weight_space("predict")
+        phi = as_floats("features", features, ("m", space.psi.shape[1]))
+        f = as_floats("outputs", outputs, (len(phi), self._mean.shape[1]), np.float64)
+        return library_of(features).wrap(f + space.predict(phi))
+
+    def _warn_if_too_coarse(self) -> None:
+        if self._warned or not isinstance(self._space, WeightSpace):
+            return
+        d = self._space.psi.shape[1]
+        if 4 * self._labels > d:
+            self._warned = True
+            warnings.warn(
+                f"{self._labels} labels outnumber a quarter of the {d} feature dimensions: if the "
+                "features are a sketch of longer ones, what is left of the kernel is mostly its "
+                "error; use a larger sketch (exact features are fine)",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the posterior to an .npz file (no pickle), all of it or nothing.
+
+        Parameters
+        ----------
+        path : path
+            The file's name, used as it is; an existing file is replaced once the new one is whole.
+        """
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("xb") as file:
+                np.savez(
+                    file,
+                    format=np.array(_FORMAT),
+                    version=np.array(_VERSION),
+                    outputs=self._outputs,
+                    mean=self._mean,
+                    is_labeled=self._is_labeled,
+                    ridge=np.array(self.ridge),
+                    loss=np.array(self.loss),
+                    label_scale=np.array(self.label_scale),
+                    labels=np.array(self._labels),
+                    **self._space.arrays(),
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Posterior:
+        """Read a posterior written by `save`; its results are numpy arrays.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged, or no posterior, or of a later version.
+        """
+        with Path(path).open("rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as archive:
+                    stored = {name: archive[name] for name in archive.files}
+            # Damage surfaces as BadZipFile, zlib.error, EOFError, ValueError, ... by its place.
+            except Exception as error:
+                raise ValueError(f"{path} is damaged or not a posterior: {error}") from error
+        if str(stored.get("format")) != _FORMAT:
+            raise ValueError(f"{path} is not a posterior saved by ntkfast")
+        if int(stored["version"]) > _VERSION:
+            raise ValueError(
+                f"{path} has version {stored['version']}; this ntkfast reads up to {_VERSION}"
+            )
+        try:
+            return cls._restore(stored)
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+    @classmethod
+    def _restore(cls, stored: dict[str, Array]) -> Posterior:
+        outputs = as_floats("outputs", stored["outputs"], ("N", "k"), np.float64)
+        N, k = outputs.shape
+        mean = as_floats("mean", stored["mean"], (N, k), np.float64)
+        is_labeled = stored["is_labeled"]
+        check_shape("is_labeled", is_labeled, (N,))
+        loss = str(stored["loss"])
+        if loss not in ("squared", "cross_entropy") or is_labeled.dtype != bool:
+            raise ValueError("loss or is_labeled")
+        space: WeightSpace | FunctionSpace
+        if "psi" in stored:
+            psi = as_floats("psi", stored["psi"], (N, "d"))
+            d = psi.shape[1]
+            theta = as_floats("theta", stored["theta"], (d, k), np.float64)
+            if "whitening" in stored:
+                matrix = as_floats("whitening", stored["whitening"], (d, d), np.float64)
+                whitening = Whitening(np.empty((0, d)), np.empty((0, d)), matrix)
+            else:
+                left = as_floats("left", stored["left"], (None, d), np.float64)
+                right = as_floats("right", stored["right"], (len(left), d), np.float64)
+                whitening = Whitening(left, right)
+            space = WeightSpace(psi, whitening, theta)
+        else:
+            S = as_floats("S", stored["S"], (N, N))
+            space = FunctionSpace(S, as_weights("variance", stored["variance"], N))
+        inputs = _Inputs(
+            outputs=outputs,
+            noise=np.empty(0),
+            residual=np.empty((0, k)),
+            is_labeled=is_labeled,
+            ridge=_number("ridge", stored["ridge"]),
+            loss=cast(Loss, loss),
+            label_scale=_number("label_scale", stored["label_scale"]),
+        )
+        with warnings.catch_warnings():  # given when the labels came
+            warnings.simplefilter("ignore")
+            return cls(space, mean, inputs, int(stored["labels"]), Library("numpy"))
