@@ -22,6 +22,7 @@ __all__ = [
     "as_indices",
     "as_noise",
     "as_numpy",
+    "as_positive",
     "as_probabilities",
     "as_weights",
     "check_finite",
@@ -227,6 +228,17 @@ def check_finite(name: str, array: Array) -> None:
         what = "NaN" if np.isnan(value) else "inf" if value > 0 else "-inf"
         where = f"row {start + row}, column {column}" if array.ndim > 1 else f"index {start + row}"
         raise ValueError(f"{name} contains {what} at {where}")
+
+
+def as_positive(name: str, value: Any) -> float:
+    """Return `value` as a finite number > 0."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number; got {value!r}") from None
+    if not 0 < number < np.inf:
+        raise ValueError(f"{name} must be finite and > 0; got {number:g}")
+    return number
 
 
 def as_probabilities(name: str, array: Any, shape: tuple[int | str | None, ...]) -> Array:

@@ -23,6 +23,7 @@ from .arrays import (
     as_indices,
     as_noise,
     as_numpy,
+    as_positive,
     as_probabilities,
     as_weights,
     check_shape,
@@ -76,17 +77,6 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if received:
             signal.raise_signal(signal.SIGINT)
-
-
-def _number(name: str, value: Any) -> float:
-    """Return a finite number > 0, or raise an error that names the argument."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f'{name} must be a number or "auto"; got {value!r}') from None
-    if not 0 < number < np.inf:
-        raise ValueError(f"{name} must be finite and > 0; got {number:g}")
-    return number
 
 
 def _as_targets(targets: Any, n: int, k: int, loss: str) -> Array:
@@ -201,7 +191,7 @@ class _Inputs:
                     "give ridge > 0"
                 )
         else:
-            lam = _number("ridge", ridge)
+            lam = as_positive("ridge", ridge)
         if loss == "squared":
             if label_scale not in ("auto", 1):
                 raise ValueError(
@@ -214,7 +204,7 @@ class _Inputs:
                 _automatic_scale(f_labeled, T.argmax(1)) if n else _automatic_scale(f, f.argmax(1))
             )
         else:
-            scale = _number("label_scale", label_scale)
+            scale = as_positive("label_scale", label_scale)
         is_labeled = np.zeros(N, bool)
         if labeled_indices is not None:
             is_labeled[as_indices("labeled_indices", labeled_indices, N, empty=True)] = True
@@ -706,9 +696,9 @@ class Posterior:
             noise=np.empty(0),
             residual=np.empty((0, k)),
             is_labeled=is_labeled,
-            ridge=_number("ridge", stored["ridge"]),
+            ridge=as_positive("ridge", stored["ridge"]),
             loss=cast(Loss, loss),
-            label_scale=_number("label_scale", stored["label_scale"]),
+            label_scale=as_positive("label_scale", stored["label_scale"]),
         )
         with warnings.catch_warnings():  # given when the labels came
             warnings.simplefilter("ignore")

@@ -1,0 +1,175 @@
+"""The table of acquisition criteria: what each computes, what it needs, when to use it.
+
+A new criterion is a functor in ``csrc/math/criteria.h``, a row here and a test case.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["CriteriaTable", "Criterion", "criteria", "find"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A row of the table. Every utility is "larger = query first".
+
+    Attributes
+    ----------
+    name : str
+        What users write.
+    formula : str
+        Utility of a candidate c; notation as in `criteria`.
+    needs : tuple of str
+        Arguments of `utilities` and `select` that it reads besides ``candidates``, ``evaluation``,
+        ``weights`` and ``noise``.
+    use : str
+        When to use it.
+    look_ahead : bool
+        It looks at the outputs after a hypothetical label (so it needs two classes at least, and F
+        moves with every pick of a sequential batch), not at the covariance alone.
+    compiled : str
+        The compiled criterion behind it.
+    moments : bool
+        It needs no pairs in weight space: q_c / (s_c + lam_c) with q_x = psi_x^T G psi_x.
+    fisher : bool
+        Weights and noises come from the trained network's probabilities.
+    """
+
+    name: str
+    formula: str
+    needs: tuple[str, ...]
+    use: str
+    look_ahead: bool
+    compiled: str
+    moments: bool = False
+    fisher: bool = False
+
+
+_LABELS = ("label_probs",)
+_SOFTMAX = ("label_probs", "temperature")
+
+_TABLE = (
+    Criterion(
+        name="mlmoc",
+        formula="sum_x v |f+_{c,ŷ}(x) - f(x)|, ŷ = argmax f(c)",
+        needs=(),
+        use="the paper's criterion (eq. 13): most likely model output change",
+        look_ahead=True,
+        compiled="mlmoc",
+    ),
+    Criterion(
+        name="emoc",
+        formula="sum_y P(y|c) sum_x v |f+_{c,y}(x) - f(x)|",
+        needs=_LABELS,
+        use="mlmoc where the most likely label is often wrong: expected model output change",
+        look_ahead=True,
+        compiled="emoc",
+    ),
+    Criterion(
+        name="expected_entropy",
+        formula="-sum_y P(y|c) sum_x v H(softmax f+_{c,y}(x))",
+        needs=_SOFTMAX,
+        use="expected error reduction by entropy: the classic look-ahead for calibrated outputs",
+        look_ahead=True,
+        compiled="expected_entropy",
+    ),
+    Criterion(
+        name="expected_log_loss",
+        formula="sum_y P(y|c) sum_x v sum_j q_j(x) log softmax(f+_{c,y}(x))_j",
+        needs=("label_probs", "temperature", "log_loss_targets"),
+        use="a better model, or labels, tell what the evaluation points should be",
+        look_ahead=True,
+        compiled="expected_log_loss",
+    ),
+    Criterion(
+        name="expected_error",
+        formula="sum_y P(y|c) sum_x v (max_j softmax(f+_{c,y}(x))_j - 1)",
+        needs=_SOFTMAX,
+        use="expected error reduction by the 0/1 loss: the goal is accuracy",
+        look_ahead=True,
+        compiled="expected_error",
+    ),
+    Criterion(
+        name="label_flips",
+        formula="sum_y P(y|c) sum_x v 1[argmax f+_{c,y}(x) != argmax f(x)]",
+        needs=_LABELS,
+        use="how many predictions a label changes; many ties on small pools",
+        look_ahead=True,
+        compiled="label_flips",
+    ),
+    Criterion(
+        name="variance_reduction",
+        formula="sum_x v S(x,c)^2 / (S(c,c) + lam_c)",
+        needs=(),
+        use="the best choice for squared loss, and for batches; reads no outputs",
+        look_ahead=False,
+        compiled="variance_reduction",
+        moments=True,
+    ),
+    Criterion(
+        name="epig",
+        formula="-1/2 sum_x v log(1 - rho^2), rho^2 = S(x,c)^2 / ((S(c,c)+lam_c)(S(x,x)+lam))",
+        needs=(),
+        use="information about the evaluation points: a few uncertain ones weigh less than above",
+        look_ahead=False,
+        compiled="epig",
+    ),
+    Criterion(
+        name="fisher_variance_reduction",
+        formula="variance_reduction with v(x) = h(x), lam_c = lam / h(c), h = 1 - sum_j p_j^2",
+        needs=(),
+        use="the best choice for cross-entropy, and for batches: variance where classes are open",
+        look_ahead=False,
+        compiled="variance_reduction",
+        moments=True,
+        fisher=True,
+    ),
+)
+
+
+class CriteriaTable(tuple[Criterion, ...]):
+    """The rows (a tuple of `Criterion`); prints as a table."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        width = max(len(row.name) for row in self) + 2
+        for row in self:
+            yield f"{row.name:<{width}}{row.formula}"
+            for line in textwrap.wrap(row.use, 98 - width):
+                yield " " * width + line
+            if row.needs:
+                yield " " * width + "reads " + ", ".join(row.needs)
+        yield ""
+        yield "x: evaluation points, v: their weights; c: candidate; y: its hypothetical label,"
+        yield "P(y|c): its distribution; f: outputs of the network, F: after the labels so far,"
+        yield "f+: after (c, y) as well; S: covariance, lam: ridge, lam_c: noise of c's label;"
+        yield "p: class probabilities by f."
+
+
+def criteria() -> CriteriaTable:
+    """Return the table of criteria; printed, it tells what each computes and when to use it.
+
+    The names are what `utilities` and `select` take; every utility is "larger = query first".
+
+    Examples
+    --------
+    >>> import ntkfast as nf
+    >>> [row.name for row in nf.criteria() if not row.look_ahead]
+    ['variance_reduction', 'epig', 'fisher_variance_reduction']
+    """
+    return CriteriaTable(_TABLE)
+
+
+def find(name: str) -> Criterion:
+    """Return the row of a criterion, or raise a ValueError that lists the names."""
+    for row in _TABLE:
+        if row.name == name:
+            return row
+    raise ValueError(f"unknown criterion {name!r}; known: {', '.join(r.name for r in _TABLE)}")

@@ -1,0 +1,477 @@
+"""Utilities of the candidates, and batches of them."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from . import ops
+from .arrays import (
+    Array,
+    as_indices,
+    as_noise,
+    as_positive,
+    as_probabilities,
+    as_weights,
+)
+from .covariance import FeatureScorer, KernelScorer, WeightSpace
+from .criteria import Criterion, find
+from .posterior import Posterior, probabilities, softmax
+from .progress import track
+
+__all__ = ["Selection", "select", "utilities"]
+
+Precision = Literal["auto", "float32", "float64", "tf32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A batch of picks.
+
+    Attributes
+    ----------
+    indices : array (b,), int64
+        Picked points, best (or first) one first.
+    utilities : array (b,), float64
+        Utility of each when it was picked.
+    """
+
+    indices: Any
+    utilities: Any
+
+
+@dataclass
+class _Task:
+    """What is to be scored: validated arguments and the state that picks change."""
+
+    row: Criterion
+    post: Posterior
+    dtype: np.dtype[Any]
+    candidates: Array  # (N_c,)
+    evaluation: Array  # (N_x,)
+    mean: Array  # (N, k), F; after each pick of a sequential batch: with its pseudo-label
+    outputs: Array  # (N, k)
+    label_probs: Array | None  # (N_c, k) as given, else P follows F
+    noise: Array  # (N_c,)
+    weights: Array  # (N_x,)
+    temperature: float
+    log_loss_targets: Array | None  # (N_x, k)
+
+    @classmethod
+    def read(
+        cls,
+        post: Posterior,
+        criterion: str,
+        candidates: Any,
+        evaluation: Any,
+        label_probs: Any,
+        weights: Any,
+        noise: Any,
+        temperature: Any,
+        log_loss_targets: Any,
+        precision: str,
+    ) -> _Task:
+        if not isinstance(post, Posterior):
+            raise TypeError(f"post must be a Posterior; got {type(post).__name__}")
+        row = find(criterion)
+        N, k = post._mean.shape
+        if k == 1 and (row.look_ahead or row.fisher):
+            raise ValueError(
+                f"{criterion} compares classes, and this posterior has one output: use "
+                "variance_reduction or epig, or give a one-logit classifier two columns, [0, logit]"
+            )
+        if candidates is None:
+            chosen = np.flatnonzero(~post._is_labeled)
+            if len(chosen) == 0:
+                raise ValueError("every point is labelled: there are no candidates")
+        else:
+            chosen = as_indices("candidates", candidates, N)
+        points = np.arange(N) if evaluation is None else as_indices("evaluation", evaluation, N)
+        N_c, N_x = len(chosen), len(points)
+        if label_probs is not None:
+            label_probs = as_probabilities("label_probs", label_probs, (N_c, k))
+        v = np.ones(N_x) if weights is None else as_weights("weights", weights, N_x)
+        lam = np.full(N_c, post.ridge) if noise is None else as_noise("noise", noise, N_c)
+        if temperature is None:
+            temperature = 1.0 if post.loss == "cross_entropy" else 0.1
+        if log_loss_targets is not None:
+            log_loss_targets = as_probabilities("log_loss_targets", log_loss_targets, (N_x, k))
+        elif "log_loss_targets" in row.needs:
+            raise ValueError(
+                f"{criterion} needs log_loss_targets of shape ({N_x}, {k}): the distributions that "
+                "the evaluation points should have (with the model's own, the best candidate would "
+                "be the one that changes nothing)"
+            )
+        if row.fisher:
+            h = np.maximum(1 - (probabilities(post._outputs, post.loss) ** 2).sum(1), 0.0)
+            v = v * h[points]
+            with np.errstate(divide="ignore"):
+                lam = lam / h[chosen]
+        return cls(
+            row=row,
+            post=post,
+            dtype=_dtype(post, precision),
+            candidates=chosen,
+            evaluation=points,
+            mean=post._mean,
+            outputs=post._outputs,
+            label_probs=label_probs,
+            noise=lam,
+            weights=v,
+            temperature=as_positive("temperature", temperature),
+            log_loss_targets=log_loss_targets,
+        )
+
+    def keep(self, which: Array) -> None:
+        """Keep the candidates of a mask."""
+        self.candidates = self.candidates[which]
+        self.noise = self.noise[which]
+        if self.label_probs is not None:
+            self.label_probs = self.label_probs[which]
+
+    def move(self, rows: Array) -> None:
+        """Address the points by their position in `rows` (increasing) from now on."""
+        self.candidates = np.searchsorted(rows, self.candidates)
+        self.evaluation = np.searchsorted(rows, self.evaluation)
+        self.mean, self.outputs = self.mean[rows], self.outputs[rows]
+
+    def score(self, scorer: FeatureScorer | KernelScorer) -> Array:
+        """Utilities (N_c,) from pairs of candidates and evaluation points."""
+        P = self.label_probs
+        if P is None:
+            P = probabilities(self.mean[self.candidates], self.post.loss)
+        return scorer.score(
+            self.row.compiled,
+            self.candidates,
+            self.evaluation,
+            mean=self.mean,
+            outputs=self.outputs,
+            noise=self.noise,
+            ridge=self.post.ridge,
+            label_probs=P,
+            weights=self.weights,
+            label_scale=self.post.label_scale,
+            loss=self.post.loss,
+            temperature=self.temperature,
+            log_loss_targets=self.log_loss_targets,
+        )
+
+
+def _dtype(post: Posterior, precision: str) -> np.dtype[Any]:
+    """Type in which pairs are computed."""
+    if precision == "auto":
+        return post._space.dtype
+    if precision in ("float32", "float64"):
+        return np.dtype(precision)
+    if precision in ("tf32", "bf16"):
+        raise ValueError(
+            f'precision="{precision}" needs tensor cores; on a CPU it would be slower and less '
+            'exact than "float32"'
+        )
+    raise ValueError(
+        f'precision must be "auto", "float32", "float64", "tf32" or "bf16"; got {precision!r}'
+    )
+
+
+def _checked(utility: Array, candidates: Array) -> Array:
+    """Refuse utilities that are NaN or infinite: a ranking by them would mean nothing."""
+    wrong = np.flatnonzero(~np.isfinite(utility))
+    if len(wrong):
+        raise ValueError(
+            f"the utility of point {candidates[wrong[0]]} is {utility[wrong[0]]}: features, "
+            "outputs or weights are too large for this precision; rescale them or use float64"
+        )
+    return utility
+
+
+class _Moments:
+    """Criteria of the form q_c / (s_c + lam_c) in weight space, without pairs.
+
+    With frozen psi, G = sum_x v psi_x psi_x^T and C = I - sum_picks g g^T / D:
+    q_x = psi_x^T C G C psi_x, s_x = psi_x^T C psi_x. All of it float64 (the downdates subtract),
+    only psi may be float32. O((N_x + N_c) d^2) once, O(N_c d) per pick.
+    """
+
+    def __init__(self, task: _Task, space: WeightSpace, picks: int) -> None:
+        psi, N = space.psi.astype(task.dtype, copy=False), space.size
+        # Gather rows only where that is a minority: a pool is not copied to leave out a few points.
+        if 2 * len(task.evaluation) >= N:
+            weights = np.zeros(N)
+            weights[task.evaluation] = task.weights
+            self._G = ops.weighted_gram(psi, weights)
+        else:
+            self._G = ops.weighted_gram(psi[task.evaluation], task.weights)
+        self._rows = task.candidates
+        self._psi, self._s = psi, space.variance.copy()
+        if 2 * len(task.candidates) < N:
+            self._rows = np.arange(len(task.candidates))
+            self._psi, self._s = psi[task.candidates], space.variance[task.candidates]
+        self._q = ops.quadratic_form(self._psi, self._G)
+        self._noise = task.noise
+        self._picks = np.empty((picks, psi.shape[1]))  # g / sqrt(D)
+        self._count = 0
+
+    @staticmethod
+    def pay_off(task: _Task, space: WeightSpace, rounds: int) -> bool:
+        """Whether moments cost less than `rounds` times all pairs, and G is no larger than psi."""
+        N_c, N_x, d = len(task.candidates), len(task.evaluation), space.psi.shape[1]
+        cost = (
+            (N_c + N_x) * d * (2 if task.dtype == np.float32 else 1)
+        )  # in float64, against float32
+        return bool(d <= space.size and cost < rounds * N_c * N_x)
+
+    def utilities(self) -> Array:
+        """Utilities (N_c,)."""
+        q, s = self._q[self._rows], self._s[self._rows]
+        utility: Array = np.maximum(q, 0.0) / (np.maximum(s, 0.0) + self._noise)
+        return utility
+
+    def pick(self, candidate: int) -> None:
+        """Condition on a candidate (its position among the candidates)."""
+        noise = self._noise[candidate]
+        if np.isinf(noise):
+            return
+        picks = self._picks[: self._count]
+        psi_c = self._psi[self._rows[candidate]].astype(np.float64)
+        g = psi_c - (picks @ psi_c) @ picks
+        D = max(float(psi_c @ g), 0.0) + noise
+        G_g = self._G @ g
+        h = G_g - (picks @ G_g) @ picks
+        ops.downdate_moments(self._psi, g, h, float(g @ G_g), D, self._q, self._s)
+        self._picks[self._count] = g / np.sqrt(D)
+        self._count += 1
+
+
+def _utilities(task: _Task) -> Array:
+    space = task.post._space
+    if task.row.moments and isinstance(space, WeightSpace) and _Moments.pay_off(task, space, 1):
+        utility = _Moments(task, space, 0).utilities()
+    else:
+        utility = task.score(space.scorer(task.dtype))
+    return _checked(utility, task.candidates)
+
+
+def _best(utility: Array, candidates: Array) -> int:
+    """Position of the largest utility; of equal ones that of the lowest point."""
+    ties = np.flatnonzero(utility == utility.max())
+    return int(ties[candidates[ties].argmin()])
+
+
+def _sequential_by_moments(
+    task: _Task, space: WeightSpace, b: int
+) -> tuple[list[int], list[float]]:
+    moments = _Moments(task, space, b - 1)
+    free = np.ones(len(task.candidates), bool)
+    indices, values = [], []
+    for i in track(range(b), description=task.row.name):
+        utility = _checked(moments.utilities(), task.candidates)
+        best = _best(np.where(free, utility, -np.inf), task.candidates)
+        free[best] = False
+        indices.append(int(task.candidates[best]))
+        values.append(float(utility[best]))
+        if i + 1 < b:
+            moments.pick(best)
+    return indices, values
+
+
+def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
+    """Pick, condition on the pick with its pseudo-label argmax F, score again."""
+    post, space = task.post, task.post._space
+    if task.row.moments and isinstance(space, WeightSpace) and _Moments.pay_off(task, space, b):
+        return _sequential_by_moments(task, space, b)
+    scorer, rows = space.scratch(np.union1d(task.candidates, task.evaluation), b - 1, task.dtype)
+    task.move(rows)
+    indices, values = [], []
+    for i in track(range(b), description=task.row.name):
+        utility = _checked(task.score(scorer), rows[task.candidates])
+        best = _best(utility, task.candidates)
+        c, noise = int(task.candidates[best]), float(task.noise[best])
+        indices.append(int(rows[c]))
+        values.append(float(utility[best]))
+        if i + 1 == b:
+            break
+        task.keep(np.arange(len(utility)) != best)
+        if np.isinf(noise):
+            continue
+        if task.row.look_ahead:
+            expected = task.mean[c]
+            pseudo_label = np.eye(len(expected))[expected.argmax()]
+            if post.loss == "cross_entropy":
+                expected = softmax(expected[None])[0]
+            a = scorer.column(c) / (scorer.variance[c] + noise)
+            task.mean = task.mean + np.outer(a, post.label_scale * (pseudo_label - expected))
+        scorer.pick(c, noise)
+    return indices, values
+
+
+def utilities(
+    post: Posterior,
+    criterion: str,
+    candidates: Any = None,
+    evaluation: Any = None,
+    label_probs: Any = None,
+    weights: Any = None,
+    noise: Any = None,
+    temperature: float | None = None,
+    log_loss_targets: Any = None,
+    precision: Precision = "auto",
+) -> Any:
+    r"""Score every candidate under every label it might get.
+
+    For a candidate c with hypothetical label y (paper: eq. 12):
+
+    .. math::
+
+        f^+_{c,y}(x) = F(x) + a(x, c)\, r(c, y), \qquad
+        a(x, c) = \frac{S(x, c)}{S(c, c) + \lambda_c}
+
+    with r(c, y) = e_y - F(c) for squared loss, label_scale (e_y - softmax F(c)) for cross-entropy.
+
+    Parameters
+    ----------
+    post : Posterior
+        Not changed.
+    criterion : str
+        A name of the table `criteria`.
+    candidates : array, optional
+        Indices of the points to score, or a mask of all N; default: all that are not labelled.
+    evaluation : array, optional
+        Points x that the criterion sums over, likewise; default: all N.
+    label_probs : array (N_c, k), optional
+        P(y|c), rows in the order of `candidates`. Default: soft-max of F (cross-entropy), or F
+        clipped to >= 1e-3 and normalised (squared loss).
+    weights : array (N_x,), optional
+        v(x) >= 0 in the order of `evaluation`; default 1. `fisher_variance_reduction` multiplies
+        them by its own.
+    noise : array (N_c,), optional
+        lam_c in (0, inf], noise of the candidates' hypothetical labels; default: ridge.
+        `fisher_variance_reduction` divides it by h(c).
+    temperature : float, optional
+        Divides outputs inside soft-maxes of f+; default 1 (cross-entropy) or 0.1 (squared loss).
+    log_loss_targets : array (N_x, k), optional
+        q of `expected_log_loss`, which needs it, in the order of `evaluation`.
+    precision : {"auto", "float32", "float64"}
+        Type of the pairwise computations; "auto": that of the features or of S. Sums are float64.
+        ("tf32" and "bf16" are for GPUs.)
+
+    Returns
+    -------
+    array (N_c,), float64
+        In the order of `candidates`; larger = query first. Labelled candidates are scored like any.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument that does not fit, by name. Arguments that the criterion does not read are
+        checked all the same.
+
+    Notes
+    -----
+    O(N_c N_x (d + k)) with features, O(N_c N_x k) with a kernel; all k labels of a pair come from
+    one set of k exponentials. `variance_reduction` and `fisher_variance_reduction` take
+    O((N_c + N_x) d^2) where that is less.
+    """
+    task = _Task.read(
+        post,
+        criterion,
+        candidates,
+        evaluation,
+        label_probs,
+        weights,
+        noise,
+        temperature,
+        log_loss_targets,
+        precision,
+    )
+    return post._library.wrap(_utilities(task))
+
+
+def select(
+    post: Posterior,
+    criterion: str,
+    batch_size: int,
+    mode: Literal["top", "sequential"] = "sequential",
+    candidates: Any = None,
+    evaluation: Any = None,
+    label_probs: Any = None,
+    weights: Any = None,
+    noise: Any = None,
+    temperature: float | None = None,
+    log_loss_targets: Any = None,
+    precision: Precision = "auto",
+) -> Selection:
+    """Choose a batch of candidates; never a labelled point, never one twice.
+
+    Parameters
+    ----------
+    post : Posterior
+        Not changed.
+    criterion : str
+        A name of the table `criteria`.
+    batch_size : int
+        Number of picks, at most the number of unlabelled candidates.
+    mode : {"sequential", "top"}
+        "top": the best by their utilities. "sequential": pick the best, condition on it with the
+        noise of its hypothetical label and the pseudo-label argmax F (the variance criteria need
+        none), score again, and so on: picks of a batch are not redundant. A given `label_probs`
+        stays, the default follows F.
+    candidates, evaluation, label_probs, weights, noise, temperature, log_loss_targets, precision
+        As in `utilities`; labelled candidates are left out.
+
+    Returns
+    -------
+    Selection
+        `indices` into the N points and `utilities` at the time of each pick. Of equal utilities the
+        lowest point wins.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `utilities`, and a batch larger than what is left.
+
+    Notes
+    -----
+    Sequential costs `batch_size` times the scoring plus a copy of the points concerned (features),
+    or a row of N numbers per pick (kernel). Where moments pay off, see `utilities`, a pick costs
+    one pass over psi.
+    """
+    if isinstance(batch_size, (bool, np.bool_)):
+        raise TypeError("batch_size must be an integer")
+    try:
+        b = operator.index(batch_size)
+    except TypeError:
+        raise TypeError(f"batch_size must be an integer; got {batch_size!r}") from None
+    if b < 1:
+        raise ValueError(f"batch_size must be >= 1; got {b}")
+    if mode not in ("top", "sequential"):
+        raise ValueError(f'mode must be "top" or "sequential"; got {mode!r}')
+    task = _Task.read(
+        post,
+        criterion,
+        candidates,
+        evaluation,
+        label_probs,
+        weights,
+        noise,
+        temperature,
+        log_loss_targets,
+        precision,
+    )
+    task.keep(~post._is_labeled[task.candidates])
+    if b > len(task.candidates):
+        raise ValueError(
+            f"batch_size is {b}, but only {len(task.candidates)} unlabelled candidates are left"
+        )
+    indices: Any
+    values: Any
+    if mode == "top":
+        values = _utilities(task)
+        order = np.lexsort((task.candidates, -values))[:b]
+        indices, values = task.candidates[order], values[order]
+    else:
+        indices, values = _sequential(task, b)
+    wrap = post._library.wrap
+    return Selection(wrap(np.asarray(indices, np.int64)), wrap(np.asarray(values, np.float64)))
