@@ -274,7 +274,6 @@ class Posterior:
         self._labels = labels
         self._library = library
         self._warned = False
-        self._warn_if_too_coarse()
 
     @classmethod
     def from_features(
@@ -368,7 +367,9 @@ class Posterior:
         space, change = WeightSpace.fit(
             phi, labeled[informative], inputs.noise[informative], inputs.residual[informative]
         )
-        return cls(space, inputs.outputs + change, inputs, n, library_of(features))
+        post = cls(space, inputs.outputs + change, inputs, n, library_of(features))
+        post._warn_if_too_coarse()
+        return post
 
     @classmethod
     def from_kernel(
@@ -615,7 +616,7 @@ class Posterior:
         path : path
             The file's name, used as it is; an existing file is replaced once the new one is whole.
         """
-        target = Path(path)
+        target = Path(path).resolve()  # replaces what a link points to, not the link
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("xb") as file:
@@ -700,6 +701,4 @@ class Posterior:
             loss=cast(Loss, loss),
             label_scale=as_positive("label_scale", stored["label_scale"]),
         )
-        with warnings.catch_warnings():  # given when the labels came
-            warnings.simplefilter("ignore")
-            return cls(space, mean, inputs, int(stored["labels"]), Library("numpy"))
+        return cls(space, mean, inputs, int(stored["labels"]), Library("numpy"))

@@ -1,0 +1,258 @@
+"""Active learning around a torch model: fit, query, update, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from .arrays import Array, as_numpy
+from .criteria import find
+from .ntk import EmpiricalNTK
+from .posterior import Loss, Posterior
+from .selection import Selection, select
+
+__all__ = ["LookAheadLearner"]
+
+
+class LookAheadLearner:
+    """Ask a trained network for the labels it would learn most from, and learn them without SGD.
+
+    `fit` linearises the network (its empirical tangent kernel) and conditions on the labelled data;
+    `query` picks points of the pool; `update` conditions on their labels. The network itself is
+    only evaluated: train it again whenever there are enough new labels, and call `fit` again.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The trained network, k outputs per point.
+    loss : {"cross_entropy", "squared"}
+        What it was trained with.
+    criterion : str
+        A name of `ntkfast.criteria`; "auto": fisher_variance_reduction for cross-entropy,
+        variance_reduction for squared loss. (`expected_log_loss` needs targets: use `select`.)
+    evaluation_size : int or None
+        The criterion sums over so many points of the pool, drawn at random once per `fit`; None:
+        over the whole pool.
+    mode : {"sequential", "top"}
+        How batches are built, see `ntkfast.select`.
+    ridge, label_scale
+        See `Posterior.from_features`.
+    classes : sequence, optional
+        Label of each output. Default: 0, ..., k - 1 for integer labels, else the sorted labels of
+        `fit`, which then must be k different ones.
+    seed : int
+        Of the evaluation points and of the sketch.
+    outputs, draws, sketch, dim, layers, memory_budget
+        See `EmpiricalNTK`.
+
+    Attributes
+    ----------
+    posterior : Posterior
+        State after `fit` and `update`; its points are the pool.
+    classes_ : ndarray (k,)
+        Label of each output, known after `fit`.
+
+    Examples
+    --------
+    >>> learner = nf.LookAheadLearner(model).fit(X_labeled, y_labeled, X_pool)  # doctest: +SKIP
+    >>> picked = learner.query(20)                                              # doctest: +SKIP
+    >>> learner.update(picked.indices, ask(X_pool[picked.indices]))             # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        loss: Loss = "cross_entropy",
+        criterion: str = "auto",
+        evaluation_size: int | None = 4096,
+        mode: Literal["sequential", "top"] = "sequential",
+        ridge: float | Literal["auto"] = "auto",
+        label_scale: float | Literal["auto"] = "auto",
+        classes: Sequence[Any] | None = None,
+        seed: int = 0,
+        outputs: Literal["sum", "single", "random", "full"] | int = "sum",
+        draws: int = 1,
+        sketch: Literal["sparse"] | None = "sparse",
+        dim: int = 4096,
+        layers: Literal["last"] | Sequence[str] | None = None,
+        memory_budget: int = 2**31,
+    ) -> None:
+        if loss not in ("squared", "cross_entropy"):
+            raise ValueError(f'loss must be "squared" or "cross_entropy"; got {loss!r}')
+        if criterion == "auto":
+            criterion = (
+                "fisher_variance_reduction" if loss == "cross_entropy" else "variance_reduction"
+            )
+        if "log_loss_targets" in find(criterion).needs:
+            raise ValueError(
+                f"{criterion} needs log_loss_targets, which a learner does not have: call "
+                "ntkfast.select(learner.posterior, ...)"
+            )
+        if evaluation_size is not None and (
+            isinstance(evaluation_size, bool)
+            or not isinstance(evaluation_size, (int, np.integer))
+            or evaluation_size < 1
+        ):
+            raise ValueError(
+                f"evaluation_size must be an int >= 1 or None; got {evaluation_size!r}"
+            )
+        if outputs == "full":
+            raise ValueError('outputs="full" gives a k x k block per pair; a learner needs a scalar one')
+        self.loss: Loss = loss
+        self.criterion = criterion
+        self.evaluation_size = evaluation_size
+        self.mode = mode
+        self.ridge = ridge
+        self.label_scale = label_scale
+        self.classes = classes
+        self.seed = seed
+        self.ntk = EmpiricalNTK(
+            model,
+            outputs,
+            draws=draws,
+            sketch=sketch,
+            dim=dim,
+            seed=seed,
+            layers=layers,
+            memory_budget=memory_budget,
+        )
+        self._posterior: Posterior | None = None
+
+    @property
+    def posterior(self) -> Posterior:
+        """State after `fit` and `update`; its points are the pool."""
+        if self._posterior is None:
+            raise RuntimeError("call fit(X_labeled, y_labeled, X_pool) first")
+        return self._posterior
+
+    def fit(self, X_labeled: Any, y_labeled: Any, X_pool: Any) -> LookAheadLearner:
+        """Build the posterior of the pool given the labelled data. Trains nothing.
+
+        Parameters
+        ----------
+        X_labeled, X_pool : Tensor, ndarray, dict of them, Dataset or DataLoader
+            Inputs of the model. `X_labeled` may be None, or empty, without labels.
+        y_labeled : array (n,) or None
+            Their labels, of any kind that `classes` names: integers, strings, ...
+
+        Returns
+        -------
+        LookAheadLearner
+            Itself.
+        """
+        features, outputs = self.ntk.features(X_pool), self.ntk.outputs(X_pool)
+        k = outputs.shape[1]
+        labels = _labels("y_labeled", [] if y_labeled is None else y_labeled)
+        classes = self._classes_of(labels, k)
+        labeled_features = labeled_outputs = targets = None
+        if len(labels):
+            targets = _encode("y_labeled", labels, classes)
+            labeled_features = self.ntk.features(X_labeled)
+            labeled_outputs = self.ntk.outputs(X_labeled)
+            if len(labeled_outputs) != len(labels):
+                raise ValueError(
+                    f"y_labeled has {len(labels)} labels; X_labeled has {len(labeled_outputs)} "
+                    "points"
+                )
+        elif X_labeled is not None and len(X_labeled):
+            raise ValueError(f"y_labeled is empty; X_labeled has {len(X_labeled)} points")
+        posterior = Posterior.from_features(
+            features,
+            outputs,
+            labeled_features,
+            labeled_outputs,
+            targets,
+            self.ridge,
+            loss=self.loss,
+            label_scale=self.label_scale,
+        )
+        N = len(posterior)
+        self._evaluation: Array | None = None
+        if self.evaluation_size is not None and self.evaluation_size < N:
+            rng = np.random.default_rng(self.seed)
+            self._evaluation = np.sort(rng.choice(N, self.evaluation_size, replace=False))
+        self.classes_ = classes
+        self._posterior = posterior
+        return self
+
+    def query(self, batch_size: int) -> Selection:
+        """Choose `batch_size` points of the pool; changes nothing, so asking twice is harmless.
+
+        Returns
+        -------
+        Selection
+            `indices` into `X_pool` as given to `fit`, and the `utilities` of the picks.
+        """
+        return select(
+            self.posterior, self.criterion, batch_size, self.mode, evaluation=self._evaluation
+        )
+
+    def update(self, indices: Any, y: Any) -> None:
+        """Learn labels of pool points by conditioning, without SGD; they are not queried again.
+
+        Parameters
+        ----------
+        indices : array (b,)
+            Points of the pool.
+        y : array (b,)
+            Their labels, as in `fit`.
+        """
+        posterior = self.posterior
+        posterior.condition(indices, _encode("y", _labels("y", y), self.classes_))
+
+    def predict(self, X: Any) -> Any:
+        """Return outputs (m, k) of the updated model at any points, float64.
+
+        Logits for cross-entropy. The class of each is ``classes_[predict(X).argmax(1)]``.
+        """
+        posterior = self.posterior
+        return posterior.predict(self.ntk.features(X), self.ntk.outputs(X))
+
+    def _classes_of(self, labels: Array, k: int) -> Array:
+        """Label of each of the k outputs."""
+        if self.classes is not None:
+            classes = np.asarray(self.classes)
+            if classes.shape != (k,) or len(set(classes.tolist())) < k:
+                raise ValueError(
+                    f"classes must name the model's {k} outputs once each; got {self.classes!r}"
+                )
+            return classes
+        found = np.unique(labels)
+        if labels.dtype.kind in "iub" or len(labels) == 0:
+            classes = np.arange(k)
+        elif len(found) == k:
+            classes = found
+        else:
+            raise ValueError(
+                f"the model has {k} outputs and y_labeled {len(found)} different labels: which "
+                "output is which? Name them in order with classes=[...]"
+            )
+        return classes
+
+
+def _labels(name: str, y: Any) -> Array:
+    """Labels (n,) of any type."""
+    if isinstance(y, np.ndarray) or not hasattr(y, "__dlpack__"):
+        labels = np.asarray(y)
+    else:
+        labels = as_numpy(name, y)
+    if labels.ndim != 1:
+        raise ValueError(f"{name} has shape {labels.shape}; expected one label per point, (n,)")
+    return labels
+
+
+def _encode(name: str, labels: Array, classes: Array) -> Array:
+    """Output number of each label."""
+    number = {label: i for i, label in enumerate(classes.tolist())}
+    values = labels.tolist()
+    for i, label in enumerate(values):
+        if label not in number:
+            known = ", ".join(map(repr, list(number)[:10])) + (", ..." if len(number) > 10 else "")
+            raise ValueError(
+                f"{name}[{i}] = {label!r} is none of the classes {known}; name the classes in the "
+                "order of the model's outputs with classes=[...]"
+            )
+    return np.array([number[label] for label in values], np.int64)
