@@ -100,7 +100,9 @@ class LookAheadLearner:
                 f"evaluation_size must be an int >= 1 or None; got {evaluation_size!r}"
             )
         if outputs == "full":
-            raise ValueError('outputs="full" gives a k x k block per pair; a learner needs a scalar one')
+            raise ValueError(
+                'outputs="full" gives a k x k block per pair; a learner needs a scalar one'
+            )
         self.loss: Loss = loss
         self.criterion = criterion
         self.evaluation_size = evaluation_size
