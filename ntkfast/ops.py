@@ -1,24 +1,308 @@
-"""Temporary: the numpy reference stands in until the compiled operations arrive (same signatures)."""
+"""The compiled operations: arrays in, arrays out.
 
-import sys
-from pathlib import Path
+They know nothing of models, strategies or frameworks. Every function here checks its arguments, allocates its result
+and calls the function of the same name in the compiled core, which releases the GIL, shares the work among the
+threads of `num_threads()` and gives bitwise the same result for any number of them. Long operations raise
+`KeyboardInterrupt` soon after Ctrl-C; those that work in place run to their end first.
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+Notation (Mohamadi, Bae, Sutherland, NeurIPS 2022; arXiv 2206.12569): ``S`` is the posterior covariance, ``psi``
+whitened features with ``S(x, x') = <psi(x), psi(x')>``, ``F`` the posterior mean, ``f`` the outputs of the trained
+network, ``lam`` the ridge, ``N`` points, ``k`` classes, ``d`` features. `float` arrays are float32 or float64 and
+decide the type everything pairwise is computed in; sums over points are float64 always.
+"""
 
-from reference import (  # noqa: E402, F401
-    cholesky,
-    cholesky_append,
-    condition_dense,
-    condition_features,
-    cpu_isa,
-    criteria,
-    downdate_moments,
-    num_threads,
-    quadratic_form,
-    score_dense,
-    score_features,
-    squared_norms,
-    triangular_solve,
-    weighted_gram,
-    whiten,
-)
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ntkfast import _core
+
+Float64 = npt.NDArray[np.float64]
+Floating = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.int64]
+
+
+def criteria() -> tuple[str, ...]:
+    """Names of the criteria the compiled core can score."""
+    return tuple(_core.criteria())
+
+
+def cpu_isa() -> str:
+    """Instruction set in use: "avx512", "avx2" or "baseline"; `NTKFAST_CPU_ISA` forces one."""
+    return _core.cpu_isa()
+
+
+def num_threads() -> int:
+    """Threads in use: `NTKFAST_NUM_THREADS`, or the processors this process may run on."""
+    return _core.num_threads()
+
+
+def _floating(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """Rows contiguous, native byte order; the dtype must be float32 or float64 already."""
+    if not isinstance(array, np.ndarray) or array.dtype.type not in (np.float32, np.float64):
+        found = getattr(array, "dtype", type(array).__name__)
+        raise TypeError(f"{name}: expected a float32 or float64 numpy array, got {found}")
+    if not array.dtype.isnative:
+        raise TypeError(f"{name}: expected native byte order; .astype({array.dtype.name!r}) converts")
+    return array if array.ndim != 2 or array.strides[1] == array.itemsize else np.ascontiguousarray(array)
+
+
+def _in_place(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    if _floating(array, name) is not array or not array.flags.writeable:
+        raise ValueError(f"{name}: is changed in place and must be writable with contiguous rows")
+    return array
+
+
+def _float64(array: npt.ArrayLike) -> Float64:
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
+def _indices(array: npt.ArrayLike) -> Indices:
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _score_arguments(
+    criterion: str,
+    candidates: Indices,
+    evaluation: Indices,
+    mean: Float64,
+    outputs: Float64,
+    variance: Float64,
+    noise: Float64,
+    ridge: float,
+    label_probs: Float64,
+    weights: Float64,
+    label_scale: float,
+    loss: str,
+    temperature: float,
+    log_loss_targets: Float64 | None,
+) -> dict[str, Any]:
+    if loss not in ("squared", "cross_entropy"):
+        raise ValueError(f"loss: expected 'squared' or 'cross_entropy', got {loss!r}")
+    candidates = _indices(candidates)
+    return dict(
+        criterion=criterion,
+        candidates=candidates,
+        evaluation=_indices(evaluation),
+        mean=_float64(mean),
+        outputs=_float64(outputs),
+        variance=_float64(variance),
+        noise=_float64(noise),
+        ridge=float(ridge),
+        label_probs=_float64(label_probs),
+        weights=_float64(weights),
+        label_scale=float(label_scale),
+        cross_entropy=loss == "cross_entropy",
+        temperature=float(temperature),
+        log_loss_targets=None if log_loss_targets is None else _float64(log_loss_targets),
+        utilities=np.empty(candidates.shape, dtype=np.float64),
+    )
+
+
+def score_features(
+    criterion: str,
+    psi: Floating,
+    candidates: Indices,
+    evaluation: Indices,
+    *,
+    mean: Float64,
+    outputs: Float64,
+    variance: Float64,
+    noise: Float64,
+    ridge: float,
+    label_probs: Float64,
+    weights: Float64,
+    label_scale: float,
+    loss: str,
+    temperature: float,
+    log_loss_targets: Float64 | None,
+) -> Float64:
+    r"""Utilities of candidates with the covariance in weight space, ``S(x, c) = <psi(x), psi(c)>``.
+
+    With ``a = S(x, c) / (S(c, c) + noise_c)`` and ``f+ = F(x) + a label_scale (e_y - B(c))`` (eq. 12), where ``B`` is
+    ``F`` for squared loss and ``softmax F`` for cross-entropy, the utility of c is the sum over evaluation points of
+    ``weights`` times the criterion's summand. The N_c x N_x covariance is never stored: each tile of it is scored in
+    cache and dropped.
+
+    Parameters
+    ----------
+    criterion : str
+        One of `criteria()`.
+    psi : (N, d) float
+        Whitened features; their dtype is the compute type.
+    candidates, evaluation : (N_c,), (N_x,) int64
+        Indices into the N points.
+    mean, outputs : (N, k) float64
+        Posterior mean F and the trained network's outputs f.
+    variance : (N,) float64
+        S(x, x).
+    noise : (N_c,) float64
+        Noise of each candidate's hypothetical label, in (0, inf].
+    ridge : float
+        Noise of an evaluation point (`epig`).
+    label_probs : (N_c, k) float64
+        P(y|c).
+    weights : (N_x,) float64
+        v(x).
+    label_scale : float
+        Size of a label in units of the outputs; 1 for squared loss.
+    loss : {"squared", "cross_entropy"}
+        What the network was trained with.
+    temperature : float
+        Divides outputs inside softmax (the `expected_*` criteria).
+    log_loss_targets : (N_x, k) float64 or None
+        q(x) of `expected_log_loss`.
+
+    Returns
+    -------
+    (N_c,) float64
+        Utilities; larger = query first. float32 features: relative error below 1e-5 of the largest for |F / T| <= 100,
+        finite for any finite input.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes, indices out of range, or values outside their range; the message names the argument.
+    """
+    arguments = _score_arguments(
+        criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs,
+        weights, label_scale, loss, temperature, log_loss_targets,
+    )  # fmt: skip
+    _core.score_features(psi=_floating(psi, "psi"), **arguments)
+    return arguments["utilities"]  # type: ignore[no-any-return]
+
+
+def score_dense(
+    criterion: str,
+    S: Floating,
+    candidates: Indices,
+    evaluation: Indices,
+    *,
+    mean: Float64,
+    outputs: Float64,
+    variance: Float64,
+    noise: Float64,
+    ridge: float,
+    label_probs: Float64,
+    weights: Float64,
+    label_scale: float,
+    loss: str,
+    temperature: float,
+    log_loss_targets: Float64 | None,
+    downdate: Floating | None = None,
+) -> Float64:
+    """Utilities of candidates with the covariance in function space, ``S - downdate^T downdate``.
+
+    S (N, N) is symmetric and is not changed; downdate (r, N), of S's dtype, holds the rows that the picks of a batch
+    have added, ``S(., c) / sqrt(S(c, c) + noise_c)`` each. Everything else is as in `score_features`.
+    """
+    arguments = _score_arguments(
+        criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs,
+        weights, label_scale, loss, temperature, log_loss_targets,
+    )  # fmt: skip
+    if downdate is not None:
+        downdate = np.ascontiguousarray(downdate, dtype=S.dtype)
+    _core.score_dense(S=_floating(S, "S"), downdate=downdate, **arguments)
+    return arguments["utilities"]  # type: ignore[no-any-return]
+
+
+def condition_features(psi: Floating, U: Float64, C: Float64) -> None:
+    """``psi <- psi - (psi U^T) C`` in place: conditioning in weight space, rank b.
+
+    psi (N, d) float, computed in its type; U, C (b, d) float64.
+    """
+    _core.condition_features(_in_place(psi, "psi"), _float64(U), _float64(C))
+
+
+def condition_dense(S: Floating, V: Float64) -> None:
+    """``S <- S - V^T V`` in place: conditioning in function space, rank b.
+
+    S (N, N) float, symmetric before and bitwise symmetric after, computed in its type; V (b, N) float64.
+    """
+    _core.condition_dense(_in_place(S, "S"), _float64(V))
+
+
+def whiten(features: Floating, W: Float64) -> Floating:
+    """``psi = features W^T``, (N, d) in the features' dtype; W (d, d) float64, sums in float64."""
+    features = _floating(features, "features")
+    psi = np.empty(features.shape, dtype=features.dtype)
+    _core.whiten(features, _float64(W), psi)
+    return psi
+
+
+def weighted_gram(X: Floating, weights: Float64) -> Float64:
+    """``sum_i weights_i x_i x_i^T``, (d, d) float64; X (N, d) float, products and sums in float64."""
+    X = _floating(X, "X")
+    gram = np.empty((X.shape[-1], X.shape[-1]), dtype=np.float64)
+    _core.weighted_gram(X, _float64(weights), gram)
+    return gram
+
+
+def quadratic_form(X: Floating, G: Float64) -> Float64:
+    """``x_i^T G x_i``, (N,) float64; X (N, d) float, G (d, d) float64, products and sums in float64."""
+    X = _floating(X, "X")
+    q = np.empty(X.shape[:1], dtype=np.float64)
+    _core.quadratic_form(X, _float64(G), q)
+    return q
+
+
+def squared_norms(X: Floating) -> Float64:
+    """``|x_i|^2``, (N,) float64; X (N, d) float, products and sums in float64."""
+    X = _floating(X, "X")
+    norms = np.empty(X.shape[:1], dtype=np.float64)
+    _core.squared_norms(X, norms)
+    return norms
+
+
+def downdate_moments(
+    psi: Floating, g: Float64, h: Float64, g_G_g: float, D: float, q: Float64, s: Float64
+) -> None:
+    """One sequential pick of `variance_reduction` without pairs, in one pass over psi.
+
+    With ``alpha_x = <psi_x, g>``: ``q_x -= 2 alpha_x <psi_x, h> / D - alpha_x^2 gGg / D^2`` and
+    ``s_x -= alpha_x^2 / D``. psi (N, d) float; g, h (d,) float64; q, s (N,) float64, in place. Products and sums in
+    float64: these updates subtract.
+    """
+    _core.downdate_moments(
+        _floating(psi, "psi"), _float64(g), _float64(h), g_G_g, D, _in_place(q, "q"), _in_place(s, "s")
+    )
+
+
+def cholesky(A: Float64) -> Float64:
+    """Lower factor L of ``A = L L^T`` (n, n) float64; only the lower triangle of A is read.
+
+    Raises
+    ------
+    ValueError
+        A is not positive definite; the message names the row at which that shows.
+    """
+    L = np.array(A, dtype=np.float64, order="C")
+    _core.cholesky(L)
+    return L
+
+
+def cholesky_append(L: Float64, cross: Float64, corner: Float64) -> Float64:
+    """Cholesky factor of ``[[L L^T, cross^T], [cross, corner]]`` from L, in O(n^2 m).
+
+    L (n, n), cross (m, n), corner (m, m), result (n + m, n + m), all float64.
+
+    Raises
+    ------
+    ValueError
+        The grown matrix is not positive definite.
+    """
+    corner = _float64(corner)
+    L = _float64(L)
+    out = np.empty((len(L) + len(corner),) * 2, dtype=np.float64)
+    _core.cholesky_append(L, _float64(cross), corner, out)
+    return out
+
+
+def triangular_solve(L: Float64, B: Float64, *, transpose: bool = False) -> Float64:
+    """``L^-1 B``, or ``L^-T B`` when `transpose`; L (n, n) lower triangular, B (n, m), float64."""
+    X = np.array(B, dtype=np.float64, order="C")
+    _core.triangular_solve(_float64(L), X, transpose)
+    return X

@@ -1,0 +1,26 @@
+// The vocabulary every other header starts from: which functions a GPU may also run.
+#pragma once
+
+#if defined(__CUDACC__)
+#define NTKFAST_HD __host__ __device__
+#else
+#define NTKFAST_HD
+#endif
+
+// Vector registers passed by value are only free when the call disappears.
+#if defined(_MSC_VER)
+#define NTKFAST_INLINE __forceinline
+#else
+#define NTKFAST_INLINE inline __attribute__((always_inline))
+#endif
+
+// Unrolls loops whose trip count is a template argument, so that small arrays stay in registers.
+#if defined(__CUDACC__)
+#define NTKFAST_UNROLL _Pragma("unroll")
+#elif defined(__clang__)
+#define NTKFAST_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define NTKFAST_UNROLL _Pragma("GCC unroll 16")
+#else
+#define NTKFAST_UNROLL
+#endif

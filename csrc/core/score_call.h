@@ -1,0 +1,30 @@
+// The arguments of score_features and score_dense, the same for every backend.
+#pragma once
+
+#include <string>
+
+#include "core/tensor_view.h"
+
+namespace ntkfast {
+
+/// Shapes: N points, N_c candidates, N_x evaluation points, k classes. All arrays but the covariance (psi or S, float
+/// or double: the compute type) and the indices (int64) are double.
+struct ScoreCall {
+  std::string criterion;
+  TensorView candidates;   // (N_c,) indices of points
+  TensorView evaluation;   // (N_x,) indices of points
+  TensorView mean;         // (N, k) posterior mean F
+  TensorView outputs;      // (N, k) outputs f of the trained network
+  TensorView variance;     // (N,) S(x, x)
+  TensorView noise;        // (N_c,) lam_c in (0, inf]
+  TensorView label_probs;  // (N_c, k) P(y|c)
+  TensorView weights;      // (N_x,) v(x)
+  TensorView log_loss_targets;  // (N_x, k) q(x), or ndim 0
+  double label_scale = 1;
+  bool cross_entropy = false;
+  double temperature = 1;
+  double ridge = 1;
+  TensorView utilities;    // (N_c,) double, written
+};
+
+}  // namespace ntkfast

@@ -1,0 +1,11 @@
+// psi <- psi - (psi U^T) C: conditioning in weight space (method, section 3), rank b.
+#pragma once
+
+#include "core/tensor_view.h"
+
+namespace ntkfast {
+
+/// psi (N, d) float or double, in place and never interrupted; U, C (b, d) double. Computed in psi's type.
+void condition_features_cpu(const TensorView& psi, const TensorView& U, const TensorView& C);
+
+}  // namespace ntkfast

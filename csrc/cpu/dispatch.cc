@@ -1,0 +1,57 @@
+// Chooses the instruction set once per process. This file is compiled for the baseline.
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "core/status.h"
+#include "cpu/kernels.h"
+
+namespace ntkfast {
+
+#define NTKFAST_DECLARE(isa)                           \
+  extern const ScoreKernels<float> kScoreFloat_##isa;   \
+  extern const ScoreKernels<double> kScoreDouble_##isa; \
+  extern const LinalgKernels kLinalg_##isa;
+NTKFAST_DECLARE(baseline)
+#if defined(NTKFAST_X86_ISAS)
+NTKFAST_DECLARE(avx2)
+NTKFAST_DECLARE(avx512)
+#endif
+#undef NTKFAST_DECLARE
+
+namespace {
+
+Kernels baseline_kernels() { return {kScoreFloat_baseline, kScoreDouble_baseline, kLinalg_baseline}; }
+
+#if defined(NTKFAST_X86_ISAS)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+}
+#endif
+
+Kernels choose() {
+  const char* forced = std::getenv("NTKFAST_CPU_ISA");
+  const std::string isa = forced ? forced : "";
+#if defined(NTKFAST_X86_ISAS)
+  if (has_avx512() && (isa.empty() || isa == "avx512"))
+    return {kScoreFloat_avx512, kScoreDouble_avx512, kLinalg_avx512};
+  if (has_avx2() && (isa.empty() || isa == "avx2"))
+    return {kScoreFloat_avx2, kScoreDouble_avx2, kLinalg_avx2};
+  require(isa != "avx2" && isa != "avx512",
+          "NTKFAST_CPU_ISA=" + isa + ": this processor does not support it");
+#endif
+  require(isa.empty() || isa == "baseline",
+          "NTKFAST_CPU_ISA=" + isa + ": expected baseline, avx2 or avx512");
+  return baseline_kernels();
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels chosen = choose();
+  return chosen;
+}
+
+}  // namespace ntkfast

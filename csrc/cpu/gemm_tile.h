@@ -1,0 +1,111 @@
+// The register-blocked matrix product under everything: pack rows into panels, multiply panels into a tile.
+//
+// A tile is kTileRows x kTileCols numbers in the compute type, in cache; what happens to it next (scoring, storing) is
+// the caller's business. Products are summed over the depth in a fixed order, so results do not depend on how tiles
+// are dealt to threads. Rows of the left operand are broadcast, columns of the right one lie along the lanes.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace ntkfast {
+namespace {
+
+/// Rows per panel and registers per panel row: as many accumulators as the register file holds.
+#if defined(__AVX512F__)
+constexpr int kPanelRows = 14, kPanelPacks = 2;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int kPanelRows = 6, kPanelPacks = 2;
+#else
+constexpr int kPanelRows = 4, kPanelPacks = 2;
+#endif
+/// Tiles are kTileCols wide for every type and instruction set; about as many rows as fit a multiple of the panel.
+constexpr int kTileCols = 128;
+constexpr int kTileRows = 112 / kPanelRows * kPanelRows;
+/// Depth of a slice: a right panel of one slice stays in the first-level cache.
+constexpr int kSlice = 256;
+
+template <class T>
+constexpr int panel_cols() {
+  return kPanelPacks * Pack<T>::kLanes;
+}
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/// tile[i][j] += sum_k a[k][i] b[k][j] for one panel pair.
+template <class T>
+NTKFAST_INLINE void multiply_panels(int64_t depth, const T* a, const T* b, T* tile, int64_t ld) {
+  using V = Pack<T>;
+  V sum[kPanelRows][kPanelPacks];
+  NTKFAST_UNROLL
+  for (int i = 0; i < kPanelRows; ++i) {
+    NTKFAST_UNROLL
+    for (int j = 0; j < kPanelPacks; ++j) sum[i][j] = V::load(tile + i * ld + j * V::kLanes);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    V right[kPanelPacks];
+    NTKFAST_UNROLL
+    for (int j = 0; j < kPanelPacks; ++j) right[j] = V::load(b + j * V::kLanes);
+    NTKFAST_UNROLL
+    for (int i = 0; i < kPanelRows; ++i) {
+      const V left(a[i]);
+      NTKFAST_UNROLL
+      for (int j = 0; j < kPanelPacks; ++j) sum[i][j] = fma_of(left, right[j], sum[i][j]);
+    }
+    a += kPanelRows;
+    b += panel_cols<T>();
+  }
+  NTKFAST_UNROLL
+  for (int i = 0; i < kPanelRows; ++i) {
+    NTKFAST_UNROLL
+    for (int j = 0; j < kPanelPacks; ++j) sum[i][j].store(tile + i * ld + j * V::kLanes);
+  }
+}
+
+/// tile (rows x kTileCols) += left^T right. Panels lie one after another, each `depth` deep.
+template <class T>
+NTKFAST_INLINE void multiply_tile(int64_t depth, int64_t rows, const T* left, const T* right,
+                                  T* tile) {
+  for (int64_t k = 0; k < depth; k += kSlice) {
+    const int64_t slice = depth - k < kSlice ? depth - k : kSlice;
+    for (int64_t j = 0; j < kTileCols; j += panel_cols<T>()) {
+      for (int64_t i = 0; i < rows; i += kPanelRows) {
+        multiply_panels(slice, left + i * depth + k * kPanelRows,
+                        right + j * depth + k * panel_cols<T>(), tile + i * kTileCols + j,
+                        kTileCols);
+      }
+    }
+  }
+}
+
+/// Copies rows [first, first + count) of an operand into panels `width` wide: out[panel][k][row], missing rows zero.
+/// Depth [begin, begin + depth) of the operand is taken.
+template <class T, class S>
+NTKFAST_INLINE void pack_rows(const Operand<S>& from, int64_t first, int64_t count, int64_t begin,
+                              int64_t depth, int width, int64_t padded_count, T* out) {
+  constexpr int64_t kChunk = 64;  // of the depth: the panel's chunk and the source lines stay in cache
+  const T sign = from.negate ? T(-1) : T(1);
+  for (int64_t panel = 0; panel < padded_count; panel += width, out += width * depth) {
+    const int64_t rows = count - panel < width ? (count > panel ? count - panel : 0) : width;
+    for (int64_t k0 = 0; k0 < depth; k0 += kChunk) {
+      const int64_t k1 = k0 + kChunk < depth ? k0 + kChunk : depth;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = from.index ? from.index[first + panel + r] : first + panel + r;
+        const S* source = from.data + row * from.row_stride + (begin + k0) * from.col_stride;
+        T* target = out + k0 * width + r;
+        if (from.depth_scale) {
+          for (int64_t k = k0; k < k1; ++k, source += from.col_stride, target += width)
+            *target = sign * static_cast<T>(*source * from.depth_scale[begin + k]);
+        } else {
+          for (int64_t k = k0; k < k1; ++k, source += from.col_stride, target += width)
+            *target = sign * static_cast<T>(*source);
+        }
+      }
+      for (int64_t r = rows; r < width; ++r)
+        for (int64_t k = k0; k < k1; ++k) out[k * width + r] = T(0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ntkfast

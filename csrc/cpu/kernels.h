@@ -1,0 +1,122 @@
+// The table of per-instruction-set kernels, and the plain structs they take.
+//
+// kernels_score.cc and kernels_linalg.cc are compiled once per instruction set; dispatch.cc picks a table once, outside
+// every loop. Kernels do one unit of work on one thread, into memory the drivers (one .cc per operation) provide. They
+// include no C++ library and share no code with other units, so that no instruction ends up where it does not belong.
+#pragma once
+
+#include <stdint.h>
+
+namespace ntkfast {
+
+/// A matrix to be packed: element (row, k) at data[index[row] * row_stride + k * col_stride], optionally negated
+/// and scaled along the depth.
+template <class S>
+struct Operand {
+  const S* data = nullptr;
+  int64_t row_stride = 0;
+  int64_t col_stride = 1;
+  const int64_t* index = nullptr;       // nullptr: rows in order
+  const double* depth_scale = nullptr;  // nullptr: ones
+  bool negate = false;
+};
+
+/// C = beta C + alpha A B^T over the depth [begin, begin + depth), with A (rows, .), B (cols, .); products and sums
+/// in T. Only tiles that meet the lower triangle when `lower` is set.
+template <class SA, class SB, class T, class O>
+struct Gemm {
+  Operand<SA> left;
+  Operand<SB> right;
+  int64_t rows, cols;
+  int64_t begin, depth;
+  O* out;
+  int64_t out_row_stride, out_col_stride;
+  double alpha, beta;
+  bool lower;
+  int64_t chunk_begin, chunk_cols;  // columns whose packed panels are at hand
+  T* packed_right;
+};
+
+template <class SA, class SB, class T, class O>
+struct GemmKernels {
+  void (*pack)(const Gemm<SA, SB, T, O>&, int64_t tile);                  // one tile of columns of the chunk
+  void (*rows)(const Gemm<SA, SB, T, O>&, int64_t tile, void* scratch);  // one tile of rows x the chunk
+};
+
+/// One call of score_features or score_dense in compute type T.
+template <class T>
+struct Score {
+  int criterion;
+  int classes;
+  bool cross_entropy;
+  double label_scale, temperature, ridge;
+  int64_t num_points;
+  const int64_t* candidates;
+  int64_t num_candidates;
+  const int64_t* evaluation;
+  int64_t num_evaluation;
+  const double *mean, *outputs, *variance;          // of all points
+  const double *noise, *label_probs;                // follow candidates
+  const double *weights, *targets;                  // follow evaluation; targets may be null
+  const T* dense;                                   // S (num_points, num_points) or null
+  int64_t dense_stride;
+  Operand<T> candidate_factor, evaluation_factor;   // covariance += factors' product
+  int64_t depth;
+  // Filled by the driver; sizes from the kernels' size functions.
+  T* points;                                        // [x tile][1 + point_size][kTileCols], first the weights
+  T* prepared_candidates;                           // [candidate][candidate_size]
+  T* packed_candidates;                             // of the current chunk
+  int64_t chunk_begin, chunk_rows;
+  int64_t tiles_per_group, num_groups;              // x tiles are summed in groups
+  int64_t rows_per_segment;                         // candidates of one unit of work, a multiple of the tile rows
+  double* partial;                                  // [candidate][group]
+};
+
+template <class T>
+struct ScoreKernels {
+  int64_t (*point_size)(const Score<T>&);
+  int64_t (*candidate_size)(const Score<T>&);
+  int64_t (*scratch_bytes)(const Score<T>&);
+  void (*prepare_points)(const Score<T>&, int64_t x_tile);
+  void (*prepare_candidates)(const Score<T>&, int64_t begin, int64_t end);
+  void (*pack_candidates)(const Score<T>&, int64_t c_tile);
+  void (*unit)(const Score<T>&, int64_t segment, int64_t group, void* scratch);
+};
+
+struct LinalgKernels {
+  const char* isa;
+  int64_t tile_rows, tile_cols;
+  GemmKernels<double, double, double, double> dddd;  // (left, right, compute, out)
+  GemmKernels<float, double, float, float> fdff;
+  GemmKernels<float, double, double, float> fddf;
+  GemmKernels<float, float, double, double> ffdd;
+  GemmKernels<float, double, double, double> fddd;
+  GemmKernels<double, double, float, float> ddff;
+  /// X <- L^-1 X (or L^-T X) for a lower triangular block L (n, n) and columns [begin, end) of X.
+  void (*solve_block)(const double* L, int64_t ld, int64_t n, double* X, int64_t ldx, int64_t begin,
+                      int64_t end, bool transpose);
+  /// out[i] = <a_i, b_i>, products and sums in double.
+  void (*dot_rows_ff)(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
+                      int64_t cols, double* out);
+  void (*dot_rows_fd)(const float* a, int64_t lda, const double* b, int64_t ldb, int64_t rows,
+                      int64_t cols, double* out);
+  void (*dot_rows_dd)(const double* a, int64_t lda, const double* b, int64_t ldb, int64_t rows,
+                      int64_t cols, double* out);
+  /// alpha[i] = <x_i, g>, beta[i] = <x_i, h> in double, in one pass over x.
+  void (*two_dots_f)(const float* x, int64_t ld, int64_t rows, int64_t cols, const double* g,
+                     const double* h, double* alpha, double* beta);
+  void (*two_dots_d)(const double* x, int64_t ld, int64_t rows, int64_t cols, const double* g,
+                     const double* h, double* alpha, double* beta);
+};
+
+struct Kernels {
+  ScoreKernels<float> score_float;
+  ScoreKernels<double> score_double;
+  LinalgKernels linalg;
+};
+
+/// The table for this processor: the best instruction set it has, or the one NTKFAST_CPU_ISA names
+/// (baseline, avx2, avx512). Throws InvalidArgument for a name that is unknown or unsupported here.
+const Kernels& kernels();
+
+}  // namespace ntkfast

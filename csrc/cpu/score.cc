@@ -1,0 +1,158 @@
+#include "cpu/score.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/check.h"
+#include "cpu/buffer.h"
+#include "cpu/thread_pool.h"
+#include "math/criteria.h"
+
+namespace ntkfast {
+namespace {
+
+/// Units of work wanted of a large call. Fixed, so that the order of every sum is too.
+constexpr std::int64_t kUnits = 64;
+/// Candidates a unit of work should at least have, so that packing its evaluation points is worth it.
+constexpr std::int64_t kRowsPerUnit = 1024;
+
+void check_indices(const std::int64_t* indices, std::int64_t count, std::int64_t num_points,
+                   const char* name) {
+  for (std::int64_t i = 0; i < count; ++i)
+    require(indices[i] >= 0 && indices[i] < num_points,
+            std::string(name) + ": index " + std::to_string(indices[i]) + " at position " +
+                std::to_string(i) + " is outside [0, " + std::to_string(num_points) + ")");
+}
+
+}  // namespace
+
+int criterion_count() { return Criteria::size; }
+
+const char* criterion_name(int index) {
+  const char* name = "";
+  visit_criterion(index, [&](auto c) { name = decltype(c)::name; });
+  return name;
+}
+
+int criterion_index(const std::string& name) {
+  std::string known;
+  for (int i = 0; i < criterion_count(); ++i) {
+    if (name == criterion_name(i)) return i;
+    known += (i ? ", " : "") + std::string(criterion_name(i));
+  }
+  throw InvalidArgument("criterion: unknown name '" + name + "'; expected one of " + known);
+}
+
+template <class T>
+void run_score(const ScoreKernels<T>& kernels, Score<T> score, std::int64_t num_points,
+               const ScoreCall& call, const Interrupt& interrupted) {
+  const std::int64_t k = call.mean.ndim == 2 ? call.mean.shape[1] : -1;
+  const std::int64_t num_candidates = call.candidates.ndim == 1 ? call.candidates.shape[0] : -1;
+  const std::int64_t num_evaluation = call.evaluation.ndim == 1 ? call.evaluation.shape[0] : -1;
+  score.criterion = criterion_index(call.criterion);
+  score.candidates = contiguous<std::int64_t>(call.candidates, "candidates", {num_candidates});
+  score.evaluation = contiguous<std::int64_t>(call.evaluation, "evaluation", {num_evaluation});
+  score.mean = contiguous<double>(call.mean, "mean", {num_points, k});
+  score.outputs = contiguous<double>(call.outputs, "outputs", {num_points, k});
+  score.variance = contiguous<double>(call.variance, "variance", {num_points});
+  score.noise = contiguous<double>(call.noise, "noise", {num_candidates});
+  score.label_probs = contiguous<double>(call.label_probs, "label_probs", {num_candidates, k});
+  score.weights = contiguous<double>(call.weights, "weights", {num_evaluation});
+  score.targets = nullptr;
+  if (call.log_loss_targets.ndim > 0)
+    score.targets =
+        contiguous<double>(call.log_loss_targets, "log_loss_targets", {num_evaluation, k});
+  double* utilities = contiguous<double>(call.utilities, "utilities", {num_candidates});
+  require(k >= 1 && k < (1 << 24), "mean: expected between 1 and 2^24 - 1 classes");
+  bool uses_labels = false;
+  visit_criterion(score.criterion, [&](auto c) { uses_labels = decltype(c)::kUsesLabels; });
+  require(k >= 2 || !uses_labels, "criterion '" + call.criterion +
+                                      "' compares classes and needs at least two columns of "
+                                      "outputs");
+  require(score.targets || call.criterion != ExpectedLogLoss::name,
+          "log_loss_targets: criterion 'expected_log_loss' needs them");
+  require(std::isfinite(call.temperature) && call.temperature > 0,
+          "temperature: expected a finite number > 0");
+  require(std::isfinite(call.ridge) && call.ridge > 0, "ridge: expected a finite number > 0");
+  require(std::isfinite(call.label_scale), "label_scale: expected a finite number");
+  check_indices(score.candidates, num_candidates, num_points, "candidates");
+  check_indices(score.evaluation, num_evaluation, num_points, "evaluation");
+  std::fill(utilities, utilities + num_candidates, 0.0);
+  if (num_candidates == 0 || num_evaluation == 0) return;
+
+  score.classes = static_cast<int>(k);
+  score.cross_entropy = call.cross_entropy;
+  score.label_scale = call.label_scale;
+  score.temperature = call.temperature;
+  score.ridge = call.ridge;
+  score.num_points = num_points;
+  score.num_candidates = num_candidates;
+  score.num_evaluation = num_evaluation;
+  score.candidate_factor.index = score.candidates;
+  score.evaluation_factor.index = score.evaluation;
+
+  const LinalgKernels& tiles = ntkfast::kernels().linalg;
+  const std::int64_t num_tiles = ceil_div(num_evaluation, tiles.tile_cols);
+  score.tiles_per_group = ceil_div(num_tiles, kUnits);
+  score.num_groups = ceil_div(num_tiles, score.tiles_per_group);
+
+  const Buffer points(num_tiles * kernels.point_size(score) * tiles.tile_cols *
+                      std::int64_t{sizeof(T)});
+  score.points = points.as<T>();
+  parallel_for(
+      num_tiles, [&](std::int64_t tile, int) { kernels.prepare_points(score, tile); },
+      interrupted);
+
+  const Buffer prepared(num_candidates * kernels.candidate_size(score) * std::int64_t{sizeof(T)});
+  score.prepared_candidates = prepared.as<T>();
+  constexpr std::int64_t kBatch = 256;
+  parallel_for(
+      ceil_div(num_candidates, kBatch),
+      [&](std::int64_t batch, int) {
+        kernels.prepare_candidates(score, batch * kBatch,
+                                   std::min(num_candidates, (batch + 1) * kBatch));
+      },
+      interrupted);
+
+  const Buffer partial(num_candidates * score.num_groups * std::int64_t{sizeof(double)});
+  score.partial = partial.as<double>();
+  std::fill(score.partial, score.partial + num_candidates * score.num_groups, 0.0);
+
+  const std::int64_t row_bytes = std::max<std::int64_t>(score.depth, 1) * std::int64_t{sizeof(T)};
+  const std::int64_t chunk =
+      round_up_to(std::min(num_candidates, std::max(kRowsPerUnit, kPackedBytes / row_bytes)),
+                  tiles.tile_rows);
+  const Buffer packed(chunk * row_bytes);
+  score.packed_candidates = packed.as<T>();
+  const std::int64_t scratch_bytes = round_up_to(kernels.scratch_bytes(score), 64);
+  const Buffer scratch(num_threads() * scratch_bytes);
+  for (std::int64_t begin = 0; begin < num_candidates; begin += chunk) {
+    score.chunk_begin = begin;
+    score.chunk_rows = std::min(chunk, num_candidates - begin);
+    if (score.depth > 0)
+      parallel_for(
+          ceil_div(score.chunk_rows, tiles.tile_rows),
+          [&](std::int64_t tile, int) { kernels.pack_candidates(score, tile); }, interrupted);
+    const std::int64_t segments =
+        std::min(ceil_div(kUnits, score.num_groups), ceil_div(score.chunk_rows, kRowsPerUnit));
+    score.rows_per_segment = round_up_to(ceil_div(score.chunk_rows, segments), tiles.tile_rows);
+    const std::int64_t num_segments = ceil_div(score.chunk_rows, score.rows_per_segment);
+    parallel_for(
+        num_segments * score.num_groups,
+        [&](std::int64_t unit, int worker) {
+          kernels.unit(score, unit / score.num_groups, unit % score.num_groups,
+                       scratch.part(worker, scratch_bytes));
+        },
+        interrupted);
+  }
+  for (std::int64_t c = 0; c < num_candidates; ++c)
+    for (std::int64_t g = 0; g < score.num_groups; ++g)
+      utilities[c] += score.partial[c * score.num_groups + g];
+}
+
+template void run_score<float>(const ScoreKernels<float>&, Score<float>, std::int64_t,
+                               const ScoreCall&, const Interrupt&);
+template void run_score<double>(const ScoreKernels<double>&, Score<double>, std::int64_t,
+                                const ScoreCall&, const Interrupt&);
+
+}  // namespace ntkfast

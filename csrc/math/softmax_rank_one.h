@@ -1,0 +1,166 @@
+// Softmax after a rank-one change of the logits, for every label in O(1) each.
+//
+// Labelling candidate c with y changes the logits of an evaluation point x (in units of log2, divided by the
+// temperature) from F_j to
+//     l_j + A [j = y],     l_j = F_j - A B_j,     A = s a(x, c) log2(e) / T,
+// so one set of k exponentials serves all k labels: take y out of the sums and put it back at l_y + A
+// (shared document "method", section 4; f+ of eq. 12 of Mohamadi et al. 2022).
+#pragma once
+
+#include "math/exp_log.h"
+
+namespace ntkfast {
+namespace {
+
+/// What a criterion sees of one hypothetical label; `reference` is a common offset of all logits:
+///     Z = sum_j 2^(l+_j - reference),   N = sum_j (l+_j - reference) 2^(l+_j - reference),
+///     top = max_j 2^(l+_j - reference).
+template <class V>
+struct LabelSums {
+  V Z, N, top, reference;
+};
+
+/// Logits and exponentials of one point, kept between the two passes over the labels: in registers when the
+/// number of classes K is a template argument, in the caller's scratch (2 k values) when K = 0.
+template <int K, class V>
+struct LabelScratch {
+  V w[K], u[K];
+  NTKFAST_HD NTKFAST_INLINE LabelScratch(V*, int) {}
+};
+template <class V>
+struct LabelScratch<0, V> {
+  V *w, *u;
+  NTKFAST_HD NTKFAST_INLINE LabelScratch(V* scratch, int k) : w(scratch), u(scratch + k) {}
+};
+
+/// The largest and second largest of a stream of values, and where the largest was seen first.
+template <class V>
+struct TopTwo {
+  V first, second, where, where_second;
+  NTKFAST_HD NTKFAST_INLINE explicit TopTwo(V value)
+      : first(value), second(lowest()), where(scalar_of<V>(0)), where_second(scalar_of<V>(0)) {}
+  NTKFAST_HD NTKFAST_INLINE void add(V value, V index) {
+    const auto above_first = value > first;
+    const auto above_second = value > second;
+    second = select(above_first, first, select(above_second, value, second));
+    where_second = select(above_first, where, select(above_second, index, where_second));
+    where = select(above_first, index, where);
+    first = select(above_first, value, first);
+  }
+  static NTKFAST_HD NTKFAST_INLINE V lowest() { return V(scalar_of<V>(-3e38)); }
+};
+
+/// Bounds that keep every intermediate finite. A logit this far below another has probability zero, and a step A
+/// this large is decided, in either precision.
+template <class T>
+NTKFAST_HD constexpr T logit_floor() {
+  return T(-1e30);
+}
+template <class T>
+NTKFAST_HD constexpr T step_limit() {
+  return T(1e15);
+}
+/// |A| (1 + max |B|) up to which plain sums with reference 0 lose at most four bits.
+template <class T>
+NTKFAST_HD constexpr T moderate_step() {
+  return T(4);
+}
+
+/// Sums relative to the unchanged largest logit, which the caller has shifted to 0: valid for moderate |A|.
+template <int K, class V, class Point, class Candidate, class Scratch, class Body>
+NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const Candidate& B,
+                                               Scratch& scratch, Body& body) {
+  using T = scalar_of<V>;
+  const int count = K > 0 ? K : k;
+  V S(T(0)), N0(T(0));
+  TopTwo<V> top(TopTwo<V>::lowest());
+  NTKFAST_UNROLL
+  for (int j = 0; j < count; ++j) {
+    const V u = fma_of(-A, B(j), F(j));
+    const V w = exp2_of(u);
+    S = S + w;
+    N0 = fma_of(u, w, N0);
+    top.add(w, V(T(j)));
+    scratch.u[j] = u;
+    scratch.w[j] = w;
+  }
+  const V E = exp2_of(A);
+  const V growth = E - V(T(1));
+  const V A_E = A * E;
+  NTKFAST_UNROLL
+  for (int y = 0; y < count; ++y) {
+    const V w = scratch.w[y];
+    LabelSums<V> sums;
+    sums.Z = fma_of(w, growth, S);
+    sums.N = fma_of(w, fma_of(scratch.u[y], growth, A_E), N0);
+    sums.top = max_of(select(top.where == V(T(y)), top.second, top.first), w * E);
+    sums.reference = V(T(0));
+    body(y, sums);
+  }
+}
+
+/// The same for any A. The sums without y are kept relative to b = max_{j != y} l_j, never obtained by taking a
+/// dominating term out of a sum, and the new maximum g = max(b, l_y + A) is the reference, so that every exponential
+/// is at most one and the largest is exactly one.
+template <int K, class V, class Point, class Candidate, class Scratch, class Body>
+NTKFAST_HD NTKFAST_INLINE void any_labels(int k, V A, const Point& F, const Candidate& B,
+                                          Scratch& scratch, Body& body) {
+  using T = scalar_of<V>;
+  const int count = K > 0 ? K : k;
+  const V zero(T(0)), one(T(1));
+  TopTwo<V> top(TopTwo<V>::lowest());
+  for (int j = 0; j < count; ++j) {
+    const V u = fma_of(-A, B(j), F(j));
+    top.add(u, V(T(j)));
+    scratch.u[j] = u;
+  }
+  // All but the largest, relative to the second largest; then the same seen from the largest.
+  V S2 = zero, N2 = zero;
+  for (int j = 0; j < count; ++j) {
+    const V t = scratch.u[j] - top.second;
+    const V w = select(top.where == V(T(j)), zero, exp2_of(min_of(t, zero)));
+    S2 = S2 + w;
+    N2 = fma_of(t, w, N2);
+    scratch.w[j] = w;
+  }
+  const V gap = top.second - top.first;
+  const V shrink = exp2_of(gap);
+  const V N1 = shrink * fma_of(gap, S2, N2);
+  for (int y = 0; y < count; ++y) {
+    const auto is_largest = top.where == V(T(y));
+    const V w = scratch.w[y] * shrink;
+    const V b = select(is_largest, top.second, top.first);
+    const V R = select(is_largest, S2, fma_of(S2 - scratch.w[y], shrink, one));
+    const V N = select(is_largest, N2, fma_of(top.first - scratch.u[y], w, N1));
+    const V rise = scratch.u[y] + A - b;
+    const V h = max_of(rise, zero);
+    const V small = exp2_of(-abs_of(rise));
+    const auto rises = rise > zero;
+    const V old = select(rises, small, one);  // 2^(b - g)
+    const V e = select(rises, one, small);    // 2^(l_y + A - g)
+    LabelSums<V> sums;
+    sums.Z = fma_of(R, old, e);
+    sums.N = fma_of(fma_of(-h, R, N), old, e * (rise - h));
+    sums.top = one;
+    sums.reference = b + h;
+    body(y, sums);
+  }
+}
+
+/// Calls body(y, LabelSums) for every label y of one (point, candidate) pair.
+/// F(j): logits of the point with their maximum shifted to 0; B(j): the candidate's baseline;
+/// bound: 1 + max_j |B(j)|.
+template <int K, class V, class Point, class Candidate, class Body>
+NTKFAST_HD NTKFAST_INLINE void for_each_label(int k, V A, V bound, const Point& F,
+                                              const Candidate& B, V* scratch_memory, Body& body) {
+  using T = scalar_of<V>;
+  LabelScratch<K, V> scratch(scratch_memory, k);
+  if (all_of(abs_of(A) * bound <= V(moderate_step<T>()))) {
+    moderate_labels<K>(k, A, F, B, scratch, body);
+  } else {
+    any_labels<K>(k, A, F, B, scratch, body);
+  }
+}
+
+}  // namespace
+}  // namespace ntkfast

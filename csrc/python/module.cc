@@ -1,0 +1,266 @@
+// The extension module ntkfast._core: the only file that includes pybind11. Arrays become views, the GIL is released,
+// the operation runs. ntkfast/ops.py documents the operations and allocates their outputs.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/score_call.h"
+#include "core/status.h"
+#include "cpu/cholesky.h"
+#include "cpu/cholesky_append.h"
+#include "cpu/condition_dense.h"
+#include "cpu/condition_features.h"
+#include "cpu/downdate_moments.h"
+#include "cpu/kernels.h"
+#include "cpu/quadratic_form.h"
+#include "cpu/score.h"
+#include "cpu/score_dense.h"
+#include "cpu/score_features.h"
+#include "cpu/squared_norms.h"
+#include "cpu/thread_pool.h"
+#include "cpu/triangular_solve.h"
+#include "cpu/weighted_gram.h"
+#include "cpu/whiten.h"
+
+namespace py = pybind11;
+
+namespace ntkfast {
+namespace {
+
+TensorView view_of(const py::array& array, const char* name) {
+  TensorView view;
+  const py::dtype type = array.dtype();
+  const char kind = type.kind();
+  const auto size = type.itemsize();
+  require(type.byteorder() == '=' || type.byteorder() == '|',
+          std::string(name) + ": expected native byte order");
+  if (kind == 'f' && size == 4) {
+    view.dtype = DType::kFloat32;
+  } else if (kind == 'f' && size == 8) {
+    view.dtype = DType::kFloat64;
+  } else if (kind == 'i' && size == 8) {
+    view.dtype = DType::kInt64;
+  } else {
+    throw InvalidArgument(std::string(name) + ": unsupported dtype " +
+                          std::string(py::str(type)));
+  }
+  require(array.ndim() <= TensorView::kMaxDims, std::string(name) + ": too many dimensions");
+  view.ndim = static_cast<int>(array.ndim());
+  for (int i = 0; i < view.ndim; ++i) {
+    view.shape[i] = array.shape(i);
+    require(array.strides(i) % size == 0,
+            std::string(name) + ": strides are no multiples of the element size");
+    view.stride[i] = array.strides(i) / size;
+  }
+  view.data = const_cast<void*>(array.data());
+  return view;
+}
+
+TensorView writable_view_of(const py::array& array, const char* name) {
+  require(array.writeable(), std::string(name) + ": the array is read-only");
+  return view_of(array, name);
+}
+
+TensorView view_of(const std::optional<py::array>& array, const char* name) {
+  return array ? view_of(*array, name) : TensorView{};
+}
+
+/// Whether Python wants to raise KeyboardInterrupt; the exception is then set on this thread.
+bool interrupt_pending() {
+  const py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+/// Runs an operation without the GIL.
+template <class Operation>
+void released(Operation&& operation) {
+  const py::gil_scoped_release no_gil;
+  operation();
+}
+
+struct ScoreArguments {
+  ScoreCall call;
+  ScoreArguments(const std::string& criterion, const py::array& candidates,
+                 const py::array& evaluation, const py::array& mean, const py::array& outputs,
+                 const py::array& variance, const py::array& noise, double ridge,
+                 const py::array& label_probs, const py::array& weights, double label_scale,
+                 bool cross_entropy, double temperature,
+                 const std::optional<py::array>& log_loss_targets, const py::array& utilities) {
+    call.criterion = criterion;
+    call.candidates = view_of(candidates, "candidates");
+    call.evaluation = view_of(evaluation, "evaluation");
+    call.mean = view_of(mean, "mean");
+    call.outputs = view_of(outputs, "outputs");
+    call.variance = view_of(variance, "variance");
+    call.noise = view_of(noise, "noise");
+    call.ridge = ridge;
+    call.label_probs = view_of(label_probs, "label_probs");
+    call.weights = view_of(weights, "weights");
+    call.label_scale = label_scale;
+    call.cross_entropy = cross_entropy;
+    call.temperature = temperature;
+    call.log_loss_targets = view_of(log_loss_targets, "log_loss_targets");
+    call.utilities = writable_view_of(utilities, "utilities");
+  }
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Compiled operations of ntkfast; see ntkfast.ops.";
+
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Interrupted&) {
+      if (!PyErr_Occurred()) PyErr_SetNone(PyExc_KeyboardInterrupt);
+    }
+  });
+
+  m.def("cpu_isa", [] { return std::string(kernels().linalg.isa); });
+  m.def("num_threads", &num_threads);
+  m.def("criteria", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < criterion_count(); ++i) names.emplace_back(criterion_name(i));
+    return names;
+  });
+
+  m.def(
+      "score_features",
+      [](const py::array& psi, const std::string& criterion, const py::array& candidates,
+         const py::array& evaluation, const py::array& mean, const py::array& outputs,
+         const py::array& variance, const py::array& noise, double ridge,
+         const py::array& label_probs, const py::array& weights, double label_scale,
+         bool cross_entropy, double temperature, const std::optional<py::array>& log_loss_targets,
+         const py::array& utilities) {
+        const ScoreArguments arguments(criterion, candidates, evaluation, mean, outputs, variance,
+                                       noise, ridge, label_probs, weights, label_scale,
+                                       cross_entropy, temperature, log_loss_targets, utilities);
+        const TensorView psi_view = view_of(psi, "psi");
+        released([&] { score_features_cpu(psi_view, arguments.call, interrupt_pending); });
+      },
+      py::arg("psi"), py::arg("criterion"), py::arg("candidates"), py::arg("evaluation"),
+      py::arg("mean"), py::arg("outputs"), py::arg("variance"), py::arg("noise"), py::arg("ridge"),
+      py::arg("label_probs"), py::arg("weights"), py::arg("label_scale"), py::arg("cross_entropy"),
+      py::arg("temperature"), py::arg("log_loss_targets"), py::arg("utilities"));
+
+  m.def(
+      "score_dense",
+      [](const py::array& S, const std::optional<py::array>& downdate,
+         const std::string& criterion, const py::array& candidates, const py::array& evaluation,
+         const py::array& mean, const py::array& outputs, const py::array& variance,
+         const py::array& noise, double ridge, const py::array& label_probs,
+         const py::array& weights, double label_scale, bool cross_entropy, double temperature,
+         const std::optional<py::array>& log_loss_targets, const py::array& utilities) {
+        const ScoreArguments arguments(criterion, candidates, evaluation, mean, outputs, variance,
+                                       noise, ridge, label_probs, weights, label_scale,
+                                       cross_entropy, temperature, log_loss_targets, utilities);
+        const TensorView S_view = view_of(S, "S"), U_view = view_of(downdate, "downdate");
+        released([&] { score_dense_cpu(S_view, U_view, arguments.call, interrupt_pending); });
+      },
+      py::arg("S"), py::arg("downdate"), py::arg("criterion"), py::arg("candidates"),
+      py::arg("evaluation"), py::arg("mean"), py::arg("outputs"), py::arg("variance"),
+      py::arg("noise"), py::arg("ridge"), py::arg("label_probs"), py::arg("weights"),
+      py::arg("label_scale"), py::arg("cross_entropy"), py::arg("temperature"),
+      py::arg("log_loss_targets"), py::arg("utilities"));
+
+  m.def(
+      "condition_features",
+      [](const py::array& psi, const py::array& U, const py::array& C) {
+        const TensorView psi_view = writable_view_of(psi, "psi"), U_view = view_of(U, "U"),
+                         C_view = view_of(C, "C");
+        released([&] { condition_features_cpu(psi_view, U_view, C_view); });
+      },
+      py::arg("psi"), py::arg("U"), py::arg("C"));
+
+  m.def(
+      "condition_dense",
+      [](const py::array& S, const py::array& V) {
+        const TensorView S_view = writable_view_of(S, "S"), V_view = view_of(V, "V");
+        released([&] { condition_dense_cpu(S_view, V_view); });
+      },
+      py::arg("S"), py::arg("V"));
+
+  m.def(
+      "whiten",
+      [](const py::array& features, const py::array& W, const py::array& psi) {
+        const TensorView features_view = view_of(features, "features"), W_view = view_of(W, "W"),
+                         psi_view = writable_view_of(psi, "psi");
+        released([&] { whiten_cpu(features_view, W_view, psi_view, interrupt_pending); });
+      },
+      py::arg("features"), py::arg("W"), py::arg("psi"));
+
+  m.def(
+      "weighted_gram",
+      [](const py::array& X, const py::array& weights, const py::array& G) {
+        const TensorView X_view = view_of(X, "X"), weights_view = view_of(weights, "weights"),
+                         G_view = writable_view_of(G, "G");
+        released([&] { weighted_gram_cpu(X_view, weights_view, G_view, interrupt_pending); });
+      },
+      py::arg("X"), py::arg("weights"), py::arg("G"));
+
+  m.def(
+      "quadratic_form",
+      [](const py::array& X, const py::array& G, const py::array& q) {
+        const TensorView X_view = view_of(X, "X"), G_view = view_of(G, "G"),
+                         q_view = writable_view_of(q, "q");
+        released([&] { quadratic_form_cpu(X_view, G_view, q_view, interrupt_pending); });
+      },
+      py::arg("X"), py::arg("G"), py::arg("q"));
+
+  m.def(
+      "squared_norms",
+      [](const py::array& X, const py::array& s) {
+        const TensorView X_view = view_of(X, "X"), s_view = writable_view_of(s, "s");
+        released([&] { squared_norms_cpu(X_view, s_view); });
+      },
+      py::arg("X"), py::arg("s"));
+
+  m.def(
+      "downdate_moments",
+      [](const py::array& psi, const py::array& g, const py::array& h, double g_G_g, double D,
+         const py::array& q, const py::array& s) {
+        const TensorView psi_view = view_of(psi, "psi"), g_view = view_of(g, "g"),
+                         h_view = view_of(h, "h"), q_view = writable_view_of(q, "q"),
+                         s_view = writable_view_of(s, "s");
+        released([&] { downdate_moments_cpu(psi_view, g_view, h_view, g_G_g, D, q_view, s_view); });
+      },
+      py::arg("psi"), py::arg("g"), py::arg("h"), py::arg("g_G_g"), py::arg("D"), py::arg("q"),
+      py::arg("s"));
+
+  m.def(
+      "cholesky",
+      [](const py::array& L) {
+        const TensorView L_view = writable_view_of(L, "A");
+        released([&] { cholesky_cpu(L_view, interrupt_pending); });
+      },
+      py::arg("L"));
+
+  m.def(
+      "cholesky_append",
+      [](const py::array& L, const py::array& cross, const py::array& corner,
+         const py::array& out) {
+        const TensorView L_view = view_of(L, "L"), cross_view = view_of(cross, "cross"),
+                         corner_view = view_of(corner, "corner"),
+                         out_view = writable_view_of(out, "out");
+        released([&] {
+          cholesky_append_cpu(L_view, cross_view, corner_view, out_view, interrupt_pending);
+        });
+      },
+      py::arg("L"), py::arg("cross"), py::arg("corner"), py::arg("out"));
+
+  m.def(
+      "triangular_solve",
+      [](const py::array& L, const py::array& X, bool transpose) {
+        const TensorView L_view = view_of(L, "L"), X_view = writable_view_of(X, "B");
+        released([&] { triangular_solve_cpu(L_view, X_view, transpose, interrupt_pending); });
+      },
+      py::arg("L"), py::arg("X"), py::arg("transpose"));
+}
+
+}  // namespace ntkfast
