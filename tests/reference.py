@@ -58,7 +58,7 @@ def score(
     temperature,
     log_loss_targets,
 ):
-    """Utilities (N_c,) from the posterior covariances S_cx (N_c, N_x) of candidates and evaluation points."""
+    """Utilities (N_c,) from the covariances S_cx (N_c, N_x) of candidates and evaluation points."""
     if criterion not in PAIRWISE:
         raise ValueError(f"unknown criterion {criterion!r}")
     if criterion == "expected_log_loss" and log_loss_targets is None:

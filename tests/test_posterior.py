@@ -1,0 +1,430 @@
+"""The posterior: conditioning, new points, settings, files, interruption."""
+
+import os
+import signal
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from data import oracle
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import GOLDEN, REPRESENTATIONS, golden, posterior, random_problem, relative_error
+
+import ntkfast as nf
+from ntkfast import ops
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
+
+
+def kernel_of(p):
+    phi = np.vstack([p["phi_c"], p["phi_x"]])
+    return phi @ phi.T
+
+
+def state(post):
+    every = np.arange(len(post))
+    return post.mean, post.covariance(every, every), post.variance, post.labeled
+
+
+def assert_same_state(a, b, tolerance=1e-9):
+    *found, labeled = state(a)
+    *expected, expected_labeled = state(b)
+    np.testing.assert_array_equal(labeled, expected_labeled)
+    for x, y in zip(found, expected, strict=True):
+        assert relative_error(x, y) <= tolerance
+
+
+def refitted(p, indices, T, noise):
+    """F and S from scratch, given the labelled points and (indices, T) with their own noises."""
+    phi, f = np.vstack([p["phi_c"], p["phi_x"]]), np.vstack([p["f_c"], p["f_x"]])
+    labeled = np.vstack([p["phi_l"], phi[indices]])
+    residual = np.vstack([p["T"] - p["f_l"], T - f[indices]])
+    A = labeled @ labeled.T + np.diag(np.append(np.full(len(p["phi_l"]), p["lam"]), noise))
+    K = labeled @ phi.T
+    return f + K.T @ np.linalg.solve(A, residual), phi @ phi.T - K.T @ np.linalg.solve(A, K)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_features_and_kernel_agree(name):
+    p = golden(name)
+    a, b = (posterior(p, representation) for representation in REPRESENTATIONS)
+    assert_same_state(a, b)
+    a.condition([3, 5, 3], [0, 1, 1])
+    b.condition([3, 5, 3], [0, 1, 1])
+    assert_same_state(a, b)
+
+
+@given(seed=st.integers(0, 10**6), data=st.data())
+def test_one_by_one_is_a_block_is_from_scratch(seed, data):
+    """Squared loss: with the same noises the order and grouping of labels do not matter."""
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(0, 8)), int(rng.integers(1, 30))
+    p = random_problem(seed, n=n, d=d)
+    representation = data.draw(st.sampled_from(REPRESENTATIONS))
+    b = int(rng.integers(1, 7))
+    indices, classes = rng.integers(0, 16, b), rng.integers(0, 3, b)
+    noise = p["lam"] * rng.uniform(0.2, 5, b)
+    block, single = posterior(p, representation), posterior(p, representation)
+    block.condition(indices, classes, noise)
+    for i in rng.permutation(b):
+        single.condition([indices[i]], [classes[i]], noise[i : i + 1])
+    F, S = refitted(p, indices, np.eye(3)[classes], noise)
+    for post in (block, single):
+        assert relative_error(post.mean, F) <= 1e-9
+        assert np.abs(post.covariance(range(16), range(16)) - S).max() <= 1e-9
+        assert np.abs(post.variance - np.diag(S)).max() <= 1e-9
+        assert post.labeled.tolist() == sorted(set(indices.tolist()))
+        if representation == "features":
+            phi, f = np.vstack([p["phi_c"], p["phi_x"]]), np.vstack([p["f_c"], p["f_x"]])
+            assert relative_error(post.predict(phi, f), F) <= 1e-9
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_cross_entropy_step(representation):
+    """Residuals of a block are taken together, before the step, in units of label_scale."""
+    p = golden("cross_entropy")
+    post = posterior(p, representation)
+    F, S = post.mean, post.covariance(range(32), range(32))
+    B, T = np.array([2, 20]), np.array([[0.5, 0.5, 0, 0], [0, 0, 0, 1.0]])
+    post.condition(B, T)
+    gain = S[:, B] @ np.linalg.inv(S[np.ix_(B, B)] + p["lam"] * np.eye(2))
+    residual = p["scale"] * (T - oracle.softmax(F[B]))
+    assert relative_error(post.mean, F + gain @ residual) <= 1e-10
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.parametrize("name", ["plain", "more_labels_than_features", "unlabelled"])
+def test_float32_stream(name, representation):
+    """A hundred labels one by one keep float32 close to float64."""
+    p = golden(name)
+    rng = np.random.default_rng(0)
+    exact, single = (posterior(p, representation, dtype) for dtype in (np.float64, np.float32))
+    for i, y in zip(rng.integers(0, 32, 100), rng.integers(0, 4, 100), strict=True):
+        exact.condition([i], [y])
+        single.condition([i], [y])
+    assert relative_error(single.mean, exact.mean) <= 1e-4
+    assert np.abs(single.variance - exact.variance).max() <= 1e-5
+
+
+@pytest.mark.parametrize("n", [0, 40])
+def test_float32_features_survive_small_posterior_variances(n):
+    """Labels leave 1e-5 of the variance: whitened float32 features keep it to single precision."""
+    rng = np.random.default_rng(0)
+    spectrum = np.arange(1, 101) ** -2.0
+    phi, f = rng.normal(size=(140, 100)) * spectrum, rng.normal(size=(140, 3))
+    posts = []
+    for dtype in (np.float64, np.float32):
+        x = phi.astype(np.float32).astype(dtype)
+        labels = f[100 : 100 + n], np.zeros(n, np.int64)
+        post = nf.Posterior.from_features(x[:100], f[:100], x[100 : 100 + n], *labels, 1e-6)
+        post.condition(np.arange(40), np.zeros(40, np.int64))
+        post.extend(x[100:], f[100:])
+        posts.append(post)
+    assert np.median(posts[0].variance / (phi**2).sum(1)) < 1e-4
+    np.testing.assert_allclose(posts[1].variance, posts[0].variance, rtol=1e-2 if n == 0 else 1e-4)
+    np.testing.assert_allclose(posts[1].variance[100:], posts[0].variance[100:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [0, 3, 20])
+def test_new_points_are_like_old_ones(n):
+    p = random_problem(2, n=n, d=16)
+    phi, f = np.vstack([p["phi_c"], p["phi_x"]]), np.vstack([p["f_c"], p["f_x"]])
+    whole = posterior(p)
+    part = nf.Posterior.from_features(
+        phi[:10], f[:10], p["phi_l"], p["f_l"], p["T"], p["lam"], labeled_indices=[1]
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(12):  # through the compact and the dense form of W
+        i, y = rng.integers(0, 10, 2), rng.integers(0, 3, 2)
+        whole.condition(i, y)
+        part.condition(i, y)
+    assert relative_error(part.predict(phi[10:], f[10:]), whole.mean[10:]) <= 1e-9
+    labeled = part.labeled.tolist()
+    assert part.extend(phi[10:], f[10:]) is None
+    assert part.labeled.tolist() == labeled
+    for post in (whole, part):
+        post.condition([12, 3], [0, 2])
+    for x, y in zip(state(whole)[:3], state(part)[:3], strict=True):
+        assert relative_error(x, y) <= 1e-9
+
+
+def test_long_features_stay_compact():
+    """Features of 200 000 dimensions: nothing of size d x d is ever made."""
+    rng = np.random.default_rng(0)
+    phi = rng.normal(size=(6, 200_000)).astype(np.float32)
+    f, T = rng.normal(size=(6, 2)), np.eye(2)[[0, 1, 1]]
+    post = nf.Posterior.from_features(phi[:5], f[:5], phi[3:], f[3:], T, ridge=100.0)
+    K = (phi @ phi.T).astype(np.float64)
+    kernel = nf.Posterior.from_kernel(K[:5, :5], K[3:, :5], K[3:, 3:], f[:5], f[3:], T, ridge=100.0)
+    for p in (post, kernel):
+        p.condition([0], [1])
+    assert_same_state(post, kernel, 1e-4)
+    post.extend(phi[5:], f[5:])
+    assert len(nf.select(post, "expected_entropy", 3).indices) == 3
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_no_labels_at_all(representation):
+    p = golden("unlabelled")
+    phi, f = np.vstack([p["phi_c"], p["phi_x"]]), np.vstack([p["f_c"], p["f_x"]])
+    K = kernel_of(p)
+    if representation == "features":
+        posts = [
+            nf.Posterior.from_features(phi, f, *nothing)
+            for nothing in (
+                (None, None, None),
+                (np.empty((0, 30)), np.empty((0, 4)), np.empty((0, 4))),
+                (np.empty((0, 30)), None, np.empty(0, np.int64)),
+            )
+        ]
+    else:
+        posts = [
+            nf.Posterior.from_kernel(K, None, None, f, None, None),
+            nf.Posterior.from_kernel(K, np.empty((0, 32)), np.empty((0, 0)), f, None, []),
+        ]
+    for post in posts:
+        np.testing.assert_array_equal(post.mean, f)
+        assert relative_error(post.covariance(range(32), range(32)), K) <= 1e-12
+        assert post.ridge == pytest.approx(1e-2 * np.trace(K) / 32)
+        assert post.labeled.tolist() == []
+
+
+def test_automatic_settings():
+    p = golden("cross_entropy")
+    phi, f = np.vstack([p["phi_c"], p["phi_x"]]), np.vstack([p["f_c"], p["f_x"]])
+    labels = p["T"].argmax(1)
+    post = nf.Posterior.from_features(phi, f, p["phi_l"], p["f_l"], labels, loss="cross_entropy")
+    assert post.ridge == pytest.approx(1e-2 * (p["phi_l"] ** 2).sum(1).mean())
+    own = p["f_l"][np.arange(len(labels)), labels]
+    expected = (own - (p["f_l"].sum(1) - own) / 3).mean()
+    assert post.label_scale == pytest.approx(max(1, expected))
+    empty = nf.Posterior.from_features(phi, f, None, None, None, loss="cross_entropy")
+    assert empty.label_scale == pytest.approx((f.max(1) - (f.sum(1) - f.max(1)) / 3).mean())
+    flat = nf.Posterior.from_features(phi, 0 * f, None, None, None, loss="cross_entropy")
+    assert flat.label_scale == 1
+    squared = nf.Posterior.from_features(phi, f, p["phi_l"], p["f_l"], labels)
+    assert squared.label_scale == 1
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_noise_of_labelled_points(representation):
+    p = random_problem(4, n=6, d=20)
+    noise = p["lam"] * np.array([1, 2, 3, 0.5, np.inf, np.inf])
+    post = posterior(p, representation, noise=noise)
+    part = {key: p[key][:4] for key in ("phi_l", "f_l", "T")} | dict(K_ll=p["K_ll"][:4, :4])
+    same = posterior(p | part, representation, noise=noise[:4])
+    assert_same_state(post, same)
+    before = post.copy()
+    post.condition([3], [1], [np.inf])
+    np.testing.assert_array_equal(post.mean, before.mean)
+    assert post.labeled.tolist() == [3]
+    before.condition([3, 2], [1, 0], [np.inf, 0.1])
+    post.condition([2], [0], [0.1])
+    assert_same_state(post, before)
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_regression_with_one_output(representation):
+    p = random_problem(5, k=2)
+    one = {key: p[key][:, :1] for key in ("f_l", "f_c", "f_x", "T")}
+    post = posterior(p | one, representation)
+    post.condition([0, 1], np.array([0.3, -2.0]))
+    post.condition([2], np.array([[7.0]]))
+    wide = posterior(p, representation)
+    wide.condition([0, 1], np.array([[0.3, 0], [-2.0, 0]]))
+    wide.condition([2], np.array([[7.0, 0]]))
+    assert relative_error(post.mean[:, 0], wide.mean[:, 0]) <= 1e-12
+    for criterion in ("variance_reduction", "epig"):
+        np.testing.assert_array_equal(
+            nf.select(post, criterion, 3).indices, nf.select(wide, criterion, 3).indices
+        )
+    for row in nf.criteria():
+        if row.look_ahead or row.fisher:
+            with pytest.raises(ValueError, match=r"two columns, \[0, logit\]"):
+                nf.utilities(post, row.name)
+
+
+def test_dense_precision_follows_the_conditioning():
+    p = random_problem(6, n=10, d=40)
+    assert posterior(p, "kernel", np.float32).covariance([0], [0]).dtype == np.float64
+    close = dict(phi_l=np.vstack([p["phi_c"], p["phi_x"]])[:10])
+    close["K_ll"] = close["phi_l"] @ close["phi_l"].T
+    for lam, dtype in ((1e-3, "float32"), (1e-6, "float64")):
+        post = posterior(p | close, "kernel", np.float32, ridge=lam)
+        assert dtype in repr(post)
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_copies_are_independent(representation):
+    p = golden("plain")
+    post = posterior(p, representation)
+    twin, same = post.copy(), posterior(p, representation)
+    post.mean[:] = 0
+    post.variance[:] = 0
+    post.condition([1], [1])
+    assert_same_state(twin, same)
+    twin.condition([1], [1])
+    assert_same_state(twin, post)
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["plain", "cross_entropy", "more_labels_than_features"])
+def test_save_and_load(name, dtype, representation, tmp_path):
+    post = posterior(golden(name), representation, dtype, labeled_indices=[7])
+    post.condition([3], [1])
+    post.save(tmp_path / "posterior")
+    assert os.listdir(tmp_path) == ["posterior"]
+    loaded = nf.Posterior.load(tmp_path / "posterior")
+    for x, y in zip(state(post), state(loaded), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert repr(loaded) == repr(post)
+    for each in (post, loaded):
+        each.condition([2, 5], [0, 1])
+        if representation == "features":
+            phi = golden(name)["phi_l"].astype(dtype)
+            each.extend(phi[:2], golden(name)["f_l"][:2])
+    for x, y in zip(state(post), state(loaded), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert (
+        nf.select(post, "emoc", 4).indices.tolist() == nf.select(loaded, "emoc", 4).indices.tolist()
+    )
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "posterior.npz"
+    posterior(golden("plain")).save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [whole[:n] for n in (0, 10, len(whole) // 2, len(whole) - 1)]
+    for at in rng.integers(0, len(whole), 60):
+        damaged.append(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+    original = nf.Posterior.load(path)
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            loaded = nf.Posterior.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:  # a flipped byte in a field of the archive that nobody reads
+            assert_same_state(loaded, original, 0)
+    np.savez(path, features=np.ones(3))
+    with pytest.raises(ValueError, match="not a posterior"):
+        nf.Posterior.load(path)
+    np.save(path.with_suffix(".npy"), np.ones(3))
+    with pytest.raises(ValueError, match="not a posterior"):
+        nf.Posterior.load(path.with_suffix(".npy"))
+    np.savez(path, format=np.array([{}], dtype=object))  # a pickle, never opened
+    with pytest.raises(ValueError, match="not a posterior"):
+        nf.Posterior.load(path)
+    with pytest.raises(FileNotFoundError):
+        nf.Posterior.load(tmp_path / "nothing")
+
+
+def test_stored_values_are_checked(tmp_path):
+    path = tmp_path / "posterior.npz"
+    posterior(golden("plain")).save(path)
+    with np.load(path) as archive:
+        stored = dict(archive)
+    for change in (
+        dict(mean=stored["mean"][:-1]),
+        dict(psi=np.full_like(stored["psi"], np.nan)),
+        dict(loss=np.array("hinge")),
+        dict(ridge=np.array(-1.0)),
+        dict(is_labeled=np.zeros(32)),
+        dict(left=stored["left"][:, 1:]),
+        dict(version=np.array(99)),
+    ):
+        np.savez(path, **(stored | change))
+        with pytest.raises(ValueError, match=r"damaged|version"):
+            nf.Posterior.load(path)
+    del stored["theta"]
+    np.savez(path, **stored)
+    with pytest.raises(ValueError, match="damaged"):
+        nf.Posterior.load(path)
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    post = posterior(golden("plain"))
+    path = tmp_path / "posterior.npz"
+    post.save(path)
+    old = path.read_bytes()
+
+    def fail(file, **arrays):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(OSError, match="disk full"):
+        post.save(path)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["posterior.npz"]
+
+
+def test_warning_when_labels_outnumber_a_quarter_of_the_features():
+    p = random_problem(7, n=3, d=16)
+    arguments = np.vstack([p["phi_c"], p["phi_x"]]), np.vstack([p["f_c"], p["f_x"]])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        post = nf.Posterior.from_features(*arguments, p["phi_l"], p["f_l"], p["T"])
+        post.condition([0], [0])
+        assert not caught
+        post.condition([1], [0])
+        post.condition([2], [0])
+        nf.Posterior.from_features(
+            *arguments, np.tile(p["phi_l"], (2, 1)), *[np.eye(3)[[0] * 6]] * 2
+        )
+    assert [w.category for w in caught] == [UserWarning] * 2
+    assert all("quarter of the 16 feature" in str(w.message) for w in caught)
+    assert all(w.filename == __file__ for w in caught)
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_an_interrupted_update_is_whole(representation, monkeypatch):
+    """Ctrl-C in the middle of the in-place part is delivered once the update is complete."""
+    p = golden("plain")
+    expected = posterior(p, representation)
+    expected.condition([1, 2], [0, 1])
+    name = "condition_features" if representation == "features" else "condition_dense"
+    original = getattr(ops, name)
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        original(*arguments)
+
+    post = posterior(p, representation)
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(ops, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        post.condition([1, 2], [0, 1])
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert_same_state(post, expected, 0)
+
+
+def test_conditioning_in_another_thread():
+    post, same = posterior(golden("plain")), posterior(golden("plain"))
+    thread = threading.Thread(target=post.condition, args=([1], [0]))
+    thread.start()
+    thread.join()
+    same.condition([1], [0])
+    assert_same_state(post, same, 0)
+
+
+def test_interrupted_scoring_changes_nothing(monkeypatch):
+    p = golden("plain")
+    post, same = posterior(p), posterior(p)
+    original, calls = ops.score_features, []
+
+    def interrupted(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(ops, "score_features", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        nf.select(post, "emoc", 5)
+    assert_same_state(post, same, 0)
