@@ -133,8 +133,8 @@ def as_numpy(name: str, array: Any) -> Array:
 
 
 def _native(array: Array, dtype: Any = None) -> Array:
-    """C-contiguous array in machine byte order; the same memory where it already is that."""
-    return np.ascontiguousarray(array, dtype=dtype or array.dtype.newbyteorder("="))
+    """C-contiguous, aligned, in machine byte order; the same memory where it already is that."""
+    return np.require(array, dtype or array.dtype.newbyteorder("="), ["C_CONTIGUOUS", "ALIGNED"])
 
 
 def as_floats(

@@ -120,7 +120,8 @@ class Whitening:
         """W^T step: a step (d, k) along psi as a step along phi."""
         if self.matrix is not None:
             return self.matrix @ step
-        return step - self.left.T @ (self.right @ step)
+        result: Array = step - self.left.T @ (self.right @ step)
+        return result
 
 
 class WeightSpace:
@@ -302,7 +303,7 @@ class FunctionSpace:
             )
         variance = np.maximum(variance, 0.0)
         exact = K_uu.dtype == np.float64 or (before / (variance + ridge)).max() > _FLOAT32_LIMIT
-        S = K_uu.astype(np.float64 if exact else np.float32)
+        S: Array = K_uu.astype(np.float64 if exact else np.float32)
         if len(noise):
             ops.condition_dense(S, V)
         return cls(S, variance), mean
@@ -323,7 +324,8 @@ class FunctionSpace:
 
     def block(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns), float64."""
-        return self.S[np.ix_(rows, columns)].astype(np.float64)
+        result: Array = self.S[np.ix_(rows, columns)].astype(np.float64)
+        return result
 
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
@@ -379,7 +381,8 @@ class KernelScorer:
     def column(self, point: int) -> Array:
         """S(., point) (N,), float64."""
         rows = self._rows[: self._count].astype(np.float64)
-        return self.S[point].astype(np.float64) - rows[:, point] @ rows
+        result: Array = self.S[point].astype(np.float64) - rows[:, point] @ rows
+        return result
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise."""

@@ -1,0 +1,505 @@
+"""Whatever does not fit is refused with an error that names it, and nothing has changed."""
+
+import numpy as np
+import pytest
+import torch
+from problems import REPRESENTATIONS, posterior, random_problem
+
+import ntkfast as nf
+
+N, D, K, n = 16, 12, 3, 5
+NAMES = tuple(row.name for row in nf.criteria())
+
+
+def arguments(**changes):
+    rng = np.random.default_rng(0)
+    good = dict(
+        features=rng.normal(size=(N, D)),
+        outputs=rng.normal(size=(N, K)),
+        labeled_features=rng.normal(size=(n, D)),
+        labeled_outputs=rng.normal(size=(n, K)),
+        targets=rng.integers(0, K, n),
+    )
+    return changed(good, changes)
+
+
+def changed(good, changes):
+    return good | {
+        name: change(good[name]) if callable(change) else change for name, change in changes.items()
+    }
+
+
+def kernel_arguments(**changes):
+    a = arguments()
+    phi, labeled = a.pop("features"), a.pop("labeled_features")
+    good = dict(K_uu=phi @ phi.T, K_lu=labeled @ phi.T, K_ll=labeled @ labeled.T) | a
+    return changed(good, changes)
+
+
+def put(row, column, value):
+    def change(a):
+        a = a.astype(np.float64)
+        a[row, column] = value
+        return a
+
+    return change
+
+
+BAD_FEATURES = {
+    "NaN in features": (
+        dict(features=put(3, 7, np.nan)),
+        ValueError,
+        "features contains NaN at row 3, column 7",
+    ),
+    "inf in labelled features": (
+        dict(labeled_features=put(1, 0, np.inf)),
+        ValueError,
+        "labeled_features contains inf at row 1, column 0",
+    ),
+    "NaN in outputs": (
+        dict(outputs=put(15, 2, np.nan)),
+        ValueError,
+        "outputs contains NaN at row 15, column 2",
+    ),
+    "inf in labelled outputs": (
+        dict(labeled_outputs=put(4, 1, -np.inf)),
+        ValueError,
+        "labeled_outputs contains -inf at row 4",
+    ),
+    "NaN in targets": (
+        dict(targets=np.full((n, K), np.nan)),
+        ValueError,
+        "targets contains NaN at row 0, column 0",
+    ),
+    "too few outputs": (
+        dict(outputs=lambda a: a[:-1]),
+        ValueError,
+        r"outputs has shape \(15, 3\); expected \(16, k\)",
+    ),
+    "another number of features": (
+        dict(labeled_features=lambda a: a[:, 1:]),
+        ValueError,
+        r"labeled_features has shape \(5, 11\); expected \(n, 12\)",
+    ),
+    "another number of classes": (
+        dict(labeled_outputs=lambda a: a[:, 1:]),
+        ValueError,
+        r"labeled_outputs has shape \(5, 2\); expected \(5, 3\)",
+    ),
+    "too many targets": (
+        dict(targets=np.zeros(6, int)),
+        ValueError,
+        r"targets has shape \(6,\); expected \(5,\)",
+    ),
+    "targets of another width": (
+        dict(targets=np.zeros((5, 4))),
+        ValueError,
+        r"targets has shape \(5, 4\); expected \(5, 3\)",
+    ),
+    "three axes": (dict(features=lambda a: a[:, None]), ValueError, "features has shape"),
+    "one axis": (
+        dict(outputs=lambda a: a[:, 0]),
+        ValueError,
+        r"outputs has shape \(16,\); expected \(16, k\)",
+    ),
+    "no points": (
+        dict(features=lambda a: a[:0], outputs=lambda a: a[:0]),
+        ValueError,
+        "features has shape .* no empty dimension",
+    ),
+    "no features": (
+        dict(features=lambda a: a[:, :0]),
+        ValueError,
+        "features has shape .* no empty dimension",
+    ),
+    "no classes": (
+        dict(outputs=lambda a: a[:, :0]),
+        ValueError,
+        "outputs has shape .* no empty dimension",
+    ),
+    "labels without targets": (dict(targets=None), ValueError, "targets is missing"),
+    "labels without outputs": (dict(labeled_outputs=None), TypeError, "labeled_outputs is"),
+    "outputs of nobody": (dict(labeled_features=None), ValueError, "labeled_outputs has shape"),
+    "class too large": (
+        dict(targets=np.array([0, 1, 3, 0, 0])),
+        ValueError,
+        r"targets\[2\] = 3 is no class of a model with 3 outputs",
+    ),
+    "class negative": (dict(targets=np.array([0, -1, 2, 0, 0])), ValueError, r"targets\[1\] = -1"),
+    "class as float": (dict(targets=np.zeros(5)), TypeError, "targets has dtype float64"),
+    "class as string": (dict(targets=np.array(list("abcab"))), TypeError, "targets has dtype <U1"),
+    "float16": (
+        dict(features=lambda a: a.astype(np.float16)),
+        TypeError,
+        "features has dtype float16; expected float32 or float64",
+    ),
+    "half tensors": (
+        dict(features=lambda a: torch.tensor(a).half()),
+        TypeError,
+        "features has dtype float16",
+    ),
+    "complex": (dict(features=lambda a: a + 0j), TypeError, "features has dtype complex128"),
+    "integers": (dict(features=lambda a: a.astype(int)), TypeError, "features has dtype int64"),
+    "integer outputs": (
+        dict(outputs=lambda a: a.astype(np.int32)),
+        TypeError,
+        "outputs has dtype int32",
+    ),
+    "longdouble": (
+        dict(features=lambda a: a.astype(np.longdouble)),
+        TypeError,
+        "features has dtype",
+    ),
+    "objects": (dict(features=lambda a: a.astype(object)), TypeError, "features has dtype object"),
+    "a ragged list": (
+        dict(features=[[1.0], [1.0, 2.0]]),
+        TypeError,
+        "features is not a rectangular array",
+    ),
+    "nothing": (dict(features=None), TypeError, "features is not a dense array of numbers"),
+    "a masked array": (
+        dict(features=lambda a: np.ma.masked_less(a, 0)),
+        TypeError,
+        "features is a masked array",
+    ),
+    "a sparse tensor": (
+        dict(features=lambda a: torch.tensor(a).to_sparse()),
+        TypeError,
+        "features is a torch.sparse_coo tensor",
+    ),
+    "ridge zero": (dict(ridge=0.0), ValueError, "ridge must be finite and > 0; got 0"),
+    "ridge negative": (dict(ridge=-1), ValueError, "ridge must be finite and > 0"),
+    "ridge infinite": (dict(ridge=np.inf), ValueError, "ridge must be finite"),
+    "ridge NaN": (dict(ridge=np.nan), ValueError, "ridge must be finite"),
+    "ridge a word": (dict(ridge="small"), TypeError, "ridge must be a number"),
+    "ridge of nothing": (
+        dict(labeled_features=lambda a: 0 * a),
+        ValueError,
+        'ridge="auto" is 1e-2 times .* give ridge > 0',
+    ),
+    "ridge far too small": (
+        dict(labeled_features=lambda a: np.ones_like(a), ridge=1e-300),
+        ValueError,
+        "not positive definite",
+    ),
+    "loss": (
+        dict(loss="hinge"),
+        ValueError,
+        'loss must be "squared" or "cross_entropy"; got .hinge.',
+    ),
+    "label_scale": (
+        dict(loss="cross_entropy", label_scale=0),
+        ValueError,
+        "label_scale must be finite and > 0",
+    ),
+    "label_scale of squared loss": (
+        dict(label_scale=3),
+        ValueError,
+        "label_scale belongs to cross-entropy",
+    ),
+    "one logit": (
+        dict(loss="cross_entropy", outputs=lambda a: a[:, :1]),
+        ValueError,
+        r"two columns, \[0, logit\]",
+    ),
+    "targets of cross-entropy": (
+        dict(loss="cross_entropy", targets=np.ones((5, 3))),
+        ValueError,
+        "targets must have rows that sum to one; row 0 sums to 3",
+    ),
+    "noise zero": (
+        dict(noise=np.array([1, 1, 0, 1, 1.0])),
+        ValueError,
+        r"noise must be in \(0, inf\]; it is 0 at index 2",
+    ),
+    "noise NaN": (
+        dict(noise=np.array([1, np.nan, 1, 1, 1])),
+        ValueError,
+        "noise .* it is nan at index 1",
+    ),
+    "noise of another length": (
+        dict(noise=np.ones(4)),
+        ValueError,
+        r"noise has shape \(4,\); expected \(5,\)",
+    ),
+    "labelled indices twice": (
+        dict(labeled_indices=[1, 4, 1]),
+        ValueError,
+        "labeled_indices contains 1 more than once",
+    ),
+    "labelled indices outside": (
+        dict(labeled_indices=[1, 16]),
+        ValueError,
+        r"labeled_indices\[1\] = 16 is out of range for 16 points",
+    ),
+    "labelled indices negative": (
+        dict(labeled_indices=[-1]),
+        ValueError,
+        r"labeled_indices\[0\] = -1 is out of range",
+    ),
+    "labelled mask": (
+        dict(labeled_indices=np.ones(15, bool)),
+        ValueError,
+        "labeled_indices is a mask of length 15; expected 16",
+    ),
+    "labelled indices as floats": (
+        dict(labeled_indices=[1.0]),
+        TypeError,
+        "labeled_indices has dtype float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FEATURES)
+def test_from_features(case):
+    changes, error, message = BAD_FEATURES[case]
+    with pytest.raises(error, match=message):
+        nf.Posterior.from_features(**arguments(**changes))
+
+
+BAD_KERNELS = {
+    "NaN": (dict(K_uu=put(3, 7, np.nan)), ValueError, "K_uu contains NaN at row 3, column 7"),
+    "not square": (
+        dict(K_uu=lambda a: a[:, 1:]),
+        ValueError,
+        r"K_uu has shape \(16, 15\); expected \(N, N\)",
+    ),
+    "K_ll not square": (dict(K_ll=lambda a: a[:, 1:]), ValueError, r"K_ll has shape \(5, 4\)"),
+    "K_lu transposed": (
+        dict(K_lu=lambda a: a.T),
+        ValueError,
+        r"K_lu has shape \(16, 5\); expected \(5, 16\)",
+    ),
+    "K_lu missing": (dict(K_lu=None), ValueError, r"K_lu has shape \(0, 16\); expected \(5, 16\)"),
+    "K_ll missing": (dict(K_ll=None), ValueError, "expected"),
+    "not symmetric": (
+        dict(K_uu=put(3, 7, 100.0)),
+        ValueError,
+        r"K_uu is not symmetric: entry \(3, 7\) is 100",
+    ),
+    "negative diagonal": (
+        dict(K_uu=put(2, 2, -1.0)),
+        ValueError,
+        r"K_uu is no kernel matrix: entry \(2, 2\) is -1 < 0",
+    ),
+    "indefinite": (
+        dict(K_ll=lambda a: a - 0.9 * np.diag(np.diag(a))),
+        ValueError,
+        "not positive definite",
+    ),
+    "other kernels": (
+        dict(K_uu=lambda a: a / 100),
+        ValueError,
+        "K_uu, K_lu and K_ll are not blocks of one kernel matrix",
+    ),
+    "float16": (dict(K_uu=lambda a: a.astype(np.float16)), TypeError, "K_uu has dtype float16"),
+    "full kernel": (
+        dict(outputs=np.ones((4, 4))),
+        ValueError,
+        r"outputs has shape \(4, 4\); expected \(16, k\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KERNELS)
+def test_from_kernel(case):
+    changes, error, message = BAD_KERNELS[case]
+    with pytest.raises(error, match=message):
+        nf.Posterior.from_kernel(**kernel_arguments(**changes))
+
+
+BAD_LABELS = {
+    "no indices": (([], []), ValueError, "indices is empty"),
+    "outside": (([16], [0]), ValueError, r"indices\[0\] = 16 is out of range for 16 points"),
+    "negative": (([-1], [0]), ValueError, "out of range"),
+    "a float": (([1.0], [0]), TypeError, "indices has dtype float64"),
+    "a number": ((1, [0]), ValueError, r"indices has shape \(\)"),
+    "too few targets": (([1, 2], [0]), ValueError, r"targets has shape \(1,\); expected \(2,\)"),
+    "no such class": (([1, 2], [0, 3]), ValueError, r"targets\[1\] = 3"),
+    "NaN": (([1], [[0, np.nan, 1]]), ValueError, "targets contains NaN at row 0, column 1"),
+    "noise": (([1], [0], [0.0]), ValueError, r"noise must be in \(0, inf\]"),
+    "noise length": (([1], [0], [1.0, 1.0]), ValueError, "noise has shape"),
+}
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_condition(case, representation):
+    post = posterior(random_problem(1), representation)
+    before = post.mean, post.variance, post.labeled
+    given, error, message = BAD_LABELS[case]
+    with pytest.raises(error, match=message):
+        post.condition(*given)
+    for old, new in zip(before, (post.mean, post.variance, post.labeled), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_new_points():
+    post = posterior(random_problem(1))
+    for method in (post.extend, post.predict):
+        with pytest.raises(ValueError, match=r"features has shape \(2, 11\); expected \(m, 12\)"):
+            method(np.ones((2, 11)), np.ones((2, 3)))
+        with pytest.raises(ValueError, match=r"outputs has shape \(3, 3\); expected \(2, 3\)"):
+            method(np.ones((2, 12)), np.ones((3, 3)))
+        with pytest.raises(ValueError, match="features contains NaN at row 1, column 2"):
+            method(put(1, 2, np.nan)(np.ones((2, 12))), np.ones((2, 3)))
+    assert len(post) == 16
+    kernel = posterior(random_problem(1), "kernel")
+    for method in (kernel.extend, kernel.predict):
+        with pytest.raises(TypeError, match="needs features; this posterior"):
+            method(np.ones((2, 12)), np.ones((2, 3)))
+
+
+BAD_QUESTIONS = {
+    "criterion": (dict(criterion="magic"), ValueError, "unknown criterion 'magic'; known: mlmoc"),
+    "no candidates": (dict(candidates=[]), ValueError, "candidates is empty"),
+    "no candidate in the mask": (
+        dict(candidates=np.zeros(N, bool)),
+        ValueError,
+        "candidates is empty",
+    ),
+    "no evaluation points": (dict(evaluation=np.array([], int)), ValueError, "evaluation is empty"),
+    "candidates twice": (
+        dict(candidates=[1, 2, 1]),
+        ValueError,
+        "candidates contains 1 more than once",
+    ),
+    "evaluation twice": (
+        dict(evaluation=[5, 5]),
+        ValueError,
+        "evaluation contains 5 more than once",
+    ),
+    "candidates negative": (
+        dict(candidates=[0, -2]),
+        ValueError,
+        r"candidates\[1\] = -2 is out of range",
+    ),
+    "evaluation outside": (
+        dict(evaluation=[16]),
+        ValueError,
+        r"evaluation\[0\] = 16 is out of range",
+    ),
+    "beyond int64": (dict(evaluation=np.array([2**63], np.uint64)), ValueError, "out of range"),
+    "mask too short": (
+        dict(candidates=np.ones(3, bool)),
+        ValueError,
+        "candidates is a mask of length 3; expected 16",
+    ),
+    "candidates as floats": (dict(candidates=[0.5]), TypeError, "candidates has dtype float64"),
+    "candidates in a matrix": (dict(candidates=[[0, 1]]), ValueError, "candidates has shape"),
+    "probabilities": (
+        dict(label_probs=np.full((N, K), 0.5)),
+        ValueError,
+        "label_probs must have rows that sum to one; row 0 sums to 1.5",
+    ),
+    "negative probabilities": (
+        dict(label_probs=np.tile([1.5, -0.5, 0], (N, 1))),
+        ValueError,
+        "label_probs is negative at row 0, column 1",
+    ),
+    "too few probabilities": (
+        dict(label_probs=np.full((3, K), 1 / 3)),
+        ValueError,
+        "label_probs has shape",
+    ),
+    "NaN weights": (
+        dict(weights=np.full(N, np.nan)),
+        ValueError,
+        "weights contains NaN at index 0",
+    ),
+    "negative weights": (
+        dict(weights=-np.ones(N)),
+        ValueError,
+        "weights must be >= 0; it is -1 at index 0",
+    ),
+    "too few weights": (
+        dict(weights=np.ones(3)),
+        ValueError,
+        r"weights has shape \(3,\); expected \(16,\)",
+    ),
+    "noise zero": (dict(noise=np.zeros(N)), ValueError, r"noise must be in \(0, inf\]"),
+    "noise negative": (dict(noise=-np.ones(N)), ValueError, r"noise must be in \(0, inf\]"),
+    "noise NaN": (dict(noise=np.full(N, np.nan)), ValueError, r"noise must be in \(0, inf\]"),
+    "temperature zero": (dict(temperature=0), ValueError, "temperature must be finite and > 0"),
+    "temperature infinite": (dict(temperature=np.inf), ValueError, "temperature must be finite"),
+    "temperature a word": (dict(temperature="hot"), TypeError, "temperature must be a number"),
+    "targets missing": (
+        dict(criterion="expected_log_loss"),
+        ValueError,
+        r"needs log_loss_targets of shape \(16, 3\)",
+    ),
+    "targets not one": (
+        dict(log_loss_targets=np.ones((N, K))),
+        ValueError,
+        "log_loss_targets must have rows that sum to one",
+    ),
+    "precision": (dict(precision="half"), ValueError, "precision must be"),
+    "tf32": (dict(precision="tf32"), ValueError, "needs tensor cores"),
+    "bf16": (dict(precision="bf16"), ValueError, "needs tensor cores"),
+    "posterior": (dict(post=None), TypeError, "post must be a Posterior; got NoneType"),
+}
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.parametrize("case", BAD_QUESTIONS)
+def test_utilities_and_select(case, representation):
+    changes, error, message = BAD_QUESTIONS[case]
+    good = dict(post=posterior(random_problem(1), representation), criterion="emoc")
+    with pytest.raises(error, match=message):
+        nf.utilities(**(good | changes))
+    for mode in ("top", "sequential"):
+        with pytest.raises(error, match=message):
+            nf.select(batch_size=2, mode=mode, **(good | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (dict(batch_size=17), ValueError, "batch_size is 17, but only 16 unlabelled candidates"),
+        (dict(batch_size=3, candidates=[1, 2]), ValueError, "only 2 unlabelled candidates"),
+        (dict(batch_size=0), ValueError, "batch_size must be >= 1; got 0"),
+        (dict(batch_size=-1), ValueError, "batch_size must be >= 1"),
+        (dict(batch_size=2.0), TypeError, "batch_size must be an integer; got 2.0"),
+        (dict(batch_size=True), TypeError, "batch_size must be an integer"),
+        (dict(batch_size=10**30), ValueError, "only 16 unlabelled"),
+        (dict(batch_size=1, mode="greedy"), ValueError, 'mode must be "top" or "sequential"'),
+    ],
+)
+def test_batches(changes, error, message):
+    with pytest.raises(error, match=message):
+        nf.select(posterior(random_problem(1)), "emoc", **changes)
+
+
+def test_every_point_labelled():
+    post = posterior(random_problem(1), labeled_indices=np.ones(N, bool))
+    for call in (nf.utilities, lambda *a: nf.select(*a, 1)):
+        with pytest.raises(ValueError, match="every point is labelled"):
+            call(post, "emoc")
+    with pytest.raises(ValueError, match="only 0 unlabelled candidates"):
+        nf.select(post, "emoc", 1, candidates=[3])
+    assert np.isfinite(nf.utilities(post, "emoc", candidates=[3])).all()
+
+
+@pytest.mark.parametrize("criterion", NAMES)
+@pytest.mark.parametrize("mode", ["top", "sequential"])
+def test_overflow_is_an_error_not_a_ranking(criterion, mode):
+    """Squares that float32 cannot hold must not come back as inf or NaN."""
+    rng = np.random.default_rng(0)
+    phi = rng.normal(size=(20, 30)).astype(np.float32) * np.float32(1e25)
+    f, q = rng.normal(size=(20, 3)), np.full((20, 3), 1 / 3)
+    post = nf.Posterior.from_features(phi, f, None, None, None)
+    try:
+        picked = nf.select(post, criterion, 2, mode, log_loss_targets=q)
+    except ValueError as error:
+        assert "too large for this precision" in str(error)
+    else:
+        assert np.isfinite(picked.utilities).all()
+    exact = nf.select(post, criterion, 2, mode, log_loss_targets=q, precision="float64")
+    assert np.isfinite(exact.utilities).all()
+
+
+def test_sizes_that_do_not_fit():
+    """A view of more numbers than there can be memory for fails as memory does."""
+    huge = np.broadcast_to(np.float32(1.0), (2**40, 2**10))
+    with pytest.raises(MemoryError):
+        nf.Posterior.from_features(huge, np.ones((1, 2)), None, None, None)
