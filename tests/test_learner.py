@@ -1,0 +1,177 @@
+"""LookAheadLearner on small torch networks."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ntkfast as nf
+from ntkfast.learner import LookAheadLearner
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
+NAMES = np.array(["cat", "dog", "emu"])
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Three Gaussian classes and a network trained on a few points of two of them."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(240) % 3
+    X = torch.randn(240, 6, generator=generator) + 2.5 * torch.eye(6)[y]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 3))
+    labeled = torch.cat([torch.nonzero(y[:40] == c)[:4, 0] for c in (0, 1)])
+    model.eval()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X[labeled]), y[labeled]).backward()
+        optimizer.step()
+    return dict(
+        model=model, X=X[labeled], y=y[labeled], pool=X[40:160], pool_y=y[40:160],
+        test=X[160:], test_y=y[160:],
+    )  # fmt: skip
+
+
+def fitted(problem, **settings):
+    learner = LookAheadLearner(problem["model"], **settings)
+    assert learner.fit(problem["X"], problem["y"], problem["pool"]) is learner
+    return learner
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+def test_labels_teach_without_training(problem, loss):
+    problem["model"].train()
+    before = {name: value.clone() for name, value in problem["model"].state_dict().items()}
+    learner = fitted(problem, loss=loss)
+    accuracy = lambda: (  # noqa: E731
+        (learner.predict(problem["test"]).argmax(1) == problem["test_y"]).double().mean().item()
+    )
+    first, asked = accuracy(), []
+    for _ in range(3):
+        picked = learner.query(8)
+        again = learner.query(8)
+        assert torch.equal(picked.indices, again.indices)
+        assert torch.equal(picked.utilities, again.utilities)
+        asked += picked.indices.tolist()
+        learner.update(picked.indices, problem["pool_y"][picked.indices])
+    assert len(set(asked)) == 24
+    assert learner.posterior.labeled.tolist() == sorted(asked)
+    assert accuracy() > first + 0.1
+    assert problem["model"].training
+    for name, value in problem["model"].state_dict().items():
+        assert torch.equal(value, before[name])
+    problem["model"].eval()
+
+
+def test_predictions_on_the_pool_are_the_posteriors_mean(problem):
+    learner = fitted(problem)
+    learner.update([3, 5], [2, 0])
+    found = learner.predict(problem["pool"])
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, learner.posterior.mean, rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_select_on_a_posterior(problem):
+    learner = fitted(problem, evaluation_size=None, dim=256, seed=3, ridge=0.5, label_scale=4.0)
+    ntk = nf.EmpiricalNTK(problem["model"], dim=256, seed=3)
+    post = nf.Posterior.from_features(
+        ntk.features(problem["pool"]),
+        ntk.outputs(problem["pool"]),
+        ntk.features(problem["X"]),
+        ntk.outputs(problem["X"]),
+        problem["y"],
+        0.5,
+        loss="cross_entropy",
+        label_scale=4.0,
+    )
+    assert torch.equal(
+        learner.query(9).indices, nf.select(post, "fisher_variance_reduction", 9).indices
+    )
+    top = fitted(problem, criterion="emoc", mode="top", loss="squared", sketch=None)
+    assert len(set(top.query(5).indices.tolist())) == 5
+
+
+def test_evaluation_points_are_a_seeded_draw(problem):
+    picks = [
+        fitted(problem, evaluation_size=20, seed=seed, sketch=None).query(6) for seed in (0, 0, 1)
+    ]
+    assert torch.equal(picks[0].utilities, picks[1].utilities)
+    assert not torch.equal(picks[0].utilities, picks[2].utilities)
+    whole = fitted(problem, evaluation_size=120, sketch=None).query(6)
+    every = fitted(problem, evaluation_size=None, sketch=None).query(6)
+    assert torch.equal(whole.utilities, every.utilities)
+
+
+def test_any_labels(problem):
+    plain = fitted(problem)
+    named = LookAheadLearner(problem["model"], classes=NAMES)
+    named.fit(problem["X"].numpy(), NAMES[problem["y"]], problem["pool"].numpy())
+    for learner, names in ((plain, np.arange(3)), (named, NAMES)):
+        learner.update([4, 8], names[[2, 1]].tolist())
+    found = named.predict(problem["test"].numpy())
+    assert isinstance(found, np.ndarray) and named.classes_[found.argmax(1)].dtype.kind == "U"
+    np.testing.assert_allclose(found, plain.predict(problem["test"]), rtol=1e-6, atol=1e-6)
+    # All classes seen: sorted labels are the outputs in order.
+    inferred = LookAheadLearner(problem["model"])
+    inferred.fit(problem["pool"], NAMES[problem["pool_y"]], problem["test"])
+    assert inferred.classes_.tolist() == NAMES.tolist()
+    reordered = LookAheadLearner(problem["model"], classes=[30, 10, 20])
+    reordered.fit(problem["X"], np.array([30, 10, 20])[problem["y"]], problem["pool"])
+    reordered.update([4, 8], [20, 10])
+    np.testing.assert_array_equal(reordered.posterior.mean, plain.posterior.mean)
+
+
+@pytest.mark.parametrize("nothing", [(None, None), (None, []), (torch.empty(0, 6), torch.empty(0))])
+def test_no_labels_at_all(problem, nothing):
+    learner = LookAheadLearner(problem["model"]).fit(*nothing, problem["pool"])
+    picked = learner.query(4)
+    learner.update(picked.indices, problem["pool_y"][picked.indices])
+    assert learner.predict(problem["test"]).shape == (80, 3)
+
+
+def test_what_is_refused(problem):
+    model, X, y, pool = (problem[key] for key in ("model", "X", "y", "pool"))
+    with pytest.raises(RuntimeError, match="call fit"):
+        LookAheadLearner(model).query(3)
+    for settings, message in (
+        (dict(loss="hinge"), "loss must be"),
+        (dict(criterion="magic"), "unknown criterion"),
+        (dict(criterion="expected_log_loss"), "needs log_loss_targets"),
+        (dict(evaluation_size=0), "evaluation_size must be an int >= 1 or None"),
+        (dict(evaluation_size=2.5), "evaluation_size must be"),
+        (dict(outputs="full"), "a learner needs a scalar one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LookAheadLearner(model, **settings)
+    for classes in (["a", "b"], ["a", "b", "a"]):
+        with pytest.raises(ValueError, match="classes must name the model's 3 outputs once each"):
+            LookAheadLearner(model, classes=classes).fit(X, y, pool)
+    with pytest.raises(ValueError, match=r"y_labeled has 7 labels; X_labeled has 8 points"):
+        LookAheadLearner(model).fit(X, y[:-1], pool)
+    with pytest.raises(ValueError, match=r"y_labeled is empty; X_labeled has 8 points"):
+        LookAheadLearner(model).fit(X, None, pool)
+    with pytest.raises(ValueError, match=r"3 outputs and y_labeled 2 different labels"):
+        LookAheadLearner(model).fit(X, NAMES[y], pool)
+    with pytest.raises(ValueError, match=r"y_labeled\[0\] = 5 is none of the classes 0, 1, 2"):
+        LookAheadLearner(model).fit(X, y + 5, pool)
+    with pytest.raises(ValueError, match="y_labeled has shape"):
+        LookAheadLearner(model).fit(X, nn.functional.one_hot(y, 3), pool)
+    learner = fitted(problem)
+    before = learner.posterior.mean
+    for indices, labels, message in (
+        ([1], [7], r"y\[0\] = 7 is none of the classes"),
+        ([1, 2], [0], "targets has shape"),
+        ([400], [0], "out of range"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learner.update(indices, labels)
+    with pytest.raises(ValueError, match="batch_size is 121"):
+        learner.query(121)
+    assert torch.equal(learner.posterior.mean, before)
+
+
+def test_one_logit_is_explained(problem):
+    model = nn.Linear(6, 1)
+    with pytest.raises(ValueError, match=r"two columns, \[0, logit\]"):
+        LookAheadLearner(model).fit(problem["X"], problem["y"] % 2 * 0, problem["pool"])
