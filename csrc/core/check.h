@@ -46,8 +46,8 @@ inline std::string shape_text(const TensorView& view) {
 
 /// Throws unless the view has this element type, device and shape (-1: any size).
 template <class T>
-void check_view(const TensorView& view, const char* name,
-                std::initializer_list<std::int64_t> shape, Device device = Device::kCpu) {
+void check_view(const TensorView& view, const char* name, std::initializer_list<std::int64_t> shape,
+                Device device = Device::kCpu) {
   require(view.device == device, std::string(name) + ": expected an array " +
                                      (device == Device::kCpu ? "in host memory" : "on a GPU"));
   require(view.dtype == DTypeOf<T>::value, std::string(name) + ": expected " +
@@ -67,8 +67,8 @@ void check_view(const TensorView& view, const char* name,
 
 /// A matrix with unit stride along its rows.
 template <class T>
-MatrixView<T> matrix(const TensorView& view, const char* name, std::int64_t rows,
-                     std::int64_t cols, Device device = Device::kCpu) {
+MatrixView<T> matrix(const TensorView& view, const char* name, std::int64_t rows, std::int64_t cols,
+                     Device device = Device::kCpu) {
   check_view<T>(view, name, {rows, cols}, device);
   require(view.shape[1] <= 1 || view.stride[1] == 1,
           std::string(name) + ": rows must be contiguous");

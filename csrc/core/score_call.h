@@ -7,24 +7,24 @@
 
 namespace ntkfast {
 
-/// Shapes: N points, N_c candidates, N_x evaluation points, k classes. All arrays but the covariance (psi or S, float
-/// or double: the compute type) and the indices (int64) are double.
+/// Shapes: N points, N_c candidates, N_x evaluation points, k classes. All arrays but the
+/// covariance (psi or S, float or double: the compute type) and the indices (int64) are double.
 struct ScoreCall {
   std::string criterion;
-  TensorView candidates;   // (N_c,) indices of points
-  TensorView evaluation;   // (N_x,) indices of points
-  TensorView mean;         // (N, k) posterior mean F
-  TensorView outputs;      // (N, k) outputs f of the trained network
-  TensorView variance;     // (N,) S(x, x)
-  TensorView noise;        // (N_c,) lam_c in (0, inf]
-  TensorView label_probs;  // (N_c, k) P(y|c)
-  TensorView weights;      // (N_x,) v(x)
+  TensorView candidates;        // (N_c,) indices of points
+  TensorView evaluation;        // (N_x,) indices of points
+  TensorView mean;              // (N, k) posterior mean F
+  TensorView outputs;           // (N, k) outputs f of the trained network
+  TensorView variance;          // (N,) S(x, x)
+  TensorView noise;             // (N_c,) lam_c in (0, inf]
+  TensorView label_probs;       // (N_c, k) P(y|c)
+  TensorView weights;           // (N_x,) v(x)
   TensorView log_loss_targets;  // (N_x, k) q(x), or ndim 0
   double label_scale = 1;
   bool cross_entropy = false;
   double temperature = 1;
   double ridge = 1;
-  TensorView utilities;    // (N_c,) double, written
+  TensorView utilities;  // (N_c,) double, written
 };
 
 }  // namespace ntkfast

@@ -1,5 +1,5 @@
-// Errors of the compiled operations. They are thrown by the drivers (never by per-ISA kernels, which
-// include no C++ library), translated to Python by csrc/python/module.cc.
+// Errors of the compiled operations. They are thrown by the drivers (never by per-ISA kernels,
+// which include no C++ library), translated to Python by csrc/python/module.cc.
 #pragma once
 
 #include <stdexcept>

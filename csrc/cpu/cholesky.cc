@@ -12,9 +12,9 @@ void factor_block(const MatrixView<double>& L, std::int64_t first_row) {
   for (std::int64_t j = 0; j < L.rows; ++j) {
     double diagonal = L(j, j);
     for (std::int64_t p = 0; p < j; ++p) diagonal -= L(j, p) * L(j, p);
-    require(std::isfinite(diagonal) && diagonal > 0,
-            "matrix is not positive definite (row " + std::to_string(first_row + j) +
-                "): a larger ridge or noise makes it so");
+    require(std::isfinite(diagonal) && diagonal > 0, "matrix is not positive definite (row " +
+                                                         std::to_string(first_row + j) +
+                                                         "): a larger ridge or noise makes it so");
     const double root = std::sqrt(diagonal);
     L(j, j) = root;
     for (std::int64_t i = j + 1; i < L.rows; ++i) {
@@ -46,8 +46,8 @@ void cholesky(const MatrixView<double>& L, std::int64_t first_row, const Interru
           const std::int64_t begin = stripe * kStripe, end = std::min(below, begin + kStripe);
           for (std::int64_t i = begin; i < end; ++i)
             for (std::int64_t p = 0; p < width; ++p) flipped(p, i) = panel(i, p);
-          linalg.solve_block(&L(j, j), L.row_stride, width, flipped.data, flipped.row_stride,
-                             begin, end, false);
+          linalg.solve_block(&L(j, j), L.row_stride, width, flipped.data, flipped.row_stride, begin,
+                             end, false);
           for (std::int64_t i = begin; i < end; ++i)
             for (std::int64_t p = 0; p < width; ++p) panel(i, p) = flipped(p, i);
         },

@@ -6,8 +6,8 @@
 
 namespace ntkfast {
 
-/// L (n, n) double: the lower triangle of A on entry, its factor on return, zero above the diagonal. Throws
-/// InvalidArgument naming the row at which A is found not to be positive definite.
+/// L (n, n) double: the lower triangle of A on entry, its factor on return, zero above the
+/// diagonal. Throws InvalidArgument naming the row at which A is found not to be positive definite.
 void cholesky_cpu(const TensorView& L, const Interrupt& interrupted);
 
 /// The same on a plain view; `first_row` is added to the row an error names.

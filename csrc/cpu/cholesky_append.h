@@ -6,8 +6,9 @@
 
 namespace ntkfast {
 
-/// out (n + m, n + m) double = Cholesky factor of [[L L^T, cross^T], [cross, corner]] with L (n, n), cross (m, n),
-/// corner (m, m): O(n^2 m) instead of O(n^3). Throws InvalidArgument if the grown matrix is not positive definite.
+/// out (n + m, n + m) double = Cholesky factor of [[L L^T, cross^T], [cross, corner]] with L (n,
+/// n), cross (m, n), corner (m, m): O(n^2 m) instead of O(n^3). Throws InvalidArgument if the grown
+/// matrix is not positive definite.
 void cholesky_append_cpu(const TensorView& L, const TensorView& cross, const TensorView& corner,
                          const TensorView& out, const Interrupt& interrupted);
 

@@ -5,8 +5,8 @@
 
 namespace ntkfast {
 
-/// S (N, N) float or double, symmetric, in place and never interrupted; V (b, N) double. Computed in S's type, and
-/// bitwise symmetric again.
+/// S (N, N) float or double, symmetric, in place and never interrupted; V (b, N) double. Computed
+/// in S's type, and bitwise symmetric again.
 void condition_dense_cpu(const TensorView& S, const TensorView& V);
 
 }  // namespace ntkfast

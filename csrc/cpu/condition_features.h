@@ -5,7 +5,8 @@
 
 namespace ntkfast {
 
-/// psi (N, d) float or double, in place and never interrupted; U, C (b, d) double. Computed in psi's type.
+/// psi (N, d) float or double, in place and never interrupted; U, C (b, d) double. Computed in
+/// psi's type.
 void condition_features_cpu(const TensorView& psi, const TensorView& U, const TensorView& C);
 
 }  // namespace ntkfast

@@ -8,7 +8,7 @@
 
 namespace ntkfast {
 
-#define NTKFAST_DECLARE(isa)                           \
+#define NTKFAST_DECLARE(isa)                            \
   extern const ScoreKernels<float> kScoreFloat_##isa;   \
   extern const ScoreKernels<double> kScoreDouble_##isa; \
   extern const LinalgKernels kLinalg_##isa;
@@ -21,7 +21,9 @@ NTKFAST_DECLARE(avx512)
 
 namespace {
 
-Kernels baseline_kernels() { return {kScoreFloat_baseline, kScoreDouble_baseline, kLinalg_baseline}; }
+Kernels baseline_kernels() {
+  return {kScoreFloat_baseline, kScoreDouble_baseline, kLinalg_baseline};
+}
 
 #if defined(NTKFAST_X86_ISAS)
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }

@@ -7,8 +7,8 @@ namespace ntkfast {
 
 /// With alpha_x = <psi_x, g>:
 ///     q_x -= 2 alpha_x <psi_x, h> / D - alpha_x^2 gGg / D^2,     s_x -= alpha_x^2 / D
-/// psi (N, d) float or double; g, h (d,), q, s (N,) double, q and s in place and never interrupted. One pass over psi;
-/// products and sums in double, because these updates subtract.
+/// psi (N, d) float or double; g, h (d,), q, s (N,) double, q and s in place and never interrupted.
+/// One pass over psi; products and sums in double, because these updates subtract.
 void downdate_moments_cpu(const TensorView& psi, const TensorView& g, const TensorView& h,
                           double gGg, double D, const TensorView& q, const TensorView& s);
 

@@ -21,16 +21,16 @@ Operand<S> operand(const MatrixView<const S>& view) {
 }
 template <class S>
 Operand<S> operand(const MatrixView<S>& view) {
-  return operand(MatrixView<const S>{view.data, view.rows, view.cols, view.row_stride,
-                                     view.col_stride});
+  return operand(
+      MatrixView<const S>{view.data, view.rows, view.cols, view.row_stride, view.col_stride});
 }
 
-/// C = beta C + alpha A B^T with A (m, depth), B (n, depth), C (m, n); only tiles that meet the lower triangle when
-/// `lower`. Threads share the rows: give C the orientation in which it is tall.
+/// C = beta C + alpha A B^T with A (m, depth), B (n, depth), C (m, n); only tiles that meet the
+/// lower triangle when `lower`. Threads share the rows: give C the orientation in which it is tall.
 template <class SA, class SB, class T, class O>
 void gemm(const GemmKernels<SA, SB, T, O>& kernels, const Operand<SA>& A, const Operand<SB>& B,
-          std::int64_t depth, const MatrixView<O>& C, double alpha, double beta,
-          bool lower = false, const Interrupt& interrupted = {}) {
+          std::int64_t depth, const MatrixView<O>& C, double alpha, double beta, bool lower = false,
+          const Interrupt& interrupted = {}) {
   constexpr std::int64_t kDepth = 4096;  // deeper products are accumulated in C
   if (C.rows == 0 || C.cols == 0) return;
   const LinalgKernels& tiles = ntkfast::kernels().linalg;
@@ -48,7 +48,8 @@ void gemm(const GemmKernels<SA, SB, T, O>& kernels, const Operand<SA>& A, const 
   const std::int64_t slice = std::min(depth, kDepth);
   const std::int64_t item = sizeof(T);
   const std::int64_t chunk = round_up_to(
-      std::min(C.cols, std::max(tiles.tile_cols, kPackedBytes / std::max<std::int64_t>(1, slice * item))),
+      std::min(C.cols,
+               std::max(tiles.tile_cols, kPackedBytes / std::max<std::int64_t>(1, slice * item))),
       tiles.tile_cols);
   const Buffer packed(chunk * slice * item);
   job.packed_right = packed.template as<T>();

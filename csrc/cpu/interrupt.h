@@ -1,4 +1,5 @@
-// Asks whether the user wants a long operation to stop (Ctrl-C). May be empty: then it runs to its end.
+// Asks whether the user wants a long operation to stop (Ctrl-C). May be empty: then it runs to its
+// end.
 #pragma once
 
 #include <functional>

@@ -1,16 +1,17 @@
 // The table of per-instruction-set kernels, and the plain structs they take.
 //
-// kernels_score.cc and kernels_linalg.cc are compiled once per instruction set; dispatch.cc picks a table once, outside
-// every loop. Kernels do one unit of work on one thread, into memory the drivers (one .cc per operation) provide. They
-// include no C++ library and share no code with other units, so that no instruction ends up where it does not belong.
+// kernels_score.cc and kernels_linalg.cc are compiled once per instruction set; dispatch.cc picks a
+// table once, outside every loop. Kernels do one unit of work on one thread, into memory the
+// drivers (one .cc per operation) provide. They include no C++ library and share no code with other
+// units, so that no instruction ends up where it does not belong.
 #pragma once
 
 #include <stdint.h>
 
 namespace ntkfast {
 
-/// A matrix to be packed: element (row, k) at data[index[row] * row_stride + k * col_stride], optionally negated
-/// and scaled along the depth.
+/// A matrix to be packed: element (row, k) at data[index[row] * row_stride + k * col_stride],
+/// optionally negated and scaled along the depth.
 template <class S>
 struct Operand {
   const S* data = nullptr;
@@ -21,8 +22,8 @@ struct Operand {
   bool negate = false;
 };
 
-/// C = beta C + alpha A B^T over the depth [begin, begin + depth), with A (rows, .), B (cols, .); products and sums
-/// in T. Only tiles that meet the lower triangle when `lower` is set.
+/// C = beta C + alpha A B^T over the depth [begin, begin + depth), with A (rows, .), B (cols, .);
+/// products and sums in T. Only tiles that meet the lower triangle when `lower` is set.
 template <class SA, class SB, class T, class O>
 struct Gemm {
   Operand<SA> left;
@@ -39,8 +40,9 @@ struct Gemm {
 
 template <class SA, class SB, class T, class O>
 struct GemmKernels {
-  void (*pack)(const Gemm<SA, SB, T, O>&, int64_t tile);                  // one tile of columns of the chunk
-  void (*rows)(const Gemm<SA, SB, T, O>&, int64_t tile, void* scratch);  // one tile of rows x the chunk
+  void (*pack)(const Gemm<SA, SB, T, O>&, int64_t tile);  // one tile of columns of the chunk
+  void (*rows)(const Gemm<SA, SB, T, O>&, int64_t tile,
+               void* scratch);  // one tile of rows x the chunk
 };
 
 /// One call of score_features or score_dense in compute type T.
@@ -55,21 +57,21 @@ struct Score {
   int64_t num_candidates;
   const int64_t* evaluation;
   int64_t num_evaluation;
-  const double *mean, *outputs, *variance;          // of all points
-  const double *noise, *label_probs;                // follow candidates
-  const double *weights, *targets;                  // follow evaluation; targets may be null
-  const T* dense;                                   // S (num_points, num_points) or null
+  const double *mean, *outputs, *variance;  // of all points
+  const double *noise, *label_probs;        // follow candidates
+  const double *weights, *targets;          // follow evaluation; targets may be null
+  const T* dense;                           // S (num_points, num_points) or null
   int64_t dense_stride;
-  Operand<T> candidate_factor, evaluation_factor;   // covariance += factors' product
+  Operand<T> candidate_factor, evaluation_factor;  // covariance += factors' product
   int64_t depth;
   // Filled by the driver; sizes from the kernels' size functions.
-  T* points;                                        // [x tile][1 + point_size][kTileCols], first the weights
-  T* prepared_candidates;                           // [candidate][candidate_size]
-  T* packed_candidates;                             // of the current chunk
+  T* points;               // [x tile][1 + point_size][kTileCols], first the weights
+  T* prepared_candidates;  // [candidate][candidate_size]
+  T* packed_candidates;    // of the current chunk
   int64_t chunk_begin, chunk_rows;
-  int64_t tiles_per_group, num_groups;              // x tiles are summed in groups
-  int64_t rows_per_segment;                         // candidates of one unit of work, a multiple of the tile rows
-  double* partial;                                  // [candidate][group]
+  int64_t tiles_per_group, num_groups;  // x tiles are summed in groups
+  int64_t rows_per_segment;  // candidates of one unit of work, a multiple of the tile rows
+  double* partial;           // [candidate][group]
 };
 
 template <class T>

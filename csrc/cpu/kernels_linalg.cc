@@ -1,5 +1,5 @@
-// Matrix kernels for one instruction set: tiles of C = beta C + alpha A B^T, triangular blocks, dot products.
-// Compiled once per instruction set with NTKFAST_ISA naming it; see kernels.h.
+// Matrix kernels for one instruction set: tiles of C = beta C + alpha A B^T, triangular blocks, dot
+// products. Compiled once per instruction set with NTKFAST_ISA naming it; see kernels.h.
 #include "cpu/gemm_tile.h"
 
 namespace ntkfast {
@@ -37,8 +37,7 @@ void gemm_rows(const Gemm<SA, SB, T, O>& gemm, int64_t tile, void* scratch) {
         for (int64_t j = 0; j < cols; ++j) out[j * step] = static_cast<O>(alpha * source[j]);
       } else {
         for (int64_t j = 0; j < cols; ++j)
-          out[j * step] =
-              static_cast<O>(beta * static_cast<T>(out[j * step]) + alpha * source[j]);
+          out[j * step] = static_cast<O>(beta * static_cast<T>(out[j * step]) + alpha * source[j]);
       }
     }
   }

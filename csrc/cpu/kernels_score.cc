@@ -1,5 +1,5 @@
-// Fused scoring for one instruction set: covariance tile -> criterion -> sum. Compiled once per instruction set with
-// NTKFAST_ISA naming it; see kernels.h.
+// Fused scoring for one instruction set: covariance tile -> criterion -> sum. Compiled once per
+// instruction set with NTKFAST_ISA naming it; see kernels.h.
 #include "cpu/gemm_tile.h"
 #include "math/criteria.h"
 
@@ -38,7 +38,8 @@ int64_t candidate_size(const Score<T>& score) {
   return size;
 }
 
-/// Scratch of one thread: the packed evaluation points of a tile, the covariance tile, k-vectors of the criterion.
+/// Scratch of one thread: the packed evaluation points of a tile, the covariance tile, k-vectors of
+/// the criterion.
 template <class T>
 struct Scratch {
   T* right;
@@ -69,7 +70,8 @@ void prepare_points(const Score<T>& score, int64_t x_tile) {
   for (int64_t i = 0; i < planes * kTileCols; ++i) block[i] = T(0);
   for (int64_t lane = 0; lane < kTileCols; ++lane) {
     const int64_t i = x_tile * kTileCols + lane;
-    if (i >= score.num_evaluation) break;  // lanes beyond the last point have weight 0 and finite values
+    if (i >= score.num_evaluation)
+      break;  // lanes beyond the last point have weight 0 and finite values
     const int64_t x = score.evaluation[i];
     block[lane] = static_cast<T>(score.weights[i]);
     const PointInputs inputs{score.mean + x * k, score.outputs + x * k,
@@ -115,8 +117,7 @@ void score_tile(const Score<T>& score, int64_t first, int64_t rows, const T* poi
     for (int lane = 0; lane < kTileCols; lane += V::kLanes) {
       const V S = V::load(tile + r * kTileCols + lane);
       const PlaneLane<T> point{points + kTileCols + lane};
-      const V value =
-          Criterion::template value<K>(score.classes, S, point, candidate, labels);
+      const V value = Criterion::template value<K>(score.classes, S, point, candidate, labels);
       sum = fma_of(V::load(points + lane), value, sum);
     }
     score.partial[(first + r) * score.num_groups + group] += static_cast<double>(sum.sum());

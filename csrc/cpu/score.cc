@@ -13,7 +13,8 @@ namespace {
 
 /// Units of work wanted of a large call. Fixed, so that the order of every sum is too.
 constexpr std::int64_t kUnits = 64;
-/// Candidates a unit of work should at least have, so that packing its evaluation points is worth it.
+/// Candidates a unit of work should at least have, so that packing its evaluation points is worth
+/// it.
 constexpr std::int64_t kRowsPerUnit = 1024;
 
 void check_indices(const std::int64_t* indices, std::int64_t count, std::int64_t num_points,
@@ -100,8 +101,7 @@ void run_score(const ScoreKernels<T>& kernels, Score<T> score, std::int64_t num_
                       std::int64_t{sizeof(T)});
   score.points = points.as<T>();
   parallel_for(
-      num_tiles, [&](std::int64_t tile, int) { kernels.prepare_points(score, tile); },
-      interrupted);
+      num_tiles, [&](std::int64_t tile, int) { kernels.prepare_points(score, tile); }, interrupted);
 
   const Buffer prepared(num_candidates * kernels.candidate_size(score) * std::int64_t{sizeof(T)});
   score.prepared_candidates = prepared.as<T>();
@@ -119,9 +119,8 @@ void run_score(const ScoreKernels<T>& kernels, Score<T> score, std::int64_t num_
   std::fill(score.partial, score.partial + num_candidates * score.num_groups, 0.0);
 
   const std::int64_t row_bytes = std::max<std::int64_t>(score.depth, 1) * std::int64_t{sizeof(T)};
-  const std::int64_t chunk =
-      round_up_to(std::min(num_candidates, std::max(kRowsPerUnit, kPackedBytes / row_bytes)),
-                  tiles.tile_rows);
+  const std::int64_t chunk = round_up_to(
+      std::min(num_candidates, std::max(kRowsPerUnit, kPackedBytes / row_bytes)), tiles.tile_rows);
   const Buffer packed(chunk * row_bytes);
   score.packed_candidates = packed.as<T>();
   const std::int64_t scratch_bytes = round_up_to(kernels.scratch_bytes(score), 64);

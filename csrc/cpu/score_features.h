@@ -6,7 +6,8 @@
 
 namespace ntkfast {
 
-/// psi (N, d) float or double, the type everything pairwise is computed in; sums over points in double.
+/// psi (N, d) float or double, the type everything pairwise is computed in; sums over points in
+/// double.
 void score_features_cpu(const TensorView& psi, const ScoreCall& call, const Interrupt& interrupted);
 
 }  // namespace ntkfast

@@ -1,7 +1,8 @@
 // One register of numbers, for the instruction set this translation unit is compiled for.
 //
-// Pack<float> and Pack<double> have the operations that csrc/math needs (scalar.h lists them). Only intrinsics and
-// plain loops: nothing here may instantiate a shared library template (see scalar.h on unnamed namespaces).
+// Pack<float> and Pack<double> have the operations that csrc/math needs (scalar.h lists them). Only
+// intrinsics and plain loops: nothing here may instantiate a shared library template (see scalar.h
+// on unnamed namespaces).
 #pragma once
 
 #include "math/scalar.h"
@@ -54,43 +55,43 @@ struct Pack<double> {
   NTKFAST_INLINE double sum() const { return _mm512_reduce_add_pd(v); }
 };
 
-#define NTKFAST_PACK(T, R, M, suffix)                                                            \
+#define NTKFAST_PACK(T, R, M, suffix)                                                              \
   NTKFAST_INLINE Pack<T> operator+(Pack<T> a, Pack<T> b) { return _mm512_add_##suffix(a.v, b.v); } \
   NTKFAST_INLINE Pack<T> operator-(Pack<T> a, Pack<T> b) { return _mm512_sub_##suffix(a.v, b.v); } \
   NTKFAST_INLINE Pack<T> operator*(Pack<T> a, Pack<T> b) { return _mm512_mul_##suffix(a.v, b.v); } \
   NTKFAST_INLINE Pack<T> operator/(Pack<T> a, Pack<T> b) { return _mm512_div_##suffix(a.v, b.v); } \
-  NTKFAST_INLINE Pack<T> fma_of(Pack<T> a, Pack<T> b, Pack<T> c) {                               \
-    return _mm512_fmadd_##suffix(a.v, b.v, c.v);                                                 \
-  }                                                                                              \
-  NTKFAST_INLINE Pack<T> max_of(Pack<T> a, Pack<T> b) { return _mm512_max_##suffix(a.v, b.v); }  \
-  NTKFAST_INLINE Pack<T> min_of(Pack<T> a, Pack<T> b) { return _mm512_min_##suffix(a.v, b.v); }  \
-  NTKFAST_INLINE Pack<T> sqrt_of(Pack<T> a) { return _mm512_sqrt_##suffix(a.v); }                \
-  NTKFAST_INLINE Pack<T> abs_of(Pack<T> a) { return _mm512_abs_##suffix(a.v); }                  \
-  NTKFAST_INLINE Pack<T> floor_of(Pack<T> a) {                                                   \
-    return _mm512_roundscale_##suffix(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);           \
-  }                                                                                              \
-  NTKFAST_INLINE Pack<T> scale_by_power_of_two(Pack<T> p, Pack<T> n) {                           \
-    return _mm512_scalef_##suffix(p.v, n.v);                                                     \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator<(Pack<T> a, Pack<T> b) {                                   \
-    return {_mm512_cmp_##suffix##_mask(a.v, b.v, _CMP_LT_OQ)};                                   \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator>(Pack<T> a, Pack<T> b) { return b < a; }                   \
-  NTKFAST_INLINE PackMask<T> operator<=(Pack<T> a, Pack<T> b) {                                  \
-    return {_mm512_cmp_##suffix##_mask(a.v, b.v, _CMP_LE_OQ)};                                   \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator==(Pack<T> a, Pack<T> b) {                                  \
-    return {_mm512_cmp_##suffix##_mask(a.v, b.v, _CMP_EQ_OQ)};                                   \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator|(PackMask<T> a, PackMask<T> b) {                           \
-    return {static_cast<M>(a.m | b.m)};                                                          \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator&(PackMask<T> a, PackMask<T> b) {                           \
-    return {static_cast<M>(a.m & b.m)};                                                          \
-  }                                                                                              \
-  NTKFAST_INLINE bool all_of(PackMask<T> a) { return a.m == static_cast<M>(-1); }                \
-  NTKFAST_INLINE Pack<T> select(PackMask<T> m, Pack<T> a, Pack<T> b) {                           \
-    return _mm512_mask_blend_##suffix(m.m, b.v, a.v);                                            \
+  NTKFAST_INLINE Pack<T> fma_of(Pack<T> a, Pack<T> b, Pack<T> c) {                                 \
+    return _mm512_fmadd_##suffix(a.v, b.v, c.v);                                                   \
+  }                                                                                                \
+  NTKFAST_INLINE Pack<T> max_of(Pack<T> a, Pack<T> b) { return _mm512_max_##suffix(a.v, b.v); }    \
+  NTKFAST_INLINE Pack<T> min_of(Pack<T> a, Pack<T> b) { return _mm512_min_##suffix(a.v, b.v); }    \
+  NTKFAST_INLINE Pack<T> sqrt_of(Pack<T> a) { return _mm512_sqrt_##suffix(a.v); }                  \
+  NTKFAST_INLINE Pack<T> abs_of(Pack<T> a) { return _mm512_abs_##suffix(a.v); }                    \
+  NTKFAST_INLINE Pack<T> floor_of(Pack<T> a) {                                                     \
+    return _mm512_roundscale_##suffix(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);             \
+  }                                                                                                \
+  NTKFAST_INLINE Pack<T> scale_by_power_of_two(Pack<T> p, Pack<T> n) {                             \
+    return _mm512_scalef_##suffix(p.v, n.v);                                                       \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator<(Pack<T> a, Pack<T> b) {                                     \
+    return {_mm512_cmp_##suffix##_mask(a.v, b.v, _CMP_LT_OQ)};                                     \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator>(Pack<T> a, Pack<T> b) { return b < a; }                     \
+  NTKFAST_INLINE PackMask<T> operator<=(Pack<T> a, Pack<T> b) {                                    \
+    return {_mm512_cmp_##suffix##_mask(a.v, b.v, _CMP_LE_OQ)};                                     \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator==(Pack<T> a, Pack<T> b) {                                    \
+    return {_mm512_cmp_##suffix##_mask(a.v, b.v, _CMP_EQ_OQ)};                                     \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator|(PackMask<T> a, PackMask<T> b) {                             \
+    return {static_cast<M>(a.m | b.m)};                                                            \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator&(PackMask<T> a, PackMask<T> b) {                             \
+    return {static_cast<M>(a.m & b.m)};                                                            \
+  }                                                                                                \
+  NTKFAST_INLINE bool all_of(PackMask<T> a) { return a.m == static_cast<M>(-1); }                  \
+  NTKFAST_INLINE Pack<T> select(PackMask<T> m, Pack<T> a, Pack<T> b) {                             \
+    return _mm512_mask_blend_##suffix(m.m, b.v, a.v);                                              \
   }
 NTKFAST_PACK(float, __m512, __mmask16, ps)
 NTKFAST_PACK(double, __m512d, __mmask8, pd)
@@ -159,44 +160,44 @@ struct Pack<double> {
   }
 };
 
-#define NTKFAST_PACK(T, suffix, sign)                                                            \
+#define NTKFAST_PACK(T, suffix, sign)                                                              \
   NTKFAST_INLINE Pack<T> operator+(Pack<T> a, Pack<T> b) { return _mm256_add_##suffix(a.v, b.v); } \
   NTKFAST_INLINE Pack<T> operator-(Pack<T> a, Pack<T> b) { return _mm256_sub_##suffix(a.v, b.v); } \
   NTKFAST_INLINE Pack<T> operator*(Pack<T> a, Pack<T> b) { return _mm256_mul_##suffix(a.v, b.v); } \
   NTKFAST_INLINE Pack<T> operator/(Pack<T> a, Pack<T> b) { return _mm256_div_##suffix(a.v, b.v); } \
-  NTKFAST_INLINE Pack<T> fma_of(Pack<T> a, Pack<T> b, Pack<T> c) {                               \
-    return _mm256_fmadd_##suffix(a.v, b.v, c.v);                                                 \
-  }                                                                                              \
-  NTKFAST_INLINE Pack<T> max_of(Pack<T> a, Pack<T> b) { return _mm256_max_##suffix(a.v, b.v); }  \
-  NTKFAST_INLINE Pack<T> min_of(Pack<T> a, Pack<T> b) { return _mm256_min_##suffix(a.v, b.v); }  \
-  NTKFAST_INLINE Pack<T> sqrt_of(Pack<T> a) { return _mm256_sqrt_##suffix(a.v); }                \
-  NTKFAST_INLINE Pack<T> abs_of(Pack<T> a) {                                                     \
-    return _mm256_andnot_##suffix(_mm256_set1_##suffix(sign), a.v);                              \
-  }                                                                                              \
-  NTKFAST_INLINE Pack<T> floor_of(Pack<T> a) {                                                   \
-    return _mm256_round_##suffix(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);                \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator<(Pack<T> a, Pack<T> b) {                                   \
-    return {_mm256_cmp_##suffix(a.v, b.v, _CMP_LT_OQ)};                                          \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator>(Pack<T> a, Pack<T> b) { return b < a; }                   \
-  NTKFAST_INLINE PackMask<T> operator<=(Pack<T> a, Pack<T> b) {                                  \
-    return {_mm256_cmp_##suffix(a.v, b.v, _CMP_LE_OQ)};                                          \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator==(Pack<T> a, Pack<T> b) {                                  \
-    return {_mm256_cmp_##suffix(a.v, b.v, _CMP_EQ_OQ)};                                          \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator|(PackMask<T> a, PackMask<T> b) {                           \
-    return {_mm256_or_##suffix(a.m, b.m)};                                                       \
-  }                                                                                              \
-  NTKFAST_INLINE PackMask<T> operator&(PackMask<T> a, PackMask<T> b) {                           \
-    return {_mm256_and_##suffix(a.m, b.m)};                                                      \
-  }                                                                                              \
-  NTKFAST_INLINE bool all_of(PackMask<T> a) {                                                    \
-    return _mm256_movemask_##suffix(a.m) == (1 << Pack<T>::kLanes) - 1;                          \
-  }                                                                                              \
-  NTKFAST_INLINE Pack<T> select(PackMask<T> m, Pack<T> a, Pack<T> b) {                           \
-    return _mm256_blendv_##suffix(b.v, a.v, m.m);                                                \
+  NTKFAST_INLINE Pack<T> fma_of(Pack<T> a, Pack<T> b, Pack<T> c) {                                 \
+    return _mm256_fmadd_##suffix(a.v, b.v, c.v);                                                   \
+  }                                                                                                \
+  NTKFAST_INLINE Pack<T> max_of(Pack<T> a, Pack<T> b) { return _mm256_max_##suffix(a.v, b.v); }    \
+  NTKFAST_INLINE Pack<T> min_of(Pack<T> a, Pack<T> b) { return _mm256_min_##suffix(a.v, b.v); }    \
+  NTKFAST_INLINE Pack<T> sqrt_of(Pack<T> a) { return _mm256_sqrt_##suffix(a.v); }                  \
+  NTKFAST_INLINE Pack<T> abs_of(Pack<T> a) {                                                       \
+    return _mm256_andnot_##suffix(_mm256_set1_##suffix(sign), a.v);                                \
+  }                                                                                                \
+  NTKFAST_INLINE Pack<T> floor_of(Pack<T> a) {                                                     \
+    return _mm256_round_##suffix(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);                  \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator<(Pack<T> a, Pack<T> b) {                                     \
+    return {_mm256_cmp_##suffix(a.v, b.v, _CMP_LT_OQ)};                                            \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator>(Pack<T> a, Pack<T> b) { return b < a; }                     \
+  NTKFAST_INLINE PackMask<T> operator<=(Pack<T> a, Pack<T> b) {                                    \
+    return {_mm256_cmp_##suffix(a.v, b.v, _CMP_LE_OQ)};                                            \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator==(Pack<T> a, Pack<T> b) {                                    \
+    return {_mm256_cmp_##suffix(a.v, b.v, _CMP_EQ_OQ)};                                            \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator|(PackMask<T> a, PackMask<T> b) {                             \
+    return {_mm256_or_##suffix(a.m, b.m)};                                                         \
+  }                                                                                                \
+  NTKFAST_INLINE PackMask<T> operator&(PackMask<T> a, PackMask<T> b) {                             \
+    return {_mm256_and_##suffix(a.m, b.m)};                                                        \
+  }                                                                                                \
+  NTKFAST_INLINE bool all_of(PackMask<T> a) {                                                      \
+    return _mm256_movemask_##suffix(a.m) == (1 << Pack<T>::kLanes) - 1;                            \
+  }                                                                                                \
+  NTKFAST_INLINE Pack<T> select(PackMask<T> m, Pack<T> a, Pack<T> b) {                             \
+    return _mm256_blendv_##suffix(b.v, a.v, m.m);                                                  \
   }
 NTKFAST_PACK(float, ps, -0.0f)
 NTKFAST_PACK(double, pd, -0.0)
@@ -232,8 +233,9 @@ NTKFAST_INLINE Pack<float> split_exponent(Pack<float> z, Pack<float>* exponent) 
 NTKFAST_INLINE Pack<double> split_exponent(Pack<double> z, Pack<double>* exponent) {
   // A logical shift: the bias added beforehand keeps the difference positive.
   const __m256i bits = _mm256_castpd_si256(z.v);
-  const __m256i shifted = _mm256_add_epi64(
-      _mm256_sub_epi64(bits, _mm256_set1_epi64x(0x3fe8000000000000)), _mm256_set1_epi64x(1023LL << 52));
+  const __m256i shifted =
+      _mm256_add_epi64(_mm256_sub_epi64(bits, _mm256_set1_epi64x(0x3fe8000000000000)),
+                       _mm256_set1_epi64x(1023LL << 52));
   const __m256i biased = _mm256_srli_epi64(shifted, 52);
   const __m256i e = _mm256_sub_epi64(biased, _mm256_set1_epi64x(1023));
   const __m256i magic = _mm256_castpd_si256(_mm256_set1_pd(4503599627370496.0));
@@ -284,38 +286,38 @@ struct Pack {
   }
 };
 
-#define NTKFAST_PACK(T)                                                                            \
-  NTKFAST_INLINE Pack<T> operator+(Pack<T> a, Pack<T> b) { return a.v + b.v; }                     \
-  NTKFAST_INLINE Pack<T> operator-(Pack<T> a, Pack<T> b) { return a.v - b.v; }                     \
-  NTKFAST_INLINE Pack<T> operator*(Pack<T> a, Pack<T> b) { return a.v * b.v; }                     \
-  NTKFAST_INLINE Pack<T> operator/(Pack<T> a, Pack<T> b) { return a.v / b.v; }                     \
-  NTKFAST_INLINE Pack<T> fma_of(Pack<T> a, Pack<T> b, Pack<T> c) { return a.v * b.v + c.v; }       \
-  NTKFAST_INLINE PackMask<T> operator<(Pack<T> a, Pack<T> b) { return {a.v < b.v}; }               \
-  NTKFAST_INLINE PackMask<T> operator>(Pack<T> a, Pack<T> b) { return {a.v > b.v}; }               \
-  NTKFAST_INLINE PackMask<T> operator<=(Pack<T> a, Pack<T> b) { return {a.v <= b.v}; }             \
-  NTKFAST_INLINE PackMask<T> operator==(Pack<T> a, Pack<T> b) { return {a.v == b.v}; }             \
-  NTKFAST_INLINE PackMask<T> operator|(PackMask<T> a, PackMask<T> b) { return {a.m | b.m}; }       \
-  NTKFAST_INLINE PackMask<T> operator&(PackMask<T> a, PackMask<T> b) { return {a.m & b.m}; }       \
-  NTKFAST_INLINE Pack<T> select(PackMask<T> m, Pack<T> a, Pack<T> b) { return m.m ? a.v : b.v; }   \
-  NTKFAST_INLINE Pack<T> max_of(Pack<T> a, Pack<T> b) { return a.v > b.v ? a.v : b.v; }            \
-  NTKFAST_INLINE Pack<T> min_of(Pack<T> a, Pack<T> b) { return a.v < b.v ? a.v : b.v; }            \
-  NTKFAST_INLINE Pack<T> abs_of(Pack<T> a) { return max_of(a, Pack<T>(-a.v)); }                    \
-  NTKFAST_INLINE Pack<T> reciprocal(Pack<T> a) { return T(1) / a.v; }                              \
-  NTKFAST_INLINE Pack<T> sqrt_of(Pack<T> a) {                                                      \
-    for (int i = 0; i < Pack<T>::kLanes; ++i) a.v[i] = sqrt_of(a.v[i]);                            \
-    return a;                                                                                      \
-  }                                                                                                \
-  NTKFAST_INLINE bool all_of(PackMask<T> a) {                                                      \
-    bool all = true;                                                                               \
-    for (int i = 0; i < Pack<T>::kLanes; ++i) all = all && a.m[i] != 0;                            \
-    return all;                                                                                    \
+#define NTKFAST_PACK(T)                                                                          \
+  NTKFAST_INLINE Pack<T> operator+(Pack<T> a, Pack<T> b) { return a.v + b.v; }                   \
+  NTKFAST_INLINE Pack<T> operator-(Pack<T> a, Pack<T> b) { return a.v - b.v; }                   \
+  NTKFAST_INLINE Pack<T> operator*(Pack<T> a, Pack<T> b) { return a.v * b.v; }                   \
+  NTKFAST_INLINE Pack<T> operator/(Pack<T> a, Pack<T> b) { return a.v / b.v; }                   \
+  NTKFAST_INLINE Pack<T> fma_of(Pack<T> a, Pack<T> b, Pack<T> c) { return a.v * b.v + c.v; }     \
+  NTKFAST_INLINE PackMask<T> operator<(Pack<T> a, Pack<T> b) { return {a.v < b.v}; }             \
+  NTKFAST_INLINE PackMask<T> operator>(Pack<T> a, Pack<T> b) { return {a.v > b.v}; }             \
+  NTKFAST_INLINE PackMask<T> operator<=(Pack<T> a, Pack<T> b) { return {a.v <= b.v}; }           \
+  NTKFAST_INLINE PackMask<T> operator==(Pack<T> a, Pack<T> b) { return {a.v == b.v}; }           \
+  NTKFAST_INLINE PackMask<T> operator|(PackMask<T> a, PackMask<T> b) { return {a.m | b.m}; }     \
+  NTKFAST_INLINE PackMask<T> operator&(PackMask<T> a, PackMask<T> b) { return {a.m & b.m}; }     \
+  NTKFAST_INLINE Pack<T> select(PackMask<T> m, Pack<T> a, Pack<T> b) { return m.m ? a.v : b.v; } \
+  NTKFAST_INLINE Pack<T> max_of(Pack<T> a, Pack<T> b) { return a.v > b.v ? a.v : b.v; }          \
+  NTKFAST_INLINE Pack<T> min_of(Pack<T> a, Pack<T> b) { return a.v < b.v ? a.v : b.v; }          \
+  NTKFAST_INLINE Pack<T> abs_of(Pack<T> a) { return max_of(a, Pack<T>(-a.v)); }                  \
+  NTKFAST_INLINE Pack<T> reciprocal(Pack<T> a) { return T(1) / a.v; }                            \
+  NTKFAST_INLINE Pack<T> sqrt_of(Pack<T> a) {                                                    \
+    for (int i = 0; i < Pack<T>::kLanes; ++i) a.v[i] = sqrt_of(a.v[i]);                          \
+    return a;                                                                                    \
+  }                                                                                              \
+  NTKFAST_INLINE bool all_of(PackMask<T> a) {                                                    \
+    bool all = true;                                                                             \
+    for (int i = 0; i < Pack<T>::kLanes; ++i) all = all && a.m[i] != 0;                          \
+    return all;                                                                                  \
   }
 NTKFAST_PACK(float)
 NTKFAST_PACK(double)
 #undef NTKFAST_PACK
 
-/// Adding and taking away 1.5 * 2^23 (2^52) rounds to an integer; one less where that rounded up. Larger numbers are
-/// clamped: exp2 has underflowed long before.
+/// Adding and taking away 1.5 * 2^23 (2^52) rounds to an integer; one less where that rounded up.
+/// Larger numbers are clamped: exp2 has underflowed long before.
 NTKFAST_INLINE Pack<float> floor_of(Pack<float> a) {
   const Pack<float> magic(12582912.0f), clamped = max_of(a, Pack<float>(-4e6f));
   const Pack<float> rounded = (clamped + magic) - magic;
@@ -327,7 +329,8 @@ NTKFAST_INLINE Pack<double> floor_of(Pack<double> a) {
   return rounded - select(rounded > clamped, Pack<double>(1.0), Pack<double>(0.0));
 }
 
-/// 2^n from the bits of n + 1.5 * 2^23 + bias; zero where the result underflows, whatever p is there.
+/// 2^n from the bits of n + 1.5 * 2^23 + bias; zero where the result underflows, whatever p is
+/// there.
 NTKFAST_INLINE Pack<float> scale_by_power_of_two(Pack<float> p, Pack<float> n) {
   const Pack<float> lowest(-126.0f);
   const Pack<float> biased = max_of(n, lowest) + Pack<float>(12582912.0f + 127.0f);

@@ -28,7 +28,8 @@ int processors_granted() {
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) count = CPU_COUNT(&set);
-  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {  // "max 100000" or "quota period"
+  if (std::FILE* file =
+          std::fopen("/sys/fs/cgroup/cpu.max", "r")) {  // "max 100000" or "quota period"
     long long quota = 0, period = 0;
     if (std::fscanf(file, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
       const int granted = static_cast<int>((quota + period - 1) / period);
@@ -130,8 +131,8 @@ class Pool {
   bool started_ = false;  // by the first holder of busy_
 };
 
-// The pool is never destroyed: its threads may outlive main(). A forked child has none of its parent's threads, so it
-// forgets the pool and starts its own on first use.
+// The pool is never destroyed: its threads may outlive main(). A forked child has none of its
+// parent's threads, so it forgets the pool and starts its own on first use.
 std::atomic<Pool*> pool{nullptr};
 
 Pool& the_pool() {

@@ -21,18 +21,17 @@ void triangular_solve(const MatrixView<double>& L, const MatrixView<double>& X, 
       // X_i -= (row of L left of the block, or column below it) times what is solved; tall as X^T.
       const std::int64_t from = transpose ? i + rows : 0;
       const std::int64_t depth = transpose ? n - from : i;
-      const MatrixView<double> factor = transpose ? L.block(from, i, depth, rows).transposed()
-                                                  : L.block(i, 0, rows, depth);
+      const MatrixView<double> factor =
+          transpose ? L.block(from, i, depth, rows).transposed() : L.block(i, 0, rows, depth);
       const MatrixView<double> solved = X.block(from, 0, depth, X.cols).transposed();
-      gemm(linalg.dddd, operand(solved), operand(factor), depth, X_i.transposed(), -1.0, 1.0,
-           false, interrupted);
+      gemm(linalg.dddd, operand(solved), operand(factor), depth, X_i.transposed(), -1.0, 1.0, false,
+           interrupted);
     }
     parallel_for(
         ceil_div(X.cols, kStripe),
         [&](std::int64_t stripe, int) {
-          linalg.solve_block(&L(i, i), L.row_stride, rows, X_i.data, X.row_stride,
-                             stripe * kStripe, std::min(X.cols, (stripe + 1) * kStripe),
-                             transpose);
+          linalg.solve_block(&L(i, i), L.row_stride, rows, X_i.data, X.row_stride, stripe * kStripe,
+                             std::min(X.cols, (stripe + 1) * kStripe), transpose);
         },
         interrupted);
   }

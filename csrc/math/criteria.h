@@ -1,16 +1,18 @@
-// Every acquisition criterion, written once for all backends. The look-ahead criteria follow Mohamadi, Bae,
-// Sutherland (NeurIPS 2022); the utility of a candidate c is always
+// Every acquisition criterion, written once for all backends. The look-ahead criteria follow
+// Mohamadi, Bae, Sutherland (NeurIPS 2022); the utility of a candidate c is always
 //     u(c) = sum_x v(x) value(x, c),          larger = query first.
 //
 // A criterion is a struct with
 //     name                  what users type
 //     kUsesLabels           whether it needs at least two classes
-//     kScratch              whether value() needs 2 k values of scratch when k is not a template argument
+//     kScratch              whether value<0>() needs 2 k values of scratch
 //     point_size(k), prepare_point(...)          what it keeps of an evaluation point x
 //     candidate_size(k), prepare_candidate(...)  what it keeps of a candidate c
-//     value<K>(k, S, x, c, scratch)              the summand, from the posterior covariance S(x, c)
-// prepare_* run once per point in double; value() runs for every pair in the compute type. To add a criterion: write
-// the struct, append it to `Criteria` below, add its row to ntkfast/criteria.py and its line to the tests.
+//     value<K>(k, S, x, c, scratch)              the summand, from the posterior covariance S(x, c);
+//                                                K = 0: the number of classes is k, at run time
+// prepare_* run once per point in double; value() runs for every pair in the compute type. To add a
+// criterion: write the struct, append it to `Criteria` below, add its row to ntkfast/criteria.py
+// and its line to the tests.
 #pragma once
 
 #include "math/softmax_rank_one.h"
@@ -20,14 +22,15 @@ namespace {
 
 /// What is common to all pairs of one call.
 struct Settings {
-  int classes;           // k
-  bool cross_entropy;    // outputs are logits; a label's residual is label_scale (e_y - softmax F)
-  double label_scale;    // s; 1 for squared loss
-  double temperature;    // T
-  double ridge;          // lam, the label noise of an evaluation point (epig)
+  int classes;         // k
+  bool cross_entropy;  // outputs are logits; a label's residual is label_scale (e_y - softmax F)
+  double label_scale;  // s; 1 for squared loss
+  double temperature;  // T
+  double ridge;        // lam, the label noise of an evaluation point (epig)
 };
 
-/// One evaluation point. F: posterior mean, f: outputs of the trained network, q: target distribution (log loss).
+/// One evaluation point. F: posterior mean, f: outputs of the trained network, q: target
+/// distribution (log loss).
 struct PointInputs {
   const double* F;
   const double* f;
@@ -65,13 +68,15 @@ NTKFAST_HD NTKFAST_INLINE int argmax(const double* values, int k) {
   return best;
 }
 
-/// 1 / (S(c, c) + lam_c); zero for infinite noise and for a candidate about which nothing can be learned.
+/// 1 / (S(c, c) + lam_c); zero for infinite noise and for a candidate about which nothing can be
+/// learned.
 NTKFAST_HD NTKFAST_INLINE double step_per_covariance(const CandidateInputs& c) {
   const double total = c.variance + c.noise;
   return total > 0 && total < 1e300 ? 1.0 / total : 0.0;
 }
 
-/// Baseline B of a hypothetical label's residual s (e_y - B): F(c), or softmax F(c) for cross-entropy.
+/// Baseline B of a hypothetical label's residual s (e_y - B): F(c), or softmax F(c) for
+/// cross-entropy.
 struct Baseline {
   double shift, total;
   const double* F;
@@ -93,10 +98,10 @@ NTKFAST_HD NTKFAST_INLINE T clamped(double value, double limit) {
   return static_cast<T>(value < -limit ? -limit : value > limit ? limit : value);
 }
 
-// --- Criteria of the softmax of f+ ------------------------------------------------------------------------------
+// --- Criteria of the softmax of f+ ---
 
-/// Logits of a point in units of log2 over the temperature, shifted so that the largest is zero: in float the
-/// classes that matter then keep their full precision however large the logits are.
+/// Logits of a point in units of log2 over the temperature, shifted so that the largest is zero: in
+/// float the classes that matter then keep their full precision however large the logits are.
 template <class T>
 NTKFAST_HD NTKFAST_INLINE void prepare_logits(const Settings& settings, double unit,
                                               const PointInputs& x, Prepared<T> out) {
@@ -151,8 +156,9 @@ struct ExpectedEntropy {
   struct Body {
     const Weights& P;
     V sum;
-    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const LabelSums<V>& l) {
-      sum = fma_of(P(y), log2_of(l.Z) - l.N * reciprocal(l.Z), sum);
+    template <class Sums>
+    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const Sums& l) {
+      sum = fma_of(P(y), l.log2_Z() - l.N * l.inverse_Z(), sum);
     }
   };
   template <int K, class V, class Point, class Candidate>
@@ -193,8 +199,9 @@ struct ExpectedLogLoss {
     const Weights& P;
     const Targets& q;
     V base, A, sum;  // base = sum_j q_j l_j
-    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const LabelSums<V>& l) {
-      const V log_likelihood = fma_of(q(y), A, base) - l.reference - log2_of(l.Z);
+    template <class Sums>
+    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const Sums& l) {
+      const V log_likelihood = fma_of(q(y), A, base) - l.reference - l.log2_Z();
       sum = fma_of(P(y), log_likelihood, sum);
     }
   };
@@ -233,8 +240,9 @@ struct ExpectedError {
   struct Body {
     const Weights& P;
     V sum;
-    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const LabelSums<V>& l) {
-      sum = fma_of(P(y), (l.top - l.Z) * reciprocal(l.Z), sum);
+    template <class Sums>
+    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const Sums& l) {
+      sum = fma_of(P(y), (l.top - l.Z) * l.inverse_Z(), sum);
     }
   };
   template <int K, class V, class Point, class Candidate>
@@ -247,7 +255,8 @@ struct ExpectedError {
   }
 };
 
-/// sum_y P(y|c) [argmax f+ != argmax f]; ties go to the lowest class. No exponentials: only the order of l matters.
+/// sum_y P(y|c) [argmax f+ != argmax f]; ties go to the lowest class. No exponentials: only the
+/// order of l matters.
 struct LabelFlips {
   static constexpr const char* name = "label_flips";
   static constexpr bool kUsesLabels = true, kScratch = false;
@@ -289,7 +298,8 @@ struct LabelFlips {
   }
 };
 
-// --- Criteria of the raw outputs: ||f+ - f||^2 = |D|^2 + 2 a <D, r> + a^2 |r|^2, D = F(x) - f(x) -------------------
+// --- Criteria of the raw outputs: ||f+ - f||^2 = |D|^2 + 2 a <D, r> + a^2 |r|^2, D = F(x) - f(x)
+// -------------------
 
 template <class V>
 NTKFAST_HD NTKFAST_INLINE V change_norm(V D_D, V D_r, V r_r, V a) {
@@ -365,7 +375,8 @@ struct Emoc {
     double B_B = 0;
     for (int j = 0; j < k; ++j) B_B += B(j) * B(j);
     for (int y = 0; y < k; ++y) {
-      // |e_y - B|^2 = (1 - B_y)^2 + sum_{j != y} B_j^2; the sum is taken afresh where B_y dominates it.
+      // |e_y - B|^2 = (1 - B_y)^2 + sum_{j != y} B_j^2; the sum is taken afresh where B_y dominates
+      // it.
       const double B_y = B(y);
       double rest = B_B - B_y * B_y;
       if (rest < B_y * B_y) {
@@ -394,9 +405,10 @@ struct Emoc {
   }
 };
 
-// --- Criteria of the covariance alone ---------------------------------------------------------------------------
+// --- Criteria of the covariance alone ---
 
-/// S(x, c)^2 / (S(c, c) + lam_c). Square roots of the factor keep tiny and huge kernels inside float's range.
+/// S(x, c)^2 / (S(c, c) + lam_c). Square roots of the factor keep tiny and huge kernels inside
+/// float's range.
 struct VarianceReduction {
   static constexpr const char* name = "variance_reduction";
   static constexpr bool kUsesLabels = false, kScratch = false;
@@ -416,8 +428,9 @@ struct VarianceReduction {
   }
 };
 
-/// -1/2 log(1 - rho^2), rho^2 = S(x, c)^2 / ((S(c, c) + lam_c)(S(x, x) + lam)): the mutual information between the
-/// noisy labels of x and c. rho^2 is clamped to its bound S(c, c) S(x, x) / (...), which rounding can exceed.
+/// -1/2 log(1 - rho^2), rho^2 = S(x, c)^2 / ((S(c, c) + lam_c)(S(x, x) + lam)): the mutual
+/// information between the noisy labels of x and c. rho^2 is clamped to its bound S(c, c) S(x, x) /
+/// (...), which rounding can exceed.
 struct Epig {
   static constexpr const char* name = "epig";
   static constexpr bool kUsesLabels = false, kScratch = false;
@@ -447,7 +460,7 @@ struct Epig {
   }
 };
 
-// --- The list -----------------------------------------------------------------------------------------------------
+// --- The list ---
 
 template <class... C>
 struct CriterionList {

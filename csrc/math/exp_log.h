@@ -1,8 +1,8 @@
 // exp2 and log2 by polynomials, for any register type with the operations of scalar.h.
 //
-// Base two throughout: the change of base is folded into constants that are applied once per point or candidate.
-// float: minimax coefficients fitted for these intervals (relative error before rounding 8e-8 and 3e-8).
-// double: Taylor series carried to below one unit in the last place.
+// Base two throughout: the change of base is folded into constants that are applied once per point
+// or candidate. float: minimax coefficients fitted for these intervals (relative error before
+// rounding 8e-8 and 3e-8). double: Taylor series carried to below one unit in the last place.
 #pragma once
 
 #include "math/scalar.h"
@@ -24,12 +24,12 @@ NTKFAST_HD NTKFAST_INLINE V polynomial(V x, const T (&c)[N]) {
 
 template <class V>
 NTKFAST_HD NTKFAST_INLINE V exp2_fraction(V r, float) {  // r in [0, 1); exactly 1 at r = 0
-  constexpr float c[] = {1.0f,         0.69315130f,  0.24016444f,
-                         0.055799913f, 0.009017030f, 0.0018671300f};
+  constexpr float c[] = {1.0f, 0.69315130f, 0.24016444f, 0.055799913f, 0.009017030f, 0.0018671300f};
   return polynomial(r, c);
 }
 template <class V>
-NTKFAST_HD NTKFAST_INLINE V exp2_fraction(V r, double) {  // sqrt 2 (ln 2)^i / i!: the series about r = 1/2
+NTKFAST_HD NTKFAST_INLINE V
+exp2_fraction(V r, double) {  // sqrt 2 (ln 2)^i / i!: the series about r = 1/2
   constexpr double c[] = {1.4142135623730951,     0.9802581434685472,     0.3397315841830749,
                           0.0784946632412207,     0.013602088628663626,   0.001885649876536937,
                           0.00021783881590746449, 2.1570623008967995e-05, 1.8689520651984563e-06,
@@ -66,6 +66,15 @@ NTKFAST_HD NTKFAST_INLINE V log2_of(V z) {
   V exponent(scalar_of<V>(0));
   const V mantissa = split_exponent(z, &exponent);
   return exponent + log2_mantissa(mantissa, scalar_of<V>(0));
+}
+
+/// log2(1 + z) in float for z in [2^-1/4 - 1, 2^1/4 - 1]: no exponent to split off. Relative
+/// error 1.2e-7.
+template <class V>
+NTKFAST_HD NTKFAST_INLINE V log2_one_plus_small(V z) {
+  constexpr float c[] = {1.4426951f,   -0.72134501f, 0.48080376f,
+                         -0.36108071f, 0.29732478f,  -0.23135336f};
+  return z * polynomial(z, c);
 }
 
 /// log2(1 - x) for x in [0, 1): what rounding took from 1 - x is put back to first order.

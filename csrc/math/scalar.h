@@ -1,12 +1,12 @@
 // One number seen as a register of one lane.
 //
-// The functors of csrc/math are templates over a value type V: `float` or `double` on a GPU thread and in
-// host tests, a SIMD pack (csrc/cpu/simd.h) in the CPU engine. This header gives plain numbers the operations
-// that packs have, so that the mathematics is written once.
+// The functors of csrc/math are templates over a value type V: `float` or `double` on a GPU thread
+// and in host tests, a SIMD pack (csrc/cpu/simd.h) in the CPU engine. This header gives plain
+// numbers the operations that packs have, so that the mathematics is written once.
 //
-// Everything under csrc/math lives in an unnamed namespace on purpose: each translation unit is compiled for
-// its own instruction set and must keep its own copy. A shared (weak) copy could put AVX-512 code on a machine
-// that has none.
+// Everything under csrc/math lives in an unnamed namespace on purpose: each translation unit is
+// compiled for its own instruction set and must keep its own copy. A shared (weak) copy could put
+// AVX-512 code on a machine that has none.
 #pragma once
 
 #include <math.h>
@@ -52,7 +52,8 @@ NTKFAST_HD NTKFAST_INLINE double floor_of(double a) { return floor(a); }
 NTKFAST_HD NTKFAST_INLINE float reciprocal(float a) { return 1.0f / a; }
 NTKFAST_HD NTKFAST_INLINE double reciprocal(double a) { return 1.0 / a; }
 
-/// p * 2^n for integer-valued n <= 127 (1023) and p in [1, 2]; zero where the result is not a normal number.
+/// p * 2^n for integer-valued n <= 127 (1023) and p in [1, 2]; zero where the result is not a
+/// normal number.
 NTKFAST_HD NTKFAST_INLINE float scale_by_power_of_two(float p, float n) {
   if (n < -126.0f) return 0.0f;
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
@@ -68,8 +69,9 @@ NTKFAST_HD NTKFAST_INLINE double scale_by_power_of_two(double p, double n) {
   return p * scale;
 }
 
-/// z = mantissa * 2^exponent with mantissa in [0.75, 1.5), for a positive normal z. The interval is centred on one
-/// so that logarithms near one come out of the polynomial alone, without cancelling against the exponent.
+/// z = mantissa * 2^exponent with mantissa in [0.75, 1.5), for a positive normal z. The interval is
+/// centred on one so that logarithms near one come out of the polynomial alone, without cancelling
+/// against the exponent.
 NTKFAST_HD NTKFAST_INLINE float split_exponent(float z, float* exponent) {
   int32_t bits;
   memcpy(&bits, &z, sizeof bits);

@@ -1,10 +1,10 @@
 // Softmax after a rank-one change of the logits, for every label in O(1) each.
 //
-// Labelling candidate c with y changes the logits of an evaluation point x (in units of log2, divided by the
-// temperature) from F_j to
+// Labelling candidate c with y changes the logits of an evaluation point x (in units of log2,
+// divided by the temperature) from F_j to
 //     l_j + A [j = y],     l_j = F_j - A B_j,     A = s a(x, c) log2(e) / T,
-// so one set of k exponentials serves all k labels: take y out of the sums and put it back at l_y + A
-// (shared document "method", section 4; f+ of eq. 12 of Mohamadi et al. 2022).
+// so one set of k exponentials serves all k labels: take y out of the sums and put it back at l_y +
+// A (shared document "method", section 4; f+ of eq. 12 of Mohamadi et al. 2022).
 #pragma once
 
 #include "math/exp_log.h"
@@ -18,10 +18,21 @@ namespace {
 template <class V>
 struct LabelSums {
   V Z, N, top, reference;
+  NTKFAST_HD NTKFAST_INLINE V log2_Z() const { return log2_of(Z); }
+  NTKFAST_HD NTKFAST_INLINE V inverse_Z() const { return reciprocal(Z); }
 };
 
-/// Logits and exponentials of one point, kept between the two passes over the labels: in registers when the
-/// number of classes K is a template argument, in the caller's scratch (2 k values) when K = 0.
+/// The same where Z = 1 + z with a small z.
+template <class V>
+struct NearLabelSums {
+  V z, Z, N, top, reference;
+  NTKFAST_HD NTKFAST_INLINE V log2_Z() const { return log2_one_plus_small(z); }
+  NTKFAST_HD NTKFAST_INLINE V inverse_Z() const { return reciprocal(Z); }
+};
+
+/// Logits and exponentials of one point, kept between the two passes over the labels: in registers
+/// when the number of classes K is a template argument, in the caller's scratch (2 k values) when K
+/// = 0.
 template <int K, class V>
 struct LabelScratch {
   V w[K], u[K];
@@ -50,8 +61,8 @@ struct TopTwo {
   static NTKFAST_HD NTKFAST_INLINE V lowest() { return V(scalar_of<V>(-3e38)); }
 };
 
-/// Bounds that keep every intermediate finite. A logit this far below another has probability zero, and a step A
-/// this large is decided, in either precision.
+/// Bounds that keep every intermediate finite. A logit this far below another has probability zero,
+/// and a step A this large is decided, in either precision.
 template <class T>
 NTKFAST_HD constexpr T logit_floor() {
   return T(-1e30);
@@ -65,46 +76,91 @@ template <class T>
 NTKFAST_HD constexpr T moderate_step() {
   return T(4);
 }
+/// |A| up to which a label changes the normaliser by a factor within log2_one_plus_small's
+/// interval.
+template <class T>
+NTKFAST_HD constexpr T small_step() {
+  return T(0.25);
+}
 
-/// Sums relative to the unchanged largest logit, which the caller has shifted to 0: valid for moderate |A|.
-template <int K, class V, class Point, class Candidate, class Scratch, class Body>
-NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const Candidate& B,
-                                               Scratch& scratch, Body& body) {
-  using T = scalar_of<V>;
-  const int count = K > 0 ? K : k;
-  V S(T(0)), N0(T(0));
-  TopTwo<V> top(TopTwo<V>::lowest());
-  NTKFAST_UNROLL
-  for (int j = 0; j < count; ++j) {
-    const V u = fma_of(-A, B(j), F(j));
-    const V w = exp2_of(u);
-    S = S + w;
-    N0 = fma_of(u, w, N0);
-    top.add(w, V(T(j)));
-    scratch.u[j] = u;
-    scratch.w[j] = w;
+/// First pass over the labels: u_j = l_j, w_j = 2^u_j, their sums, the largest weight.
+template <int K, class V>
+struct PlainSums {
+  V S, N;
+  TopTwo<V> top;
+  template <class Point, class Candidate>
+  NTKFAST_HD NTKFAST_INLINE PlainSums(int k, V A, const Point& F, const Candidate& B,
+                                      LabelScratch<K, V>& scratch)
+      : S(scalar_of<V>(0)), N(scalar_of<V>(0)), top(TopTwo<V>::lowest()) {
+    using T = scalar_of<V>;
+    const int count = K > 0 ? K : k;
+    NTKFAST_UNROLL
+    for (int j = 0; j < count; ++j) {
+      const V u = fma_of(-A, V(B(j)), F(j));
+      const V w = exp2_of(u);
+      S = S + w;
+      N = fma_of(u, w, N);
+      top.add(w, V(T(j)));
+      scratch.u[j] = u;
+      scratch.w[j] = w;
+    }
   }
+  /// Largest weight once label y has been multiplied by E.
+  NTKFAST_HD NTKFAST_INLINE V largest(int y, V w, V E) const {
+    return max_of(select(top.where == V(scalar_of<V>(y)), top.second, top.first), w * E);
+  }
+};
+
+/// Sums relative to the unchanged largest logit, which the caller has shifted to 0: valid for
+/// moderate |A|.
+template <int K, class V, class Point, class Candidate, class Body>
+NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const Candidate& B,
+                                               LabelScratch<K, V>& scratch, Body& body) {
+  using T = scalar_of<V>;
+  const PlainSums<K, V> sums(k, A, F, B, scratch);
   const V E = exp2_of(A);
   const V growth = E - V(T(1));
   const V A_E = A * E;
   NTKFAST_UNROLL
-  for (int y = 0; y < count; ++y) {
+  for (int y = 0; y < (K > 0 ? K : k); ++y) {
     const V w = scratch.w[y];
-    LabelSums<V> sums;
-    sums.Z = fma_of(w, growth, S);
-    sums.N = fma_of(w, fma_of(scratch.u[y], growth, A_E), N0);
-    sums.top = max_of(select(top.where == V(T(y)), top.second, top.first), w * E);
-    sums.reference = V(T(0));
-    body(y, sums);
+    const V Z = fma_of(w, growth, sums.S);
+    const V N = fma_of(w, fma_of(scratch.u[y], growth, A_E), sums.N);
+    body(y, LabelSums<V>{Z, N, sums.largest(y, w, E), V(T(0))});
   }
 }
 
-/// The same for any A. The sums without y are kept relative to b = max_{j != y} l_j, never obtained by taking a
-/// dominating term out of a sum, and the new maximum g = max(b, l_y + A) is the reference, so that every exponential
-/// is at most one and the largest is exactly one.
-template <int K, class V, class Point, class Candidate, class Scratch, class Body>
+/// The same relative to log2 of the unchanged normaliser, for small |A|: Z = 1 + p_y (2^A - 1) with
+/// p = softmax l, so the logarithm of each label is a short polynomial. This is where nearly all
+/// pairs of a pool are.
+template <int K, class V, class Point, class Candidate, class Body>
+NTKFAST_HD NTKFAST_INLINE void small_labels(int k, V A, const Point& F, const Candidate& B,
+                                            LabelScratch<K, V>& scratch, Body& body) {
+  using T = scalar_of<V>;
+  const PlainSums<K, V> sums(k, A, F, B, scratch);
+  const V one(T(1));
+  const V inverse = reciprocal(sums.S);
+  const V reference = log2_of(sums.S);
+  const V N0 = fma_of(sums.N, inverse, -reference);
+  const V E = exp2_of(A);
+  const V growth = E - one;
+  const V rise = fma_of(A, E, -reference * growth);
+  NTKFAST_UNROLL
+  for (int y = 0; y < (K > 0 ? K : k); ++y) {
+    const V p = scratch.w[y] * inverse;
+    const V z = p * growth;
+    const V N = fma_of(p, fma_of(scratch.u[y], growth, rise), N0);
+    const V top = sums.largest(y, scratch.w[y], E) * inverse;
+    body(y, NearLabelSums<V>{z, one + z, N, top, reference});
+  }
+}
+
+/// The same for any A. The sums without y are kept relative to b = max_{j != y} l_j, never obtained
+/// by taking a dominating term out of a sum, and the new maximum g = max(b, l_y + A) is the
+/// reference, so that every exponential is at most one and the largest is exactly one.
+template <int K, class V, class Point, class Candidate, class Body>
 NTKFAST_HD NTKFAST_INLINE void any_labels(int k, V A, const Point& F, const Candidate& B,
-                                          Scratch& scratch, Body& body) {
+                                          LabelScratch<K, V>& scratch, Body& body) {
   using T = scalar_of<V>;
   const int count = K > 0 ? K : k;
   const V zero(T(0)), one(T(1));
@@ -138,27 +194,26 @@ NTKFAST_HD NTKFAST_INLINE void any_labels(int k, V A, const Point& F, const Cand
     const auto rises = rise > zero;
     const V old = select(rises, small, one);  // 2^(b - g)
     const V e = select(rises, one, small);    // 2^(l_y + A - g)
-    LabelSums<V> sums;
-    sums.Z = fma_of(R, old, e);
-    sums.N = fma_of(fma_of(-h, R, N), old, e * (rise - h));
-    sums.top = one;
-    sums.reference = b + h;
-    body(y, sums);
+    const V Z = fma_of(R, old, e);
+    body(y, LabelSums<V>{Z, fma_of(fma_of(-h, R, N), old, e * (rise - h)), one, b + h});
   }
 }
 
-/// Calls body(y, LabelSums) for every label y of one (point, candidate) pair.
-/// F(j): logits of the point with their maximum shifted to 0; B(j): the candidate's baseline;
-/// bound: 1 + max_j |B(j)|.
+/// Calls body(y, sums) with the LabelSums or NearLabelSums of every label y of one (point,
+/// candidate) pair. F(j): logits of the point with their maximum shifted to 0; B(j): the
+/// candidate's baseline; bound: 1 + max_j |B(j)|.
 template <int K, class V, class Point, class Candidate, class Body>
 NTKFAST_HD NTKFAST_INLINE void for_each_label(int k, V A, V bound, const Point& F,
                                               const Candidate& B, V* scratch_memory, Body& body) {
   using T = scalar_of<V>;
   LabelScratch<K, V> scratch(scratch_memory, k);
-  if (all_of(abs_of(A) * bound <= V(moderate_step<T>()))) {
-    moderate_labels<K>(k, A, F, B, scratch, body);
-  } else {
+  const V size = abs_of(A);
+  if (!all_of(size * bound <= V(moderate_step<T>()))) {
     any_labels<K>(k, A, F, B, scratch, body);
+  } else if (sizeof(T) == sizeof(float) && all_of(size <= V(small_step<T>()))) {
+    small_labels<K>(k, A, F, B, scratch, body);
+  } else {
+    moderate_labels<K>(k, A, F, B, scratch, body);
   }
 }
 
