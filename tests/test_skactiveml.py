@@ -6,7 +6,6 @@ from problems import relative_error
 from sklearn.datasets import load_digits
 
 import ntkfast as nf
-from problems import relative_error
 
 pool = pytest.importorskip("skactiveml.pool")
 base = pytest.importorskip("skactiveml.base")
