@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._jacobian import functional
+from ._jacobian import capture, contract, explain, functional, panels
+from ._jacobian.capture import Gradient, Plan
+from ._jacobian.files import GramFile, PathLike, Rows, fingerprint
 from ._jacobian.inputs import Batch, Inputs, batch_length, take
-from ._jacobian.sketch import CountSketch, mix_int, sign_pattern
+from ._jacobian.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
 from ._jacobian.state import evaluation, unwrap
 from .progress import track
 
@@ -22,12 +23,26 @@ __all__ = ["EmpiricalNTK"]
 Outputs = Literal["sum", "single", "random", "full"]
 
 
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
+# Points per forward and backward pass, at most, and the bytes of their activations on a CPU: more
+# gain nothing and leave the caches (measured on ResNet-18: 16 points as fast as any, 54 slower).
+_LARGEST_BATCH = 256
+_CPU_ACTIVATIONS = 1 << 27
+# Points on which every call checks its gradients against autograd.
+_PROBE = 2
+
+
+@dataclass
+class _Setup:
+    """What a call finds out on its first points."""
+
+    outputs: int
+    weights: Tensor
+    plan: Plan
+    parts: dict[str, Gradient]
+
+    @property
+    def combinations(self) -> int:
+        return len(self.weights)
 
 
 class EmpiricalNTK:
@@ -50,7 +65,7 @@ class EmpiricalNTK:
     draws : int
         Number of random combinations; the kernel is the mean of their kernels. Only for
         ``"random"``.
-    sketch : {"sparse", None}
+    sketch : {"sparse", "kronecker", None}
         What :meth:`features` returns. ``"sparse"``: count-sketch of the whole gradient to `dim`
         numbers (all draws together), unbiased with a relative error of about ``dim ** -0.5``, and
         exact when the gradient is no longer than `dim`. None: the exact gradient, refused above
@@ -85,7 +100,7 @@ class EmpiricalNTK:
         outputs: Outputs | int = "sum",
         *,
         draws: int = 1,
-        sketch: Literal["sparse"] | None = "sparse",
+        sketch: Literal["sparse", "kronecker"] | None = "sparse",
         dim: int = 4096,
         seed: int = 0,
         layers: Literal["last"] | Sequence[str] | None = None,
@@ -99,8 +114,8 @@ class EmpiricalNTK:
             raise ValueError(
                 f'outputs is {outputs!r}; expected "sum", "single", "random", "full" or an int'
             )
-        if sketch not in (None, "sparse"):
-            raise ValueError(f'sketch is {sketch!r}; expected "sparse" or None')
+        if sketch not in (None, "sparse", "kronecker"):
+            raise ValueError(f'sketch is {sketch!r}; expected "sparse", "kronecker" or None')
         for name, value in (("draws", draws), ("dim", dim), ("memory_budget", memory_budget)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a positive int")
@@ -112,7 +127,10 @@ class EmpiricalNTK:
         self.memory_budget = int(memory_budget)
         self._net = unwrap(model)
         self._outputs, self._draws, self._seed = outputs, int(draws), int(seed)
-        self._sketch = CountSketch(int(dim), int(seed)) if sketch == "sparse" else None
+        self._sketch: CountSketch | None = None
+        if sketch is not None:
+            kind = CountSketch if sketch == "sparse" else KroneckerSketch
+            self._sketch = kind(int(dim), int(seed))
         self._layers = layers
         self._names = _select(self._net, layers)
         parameters = dict(self._net.named_parameters())
@@ -132,10 +150,12 @@ class EmpiricalNTK:
         self._dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
 
     def __repr__(self) -> str:
-        kind = "exact" if self._sketch is None else f"sparse sketch, dim={self._sketch.dim}"
+        kind = "exact"
+        if self._sketch is not None:
+            kind = f"{type(self._sketch).__name__}(dim={self._sketch.dim})"
         return (
             f"EmpiricalNTK({type(self._net).__name__}, outputs={self._outputs!r}, "
-            f"parameters={self.n_parameters}, {kind})"
+            f"parameters={self.n_parameters:,}, {kind})"
         )
 
     # public
@@ -156,16 +176,18 @@ class EmpiricalNTK:
         inputs = self._inputs(X, "X")
         parts: list[Tensor] = []
         with evaluation(self._net, self._device), torch.no_grad():
-            size = self._forward_batch(inputs)
+            # Without gradients few activations live at once; they rarely exceed 64 inputs.
+            room = self.memory_budget // (64 * inputs.bytes_per_point() + 1)
             start = 0
-            for batch in self._progress(inputs, size, "outputs"):
-                values = self._forward(batch).to(self._dtype)
-                self._check_finite(values, start, batch, "the model's outputs")
-                parts.append(values)
-                start += len(values)
+            for batch in self._progress(inputs, max(1, min(_LARGEST_BATCH, room)), "outputs"):
+                n = batch_length(batch)
+                value = functional.checked_outputs(functional.call(self._net, batch), n)
+                parts.append(value.to(self._dtype))
+                self._check_finite([parts[-1]], start, batch, "X")
+                start += n
         return _result(torch.cat(parts), inputs)
 
-    def features(self, X: Any, *, out: str | os.PathLike[str] | None = None) -> Any:
+    def features(self, X: Any, *, out: PathLike | None = None) -> Any:
         """Compute features: ``Phi @ Phi.T`` equals (or estimates, for a sketch) ``gram(X)``.
 
         Parameters
@@ -186,87 +208,133 @@ class EmpiricalNTK:
         Raises
         ------
         ValueError
-            When exact features exceed the memory budget, or outputs or gradients are not finite
-            (says where).
+            When exact features exceed the memory budget, outputs or gradients are not finite
+            (says where), or the model mixes the points of a batch.
         """
         inputs = self._inputs(X, "X")
         with evaluation(self._net, self._device):
-            weights = self._weights(self._probe(inputs))
-            per_point = len(weights) if self._outputs == "full" else 1
-            width = (
-                self._sketch.dim if self._sketch is not None else self._draws * self.n_parameters
-            )
-            self._refuse_if_too_large(inputs.length, per_point * width, out)
-            target = _Rows(inputs.length, per_point, width, self._dtype, self._device, out)
+            setup = self._prepare(inputs)
+            scale = setup.combinations if self._outputs == "full" else 1
+            width = self._draws * self.n_parameters
+            if self._sketch is not None:
+                width = self._sketch.dim
+            elif out is None and inputs.length is not None:
+                self._refuse_if_too_large(inputs.length, scale * width)
+            rows = None if inputs.length is None else inputs.length * scale
+            extra = 0 if self._sketch is not None else 2 * scale * width * self._dtype.itemsize
+            target = Rows(rows, width, self._dtype, self._device, out)
             try:
                 start = 0
-                for batch in self._progress(
-                    inputs, self._gradient_batch(inputs, weights), "features"
-                ):
+                size = self._batch_size(setup, extra)
+                for batch in self._progress(inputs, size, "features"):
                     n = batch_length(batch)
-                    block = torch.zeros(
-                        (n * per_point, width), dtype=self._dtype, device=self._device
-                    )
-                    self._accumulate_features(batch, weights, block)
-                    self._check_finite(block.view(n, -1), start, batch, "the gradients", weights)
-                    target.append(block)
+                    block = torch.zeros((n * scale, width), dtype=self._dtype, device=self._device)
+                    values = self._add_features(batch, setup, block)
+                    self._check_finite([values, block.view(n, -1)], start, batch, "X", setup)
+                    target.append(block.mul_(self._draws**-0.5) if self._draws > 1 else block)
                     start += n
+                result = target.finish()
             except BaseException:
                 target.discard()
                 raise
-            return target.finish(inputs)
+        return _result(result, inputs)
 
-    def gram(self, X1: Any, X2: Any = None) -> Any:
+    def gram(self, X1: Any, X2: Any = None, *, out: PathLike | None = None) -> Any:
         """Compute the exact kernel matrix of the points `X1` and `X2` (default: the same points).
+
+        Per-sample gradients of a whole network never exist: the contraction runs layer by layer,
+        on the layers' inputs and output gradients, the cheaper of two ways.
 
         Parameters
         ----------
         X1, X2 : Tensor, ndarray, dict of them, Dataset or DataLoader
-            N1 and N2 points along the first axis.
+            N1 and N2 points along the first axis. Inputs (not gradients) must fit in memory.
+        out : path, optional
+            Write a memory-mapped ``.npy`` file there. While incomplete it is called
+            ``<out>.partial``, and a call with the same arguments goes on where the last stopped.
 
         Returns
         -------
         Tensor or ndarray of shape (N1, N2)
-            On the model's device; an array when `X1` is one. Shape (N1 k, N2 k), point-major, for
-            ``outputs="full"``: entry ``(i k + a, j k + b)`` is ``<df_a(x_i)/dtheta,
-            df_b(x_j)/dtheta>``.
+            On the model's device; an array when `X1` is one, a read-only memory map with `out`.
+            Shape (N1 k, N2 k), point-major, for ``outputs="full"``: entry ``(i k + a, j k + b)``
+            is ``<df_a(x_i)/dtheta, df_b(x_j)/dtheta>``.
 
         Raises
         ------
         ValueError
-            When outputs or gradients are not finite (says where).
+            When outputs or gradients are not finite (says where), the model mixes the points of a
+            batch, or ``<out>.partial`` belongs to another computation.
         """
-        rows = self._inputs(X1, "X1")
+        rows = self._inputs(X1, "X1").sliceable()
+        columns = rows if X2 is None else self._inputs(X2, "X2").sliceable()
+        assert rows.length is not None and columns.length is not None
         with evaluation(self._net, self._device):
-            rows = rows.sliceable()
-            columns = rows if X2 is None else self._inputs(X2, "X2").sliceable()
-            assert rows.length is not None and columns.length is not None
-            weights = self._weights(self._probe(rows))
-            per_point = len(weights) if self._outputs == "full" else 1
-            result = torch.empty(
-                (rows.length * per_point, columns.length * per_point),
-                dtype=self._dtype,
-                device=self._device,
-            )
-            panel = self._gradient_batch(rows, weights)
-            starts = range(0, rows.length, panel)
-            for i in track(starts, len(starts), "gram"):
-                left = self._jacobian(rows.panel(i, i + panel), i, weights, per_point)
-                for j in range(i if X2 is None else 0, columns.length, panel):
-                    same = X2 is None and i == j
-                    right = (
-                        left
-                        if same
-                        else self._jacobian(columns.panel(j, j + panel), j, weights, per_point)
-                    )
-                    block = left @ right.T
-                    r, c = i * per_point, j * per_point
-                    result[r : r + block.shape[0], c : c + block.shape[1]] = block
-                    if X2 is None and not same:
-                        result[c : c + block.shape[1], r : r + block.shape[0]] = block.T
+            setup = self._prepare(rows if rows.length > 1 else columns)
+            scale = setup.combinations if self._outputs == "full" else 1
+            shape = (rows.length * scale, columns.length * scale)
+            size = self._panel_size(setup, rows.length if X2 is None else None)
+            result: Any
+            file = None
+            if out is None:
+                result = torch.empty(shape, dtype=self._dtype, device=self._device)
+            else:
+                mark = fingerprint(self._identity([rows, columns], size))
+                file = GramFile(out, shape, self._dtype, mark)
+                result = file.matrix
+            work = _GramWork(self, setup, rows, columns, size, result, file)
+            for _ in track(work.steps(), work.n_steps(), "gram"):
+                pass
+            if file is not None:
+                del work, result
+                return file.finish()
         return _result(result, rows)
 
-    # private
+    def sketch_error(self, X: Any, points: int = 32) -> float:
+        """Estimate the error of the sketch on a few points.
+
+        Parameters
+        ----------
+        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+            The first `points` of these points are used.
+        points : int
+            How many.
+
+        Returns
+        -------
+        float
+            ``|Phi Phi^T - K|_F / |K|_F`` with features Phi and exact kernel K; 0 without a sketch.
+        """
+        if self._sketch is None:
+            return 0.0
+        few = self._inputs(X, "X").first(points)
+        features = self.features(few).double()
+        kernel = self.gram(few).double()
+        return float((features @ features.T - kernel).norm() / kernel.norm())
+
+    def explain(self, X: Any, points: int = 1000) -> explain.Explanation:
+        """Describe, layer by layer, how gradients of points like those of `X` are contracted.
+
+        Parameters
+        ----------
+        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+            Points of the kind the model takes; the first two are run.
+        points : int
+            Number of points for which the costs of a Gram matrix are counted.
+
+        Returns
+        -------
+        Explanation
+            A table that prints itself: rule or fallback (and why), parameters, the contraction
+            chosen, its cost, and memory per point.
+        """
+        inputs = self._inputs(X, "X")
+        with evaluation(self._net, self._device):
+            setup = self._prepare(inputs)
+        names = {name: self._n_elements(name) for name in self._names}
+        return explain.describe(
+            repr(self), names, setup.plan, setup.parts, points, self._outputs == "full"
+        )
 
     def _inputs(self, X: Any, name: str) -> Inputs:
         return Inputs(X, name, self._device, self._input_dtype)
@@ -275,13 +343,19 @@ class EmpiricalNTK:
         total = None if inputs.length is None else -(-inputs.length // size)
         yield from track(inputs.batches(size), total, description)
 
-    def _forward(self, batch: Batch) -> Tensor:
-        return functional.checked_outputs(functional.call(self._net, batch), batch_length(batch))
+    def _n_elements(self, name: str) -> int:
+        return self._net.get_parameter(name).numel()
 
-    def _probe(self, inputs: Inputs) -> int:
-        """Return the number of outputs k, from a forward pass of one point."""
+    def _prepare(self, inputs: Inputs) -> _Setup:
+        """Find the number of outputs and how to take gradients, and check that on two points."""
+        probe = inputs.first(_PROBE)
+        n = batch_length(probe)
         with torch.no_grad():
-            return self._forward(inputs.first(1)).shape[1]
+            value = functional.checked_outputs(functional.call(self._net, probe), n)
+        self._check_finite([value], 0, probe, inputs.name)
+        weights = self._weights(value.shape[1])
+        plan, parts = capture.plan(self._net, self._names, probe, weights, self._dtype, inputs.name)
+        return _Setup(value.shape[1], weights, plan, parts)
 
     def _weights(self, k: int) -> Tensor:
         """(R, k) float64: the combinations of outputs whose gradients are taken."""
@@ -289,10 +363,8 @@ class EmpiricalNTK:
             weights = torch.full((1, k), k**-0.5, dtype=torch.float64)
         elif self._outputs == "random":
             key = mix_int(mix_int(self._seed) ^ 0x4F5554)
-            weights = (
-                sign_pattern(self._draws * k, key, torch.device("cpu")).view(self._draws, k)
-                * k**-0.5
-            )
+            signs = sign_pattern(self._draws * k, key, torch.device("cpu"))
+            weights = signs.view(self._draws, k) * k**-0.5
         elif self._outputs == "full":
             weights = torch.eye(k, dtype=torch.float64)
         else:
@@ -302,101 +374,183 @@ class EmpiricalNTK:
             weights = torch.eye(k, dtype=torch.float64)[index : index + 1]
         return weights.to(self._device)
 
-    def _forward_batch(self, inputs: Inputs) -> int:
-        # Without gradients only a few activations live at once; they rarely exceed 64 times the
-        # input.
-        return max(1, min(256, self.memory_budget // (64 * inputs.bytes_per_point() + 1)))
+    def _batch_size(self, setup: _Setup, extra: int = 0) -> int:
+        room = self.memory_budget // (4 * int(setup.plan.activation_bytes + extra + 1))
+        if self._device.type == "cpu":
+            room = min(room, _CPU_ACTIVATIONS // int(setup.plan.activation_bytes + 1))
+        return max(1, min(_LARGEST_BATCH, room))
 
-    def _gradient_batch(self, inputs: Inputs, weights: Tensor) -> int:
-        # Per-sample gradients of a batch, their intermediate copies, and the activations of the
-        # network.
-        gradient = 3 * len(weights) * self.n_parameters * self._dtype.itemsize
-        return max(1, min(256, self.memory_budget // (gradient + 256 * inputs.bytes_per_point())))
+    def _panel_size(self, setup: _Setup, n: int | None) -> int:
+        """Points per panel: all of them if their factors take half the budget, or a quarter."""
+        half = int(self.memory_budget // (2 * setup.plan.resident_bytes + 1))
+        return n if n is not None and n <= half else max(1, half // 2)
 
-    def _refuse_if_too_large(self, n: int | None, width: int, out: object) -> None:
-        if self._sketch is not None or out is not None or n is None:
-            return
+    def _refuse_if_too_large(self, n: int, width: int) -> None:
         needed = n * width * self._dtype.itemsize
         if needed > self.memory_budget:
             raise ValueError(
-                f"exact features of {n} points need {needed} bytes ({_bytes(needed)}), more than "
-                f"memory_budget={self.memory_budget} ({_bytes(self.memory_budget)}); use "
-                'sketch="sparse", layers="last", gram(X), out=<file>, or a larger memory_budget'
+                f"exact features of {n} points need {needed} bytes ({explain.size(needed)}), more "
+                f"than memory_budget={self.memory_budget} ({explain.size(self.memory_budget)}); "
+                'use sketch="sparse", layers="last", gram(X), out=<file>, or a larger budget'
             )
 
-    def _gradients(self, batch: Batch, weights: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield pieces ``(p, values (n, R, m))``: m parameters of the gradients from p on."""
-        try:
-            gradients = functional.vectorised(self._net, self._names, batch, weights)
-        except (RuntimeError, NotImplementedError):
-            # vmap refuses in-place updates, control flow that looks at the data, and operations
-            # without a batching rule.
-            gradients = functional.one_by_one(self._net, self._names, batch, weights)
+    def _add_features(self, batch: Batch, setup: _Setup, block: Tensor) -> Tensor:
+        """Add the gradients of a batch to its features; return its outputs."""
+        n = batch_length(batch)
+        outputs, gradients = capture.gradients(
+            self._net, setup.plan, batch, setup.weights, self._dtype
+        )
         for name in self._names:
-            values = gradients.pop(name)
-            yield (
-                self._offsets[name],
-                values.to(self._dtype).flatten(2) if values.ndim > 2 else values[:, :, None],
-            )
-
-    def _accumulate_features(self, batch: Batch, weights: Tensor, block: Tensor) -> None:
-        """Add the gradients of a batch to its features (n, width), or (n k, width) for "full"."""
-        scale = self._draws**-0.5
-        for start, values in self._gradients(batch, weights):
-            if self._outputs == "full":
-                self._add(values.reshape(-1, values.shape[2]), start, block)
+            gradient = gradients.pop(name, None)
+            if gradient is None:
+                continue
+            offset = self._offsets[name]
+            if isinstance(gradient, Tensor):
+                self._add(gradient, slice(0, n), offset, block)
+                continue
+            if isinstance(self._sketch, KroneckerSketch):
+                tiles = contract.kronecker_tiles(gradient, n, self._dtype, self._sketch, offset)
             else:
-                for draw in range(values.shape[1]):
-                    self._add(values[:, draw] * scale, start + draw * self.n_parameters, block)
+                tiles = contract.gradient_tiles(gradient, n, self._dtype)
+            for samples, start, values in tiles:
+                self._add(values, samples, offset + start, block)
+        return outputs
 
-    def _add(self, values: Tensor, start: int, block: Tensor) -> None:
+    def _add(self, values: Tensor, samples: slice, start: int, block: Tensor) -> None:
+        """Add (n, R, m) entries of gradients, parameters from `start` on, to features."""
+        combinations = values.shape[1]
+        if self._outputs == "full":
+            rows = block[samples.start * combinations : samples.stop * combinations]
+            self._add_rows(values.flatten(0, 1), start, rows)
+        else:
+            for r in range(combinations):
+                self._add_rows(values[:, r], start + r * self.n_parameters, block[samples])
+
+    def _add_rows(self, values: Tensor, start: int, block: Tensor) -> None:
         if self._sketch is not None:
             self._sketch.add(values, start, block)
         else:
             block[:, start : start + values.shape[1]] += values
 
-    def _jacobian(self, inputs: Inputs, first: int, weights: Tensor, per_point: int) -> Tensor:
-        """Exact features of a panel that starts at point `first`."""
-        assert inputs.length is not None
-        width = self._draws * self.n_parameters
-        batch = inputs.first(inputs.length)
-        block = torch.zeros(
-            (inputs.length * per_point, width), dtype=self._dtype, device=self._device
-        )
-        sketch, self._sketch = self._sketch, None
-        try:
-            self._accumulate_features(batch, weights, block)
-        finally:
-            self._sketch = sketch
-        self._check_finite(block.view(inputs.length, -1), first, batch, "the gradients", weights)
-        return block
-
     def _check_finite(
-        self, values: Tensor, start: int, batch: Batch, what: str, weights: Tensor | None = None
+        self, values: list[Tensor], start: int, batch: Batch, of: str, setup: _Setup | None = None
     ) -> None:
-        """Raise with the first point that is not finite, and the parameters concerned."""
-        bad = ~torch.isfinite(values.sum(1))
+        """Raise with the first point that is not finite, and the parameters concerned.
+
+        `values` are (n, *) tensors that any such point makes not finite: outputs, then others.
+        """
+        bad = torch.zeros(len(values[0]), dtype=torch.bool, device=values[0].device)
+        for value in values:
+            # The sum is one fast pass; it may overflow, so only the second look decides.
+            if not bool(torch.isfinite(value.sum())):
+                bad |= ~torch.isfinite(value.flatten(1)).all(1)
         if not bool(bad.any()):
             return
-        bad = ~torch.isfinite(values).all(1)
-        if not bool(bad.any()):
-            return
-        row = int(bad.nonzero()[0])
-        where = f"point {start + row}" + (
-            f" (and {int(bad.sum()) - 1} more)" if int(bad.sum()) > 1 else ""
-        )
-        if weights is not None:
-            point = take(batch, slice(row, row + 1))
-            with torch.no_grad():
-                if not bool(torch.isfinite(self._forward(point)).all()):
-                    raise ValueError(f"the model's outputs are not finite (NaN or inf) at {where}")
-            gradients = functional.one_by_one(self._net, self._names, point, weights)
-            names = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
-            if names:
-                where += f", parameters {', '.join(names[:5])}" + (
-                    ", ..." if len(names) > 5 else ""
+        row, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
+        where = f"point {start + row} of {of}" + (f" (and {more} more)" if more else "")
+        if setup is None or not bool(torch.isfinite(values[0][row]).all()):
+            raise ValueError(f"the model's outputs are not finite (NaN or inf) at {where}")
+        point = take(batch, slice(row, row + 1))
+        _, gradients = functional.one_by_one(self._net, self._names, point, setup.weights)
+        names = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
+        if not names:
+            raise ValueError(f"gradients overflow {self._dtype} at {where}; use a float64 model")
+        raise capture.not_finite(where, names)
+
+    def _identity(self, inputs: list[Inputs], size: int) -> Iterator[Tensor | str]:
+        """Everything a kernel matrix depends on."""
+        yield f"{self._outputs} {self._draws} {self._seed} {self._names} {size} {self._dtype}"
+        yield from self._net.state_dict().values()
+        for part in inputs:
+            for batch in part.batches(_LARGEST_BATCH):
+                yield from batch.values() if isinstance(batch, dict) else [batch]
+
+
+class _GramWork:
+    """The steps of one Gram matrix: panels captured and pairs of panels contracted."""
+
+    def __init__(
+        self,
+        ntk: EmpiricalNTK,
+        setup: _Setup,
+        rows: Inputs,
+        columns: Inputs,
+        size: int,
+        result: Any,
+        file: GramFile | None,
+    ) -> None:
+        self._ntk, self._setup = ntk, setup
+        self._rows, self._columns = rows, columns
+        self._result, self._file = result, file
+        self._size, self._batch = size, ntk._batch_size(setup)
+        self._pairs = ntk._outputs == "full"
+        self._scale = setup.combinations if self._pairs else 1
+        # Floats of one tile of per-sample gradients, for an eighth of the budget.
+        self._floats = max(1 << 16, ntk.memory_budget // (8 * ntk._dtype.itemsize))
+
+    def _blocks(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield row panels and the column panels still missing for each."""
+        symmetric = self._rows is self._columns
+        done = self._file.done if self._file is not None else set()
+        for i in range(0, self._rows.length or 0, self._size):
+            columns = range(i if symmetric else 0, self._columns.length or 0, self._size)
+            missing = [j for j in columns if (i, j) not in done]
+            if missing:
+                yield i, missing
+
+    def _n_batches(self, inputs: Inputs, start: int) -> int:
+        return -(-min(self._size, (inputs.length or 0) - start) // self._batch)
+
+    def _is_diagonal(self, i: int, j: int) -> bool:
+        return self._rows is self._columns and i == j
+
+    def n_steps(self) -> int:
+        total = 0
+        for i, missing in self._blocks():
+            total += self._n_batches(self._rows, i) + len(missing)
+            total += sum(
+                self._n_batches(self._columns, j) for j in missing if not self._is_diagonal(i, j)
+            )
+        return total
+
+    def steps(self) -> Iterator[None]:
+        for i, missing in self._blocks():
+            left = yield from self._panel(self._rows, i)
+            for j in missing:
+                right = left
+                if not self._is_diagonal(i, j):
+                    right = yield from self._panel(self._columns, j)
+                block = panels.gram_block(
+                    left, right, self._pairs, self._setup.combinations, self._floats
                 )
-        raise ValueError(f"{what} are not finite (NaN or inf) at {where}")
+                self._store(block.div_(self._ntk._draws), i, j)
+                yield
+                del right, block
+
+    def _panel(self, inputs: Inputs, start: int) -> Generator[None, None, panels.Panel]:
+        ntk, setup = self._ntk, self._setup
+        builder = panels.PanelBuilder(setup.combinations, ntk._dtype, ntk._device)
+        first = start
+        for batch in inputs.panel(start, start + self._size).batches(self._batch):
+            n = batch_length(batch)
+            outputs, gradients = capture.gradients(
+                ntk._net, setup.plan, batch, setup.weights, ntk._dtype
+            )
+            checks = [outputs, *panels.witnesses(gradients)]
+            ntk._check_finite(checks, first, batch, inputs.name, setup)
+            builder.append(n, gradients)
+            first += n
+            yield
+        return builder.finish()
+
+    def _store(self, block: Tensor, i: int, j: int) -> None:
+        value: Any = block if self._file is None else block.cpu().numpy()
+        r, c = i * self._scale, j * self._scale
+        self._result[r : r + block.shape[0], c : c + block.shape[1]] = value
+        if self._rows is self._columns and i != j:
+            self._result[c : c + block.shape[1], r : r + block.shape[0]] = value.T
+        if self._file is not None:
+            self._file.mark(i, j)
 
 
 def _select(model: nn.Module, layers: Literal["last"] | Sequence[str] | None) -> list[str]:
@@ -433,70 +587,7 @@ def _select(model: nn.Module, layers: Literal["last"] | Sequence[str] | None) ->
     return [name for name in trainable if name in chosen]
 
 
-def _result(value: Tensor, inputs: Inputs) -> Any:
-    return value.cpu().numpy() if inputs.is_numpy else value
-
-
-class _Rows:
-    """Collects blocks of rows in a tensor, a memory-mapped file, or (unknown length) a list."""
-
-    def __init__(
-        self,
-        n: int | None,
-        per_point: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        path: str | os.PathLike[str] | None,
-    ) -> None:
-        self._path = None if path is None else Path(path)
-        self._blocks: list[Tensor] = []
-        self._tensor: Tensor | None = None
-        self._map: Any = None
-        self._filled = 0
-        self._expected = None if n is None else n * per_point
-        if self._path is not None:
-            if n is None:
-                raise ValueError("out needs data of known length; this loader has none")
-            # Written beside its final name, so that an interrupted call leaves no half-filled file
-            # behind.
-            self._partial = self._path.with_name(self._path.name + ".partial")
-            kind = np.float64 if dtype == torch.float64 else np.float32
-            self._map = np.lib.format.open_memmap(
-                self._partial, mode="w+", dtype=kind, shape=(n * per_point, width)
-            )
-        elif n is not None:
-            self._tensor = torch.empty((n * per_point, width), dtype=dtype, device=device)
-
-    def append(self, block: Tensor) -> None:
-        stop = self._filled + len(block)
-        if self._expected is not None and stop > self._expected:
-            raise ValueError(f"X gave more rows than its length promised ({self._expected})")
-        if self._map is not None:
-            self._map[self._filled : stop] = block.cpu().numpy()
-        elif self._tensor is not None:
-            self._tensor[self._filled : stop] = block
-        else:
-            self._blocks.append(block)
-        self._filled = stop
-
-    def discard(self) -> None:
-        if self._map is not None:
-            self._map = None
-            self._partial.unlink(missing_ok=True)
-
-    def finish(self, inputs: Inputs) -> Any:
-        if self._expected is not None and self._filled != self._expected:
-            self.discard()
-            raise ValueError(f"X gave {self._filled} rows; its length promised {self._expected}")
-        if self._map is not None:
-            assert self._path is not None
-            self._map.flush()
-            self._map = None
-            os.replace(self._partial, self._path)
-            return np.load(self._path, mmap_mode="r")
-        if self._tensor is None and not self._blocks:
-            raise ValueError("X is empty; expected at least one point")
-        return _result(
-            self._tensor if self._tensor is not None else torch.cat(self._blocks), inputs
-        )
+def _result(value: Any, inputs: Inputs) -> Any:
+    if isinstance(value, Tensor) and inputs.is_numpy:
+        return value.cpu().numpy()
+    return value

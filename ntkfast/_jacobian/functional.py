@@ -42,8 +42,8 @@ def checked_outputs(value: object, n: int) -> Tensor:
 
 def one_by_one(
     model: nn.Module, names: Sequence[str], batch: Batch, weights: Tensor
-) -> dict[str, Tensor]:
-    """Take per-sample gradients, (n, R, *shape) for every name, from one forward per point.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return outputs (n, k) and per-sample gradients (n, R, *shape), one forward per point.
 
     The literal definition, d(weights_r . f(x_i)) / d theta, one backward pass for every row of
     `weights` (R, k): nothing is shared between samples.
@@ -51,12 +51,14 @@ def one_by_one(
     parameters = dict(model.named_parameters())
     wanted = [parameters[name] for name in names]
     n, rows = batch_length(batch), len(weights)
+    alone: list[Tensor] = []
     result = {
         name: torch.empty((n, rows, *p.shape), dtype=p.dtype, device=p.device)
         for name, p in zip(names, wanted, strict=True)
     }
     for i in range(n):
         outputs = checked_outputs(call(model, take(batch, slice(i, i + 1))), 1)[0]
+        alone.append(outputs.detach())
         scalars = weights.to(outputs.dtype) @ outputs
         for r in range(rows):
             grads = torch.autograd.grad(
@@ -64,7 +66,7 @@ def one_by_one(
             )
             for name, g in zip(names, grads, strict=True):
                 result[name][i, r] = 0 if g is None else g.to_dense() if g.is_sparse else g
-    return result
+    return torch.stack(alone), result
 
 
 def vectorised(

@@ -157,9 +157,14 @@ class Inputs:
             return self._on_device(
                 default_collate([i[0] if isinstance(i, (tuple, list)) else i for i in items])
             )
+        collected: list[Batch] = []
         for batch in self.batches(count):
-            return batch
-        raise ValueError(f"{self.name} is empty; expected at least one point")
+            collected.append(batch)
+            if sum(map(batch_length, collected)) >= count:
+                break
+        if not collected:
+            raise ValueError(f"{self.name} is empty; expected at least one point")
+        return take(concatenate(collected), slice(0, count))
 
     def sliceable(self) -> Inputs:
         """Return the same points in memory, so that panels can be taken again."""

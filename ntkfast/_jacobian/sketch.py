@@ -14,8 +14,9 @@ sizes, devices or torch's generators.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -62,6 +63,13 @@ def sign_pattern(count: int, key: int, device: torch.device) -> Tensor:
     return 1.0 - 2.0 * bits.double()
 
 
+@lru_cache(maxsize=8)
+def _sign_table(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(256, 8): the signs of the bits of every byte, lowest first."""
+    octets = torch.arange(256, device=device)[:, None]
+    return (1 - 2 * ((octets >> torch.arange(8, device=device)) & 1)).to(dtype)
+
+
 @dataclass(frozen=True)
 class CountSketch:
     """Sketch of vectors of any length to `dim` buckets, defined by `seed` alone."""
@@ -88,13 +96,10 @@ class CountSketch:
             torch.arange(first, (start + count - 1) // 64 + 1, dtype=torch.int64, device=device),
             self._sign_key,
         )
-        # One look-up turns a byte into its eight signs: far fewer passes than shifting out single
-        # bits.
+        # One look-up turns a byte into its eight signs: far fewer passes than single bits.
         octets = (words[:, None] >> (8 * torch.arange(8, device=device))) & 255
-        table = 1 - 2 * (
-            (torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)) & 1
-        )
-        signs = torch.nn.functional.embedding(octets.reshape(-1), table.to(dtype)).reshape(-1)
+        table = _sign_table(device, dtype)
+        signs = torch.nn.functional.embedding(octets.reshape(-1), table).reshape(-1)
         return signs[start - 64 * first :][:count]
 
     def lookup(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,3 +142,28 @@ class CountSketch:
         """Add `values` (n, m) of the parameters `index` (n, m), which may repeat within a row."""
         bucket, sign = self.lookup(index)
         out.scatter_add_(1, bucket, values * sign.to(values.dtype))
+
+
+@dataclass(frozen=True)
+class KroneckerSketch(CountSketch):
+    """Weight gradients as ``(P_o^T left)^T (P_i^T right)`` with random signs, then count-sketched.
+
+    Cheaper than the count-sketch of the whole gradient, because the gradient is never formed, and
+    unbiased too; but the error falls as ``dim ** -0.25`` only, since the positions of a point
+    share a large mean.
+    """
+
+    def shape(self, rows: int, size: int) -> tuple[int, int]:
+        """Rows and columns a weight gradient of `rows` x `size` is compressed to."""
+        few = min(rows, max(1, math.isqrt(self.dim)))
+        return few, min(size, max(1, self.dim // few))
+
+    def projection(
+        self, length: int, count: int, key: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor | None:
+        """(length, count) random signs / sqrt(count), or None where nothing is compressed."""
+        if count >= length:
+            return None
+        key = mix_int(mix_int(self.seed) ^ 0x4B524F4E ^ (key << 20))
+        signs = sign_pattern(length * count, key, device).view(length, count)
+        return (signs * count**-0.5).to(dtype)
