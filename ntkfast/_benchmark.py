@@ -38,7 +38,7 @@ def time_expected_entropy(
     features = rng.standard_normal((points, dimension), dtype=np.float32) / np.sqrt(dimension)
     features = features.astype(np.float32)
     outputs = 3 * rng.standard_normal((points, classes), dtype=np.float32)
-    labeled = np.arange(points - points // 10, points)
+    labeled = np.arange(min(points, dimension // 4))
     targets = rng.integers(classes, size=len(labeled))
     post = nf.Posterior.from_features(
         features,

@@ -384,7 +384,7 @@ def bench(
 
 @app.command()
 def demo(
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with its own split.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, each with its own split.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of 20 labels.")] = 6,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where the pictures go; made if needed.")

@@ -76,7 +76,9 @@ def read_array(spec: str, name: str) -> Array:
         array = reader(path, key, name)
     except Exception as error:  # a damaged file can raise nearly anything, from zlib to json
         reason = " ".join(str(error).split())
-        if "pickle" in reason:  # numpy takes whatever it does not know for a pickle
+        if (
+            "pickle" in reason or "Python objects" in reason
+        ):  # numpy takes whatever it does not know for a pickle
             reason = "it is damaged, or holds Python objects, which are never loaded"
         elif not isinstance(error, ValueError | OSError):
             reason = f"it is damaged ({type(error).__name__}: {reason})"

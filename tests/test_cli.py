@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import ntkfast as nf
 
 pytest.importorskip("typer")
 
-POINTS, DIMENSION, CLASSES = 60, 8, 3
+POINTS, DIMENSION, CLASSES = 60, 24, 3
 
 
 def run(*arguments, timeout=120, **environment):
@@ -331,7 +332,6 @@ def assert_one_line(result, message):
         (["--temperature", "-1"], "temperature"),
         (["--precision", "float8"], "precision"),
         (["--output", "nowhere/next.csv"], "folder"),
-        (["--labeled-features", "features.npy"], "labeled_indices"),
     ],
 )
 def test_rank_bad_option(folder, options, message):
@@ -350,7 +350,7 @@ def test_rank_bad_option(folder, options, message):
         ("labeled_indices", np.array([5.0, 17, 40, 3, 1]), "integers"),
         ("outputs", np.zeros((POINTS - 1, CLASSES)), "outputs"),
         ("outputs", np.zeros((POINTS, 0)), "outputs"),
-        ("features", np.zeros((0, DIMENSION)), "features|outputs"),
+        ("features", np.zeros((0, DIMENSION)), "pool of 0 points"),
     ],
 )
 def test_rank_bad_array(folder, name, array, message):
@@ -359,6 +359,8 @@ def test_rank_bad_array(folder, name, array, message):
 
 
 def test_rank_incomplete_labels(folder):
+    again = {"labeled_features": folder / "features.npy"}
+    assert_one_line(rank(folder, **again), "labeled_indices")
     assert_one_line(rank(folder, labeled_indices=None), "targets")
     assert_one_line(rank(folder, targets=None), "targets")
 
@@ -434,9 +436,13 @@ def test_bench():
 def test_demo(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("mlxtend")
-    results = [
-        run("demo", "--seeds", 1, "--rounds", 1, "--out", tmp_path / name) for name in ("a", "b")
-    ]
+    with ThreadPoolExecutor(2) as both:
+        results = list(
+            both.map(
+                lambda name: run("demo", "--seeds", 1, "--rounds", 1, "--out", tmp_path / name),
+                ("a", "b"),
+            )
+        )
     for result in results:
         assert result.returncode == 0, result.stderr
     assert "look-ahead" in results[0].stdout
