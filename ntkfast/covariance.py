@@ -76,11 +76,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Whitening:
-    """W (d, d) of psi(x) = W phi(x), kept transposed as I - left^T right, or as a matrix.
+    """W (d, d) of psi(x) = W phi(x), kept transposed: as I - left^T right, or as `matrix`.
 
-    Every conditioning multiplies psi and W^T from the right by I - U^T C with U, C (b, d). While
-    the rows add up to less than d / 2 the product stays compact (left, right: (r, d)), so features
-    of a million dimensions are no obstacle; then `matrix` is W^T itself.
+    A few labels multiply psi and W^T from the right by I - U^T C with U, C (b, d). While the rows
+    add up to at most d / 2 the product stays compact (left, right: (r, d)), so that features of a
+    million dimensions are no obstacle; then it becomes a matrix.
     """
 
     left: Array
@@ -92,20 +92,30 @@ class Whitening:
         """W = I."""
         return cls(np.empty((0, d)), np.empty((0, d)))
 
+    def _dense(self, matrix: Array) -> Whitening:
+        return Whitening(self.left[:0], self.right[:0], matrix)
+
     def then(self, U: Array, C: Array) -> Whitening:
         """Return the whitening after psi <- psi (I - U^T C); never changes `self`."""
-        d = U.shape[1]
-        if self.matrix is not None:
-            matrix = self.matrix.copy()
-        else:
+        if self.matrix is None:
             # (I - P^T Z)(I - U^T C) = I - P^T (Z - (Z U^T) C) - U^T C
             left = np.vstack([self.left, U])
             right = np.vstack([self.right - (self.right @ U.T) @ C, C])
-            if 2 * len(left) <= d:
+            if 2 * len(left) <= left.shape[1]:
                 return Whitening(left, right)
-            matrix = self.features(np.eye(d))
+        matrix = self._transposed(U.shape[1])
         ops.condition_features(matrix, U, C)
-        return Whitening(np.empty((0, d)), np.empty((0, d)), matrix)
+        return self._dense(matrix)
+
+    def times(self, W: Array) -> Whitening:
+        """Return the whitening after psi <- W psi; never changes `self`."""
+        if self.matrix is None and len(self.left) == 0:
+            return self._dense(np.ascontiguousarray(W.T))
+        return self._dense(self._transposed(len(W)) @ W.T)
+
+    def _transposed(self, d: int) -> Array:
+        """W^T as a new matrix."""
+        return self.features(np.eye(d)) if self.matrix is None else self.matrix.copy()
 
     def features(self, phi: Array) -> Array:
         """Psi = phi W^T as a new array of the dtype of phi (N, d)."""
@@ -150,21 +160,14 @@ class WeightSpace:
     ) -> tuple[WeightSpace, Array]:
         """Return the space of N points given n labelled ones, and the change of F (N, k)."""
         n, d = labeled.shape
-        if 2 * n < d:
-            space = cls(features.copy(), Whitening.identity(d), np.zeros((d, residual.shape[1])))
-            if n == 0:
-                return space, np.zeros((len(features), residual.shape[1]))
-            change = space._change(labeled.astype(np.float64, copy=False), noise, residual)
-            change.commit()
-            return space, change.mean
-        # M = I + sum phi phi^T / lam = L L^T, W = L^-1, theta = M^-1 sum phi r / lam
-        identity = np.eye(d)
-        L = _factor(identity + ops.weighted_gram(labeled, 1 / noise))
-        W = ops.triangular_solve(L, identity)
-        theta = W.T @ (W @ (labeled.astype(np.float64).T @ (residual / noise[:, None])))
-        empty = np.empty((0, d))
-        whitening = Whitening(empty, empty, np.ascontiguousarray(W.T))
-        return cls(ops.whiten(features, W), whitening, theta), float64_product(features, theta)
+        # A small block works in place, so on a copy of the caller's features.
+        psi = features.copy() if 2 * n < d else features
+        space = cls(psi, Whitening.identity(d), np.zeros((d, residual.shape[1])))
+        if n == 0:
+            return space, np.zeros((len(features), residual.shape[1]))
+        change = space._change(labeled.astype(np.float64, copy=False), noise, residual)
+        change.commit()
+        return space, change.mean
 
     @property
     def size(self) -> int:
@@ -191,28 +194,42 @@ class WeightSpace:
     def _change(self, block: Array, noise: Array, residual: Array) -> Change:
         """Condition on points whose psi are `block` (b, d).
 
-        With U = D^-1/2 block, I + U U^T = L L^T and Z = L^-T (L + I)^-1, the matrix I - U^T Z U is
-        a root of (I + U^T U)^-1, because Z + Z^T - Z (U U^T) Z^T = (I + U U^T)^-1. So
-        psi <- psi (I - U^T C), C = Z U, whitens exactly like the symmetric root of method.md
+        b >= d / 2: I + block^T D^-1 block = L L^T and psi <- L^-1 psi.
+
+        b < d / 2: with U = D^-1/2 block, I + U U^T = L L^T and Z = L^-T (L + I)^-1, the matrix
+        I - U^T Z U is a root of (I + U^T U)^-1, because Z + Z^T - Z (U U^T) Z^T = (I + U U^T)^-1.
+        So psi <- psi (I - U^T C), C = Z U, whitens exactly like the symmetric root of method.md
         section 3 (psi is defined up to a rotation) with a Cholesky factor in place of an
         eigen-decomposition; for b = 1 it is that root.
         """
-        scale = 1 / np.sqrt(noise)[:, None]
-        U = scale * block
-        identity = np.eye(len(U))
-        L = _factor(identity + U @ U.T)
-        C = ops.triangular_solve(L, ops.triangular_solve(L + identity, U), transpose=True)
-        weights = ops.triangular_solve(L, ops.triangular_solve(L, scale * residual), transpose=True)
-        step = U.T @ weights
-        whitening = self.whitening.then(U, C)
+        b, d = block.shape
+        few = 2 * b < d
+        if few:
+            scale = 1 / np.sqrt(noise)[:, None]
+            U, identity = scale * block, np.eye(b)
+            L = _factor(identity + U @ U.T)
+            C = ops.triangular_solve(L, ops.triangular_solve(L + identity, U), transpose=True)
+            weights = ops.triangular_solve(L, scale * residual)
+            step = U.T @ ops.triangular_solve(L, weights, transpose=True)
+            whitening = self.whitening.then(U, C)
+        else:
+            L = _factor(np.eye(d) + ops.weighted_gram(block, 1 / noise))
+            W = ops.triangular_solve(L, np.eye(d))
+            step = W.T @ (W @ (block.T @ (residual / noise[:, None])))
+            whitening = self.whitening.times(W)
+            psi = ops.whiten(self.psi, W)
         theta = self.theta + self.whitening.pull_back(step)
+        mean = float64_product(self.psi, step)
 
         def commit() -> None:
-            _condition(self.psi, U, C)
+            if few:
+                _condition(self.psi, U, C)
+            else:
+                self.psi = psi
             self.variance = ops.squared_norms(self.psi)
             self.whitening, self.theta = whitening, theta
 
-        return Change(float64_product(self.psi, step), commit)
+        return Change(mean, commit)
 
     def predict(self, features: Array) -> Array:
         """F - f (m, k) at new points."""
