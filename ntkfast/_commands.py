@@ -42,26 +42,31 @@ def _fail(message: object) -> NoReturn:
 
 
 RANK_HELP = """
-Rank a pool of points by what their labels would do to the network. Writes CSV: rank, index, utility.
+Rank a pool of points by what their labels would do to the network.
 
-[bold]What it reads.[/bold] Run your network once over the pool and save, one row per point:
+Writes CSV: rank, index (row of the pool, from 0), utility (larger is better; in sequential mode, at the moment of the pick).
 
-  [cyan]features[/cyan]  (N, d)  last-layer activations, any embedding, or (best) the gradient features of ntkfast.EmpiricalNTK
-  [cyan]outputs[/cyan]   (N, k)  logits (--loss cross_entropy) or raw outputs (--loss squared), k >= 2 classes
+[bold]What to save.[/bold] Run your network once over the pool; one row per point:
 
-and the same of the labelled points with their [cyan]targets[/cyan]: integer classes (n,) or one row of k numbers each (n, k). If the labelled points are rows of the pool, --labeled-indices says which; they are never ranked. Without labelled points, the whole pool is ranked for a cold start.
+  [cyan]features[/cyan]  (N, d) gradient features of ntkfast.EmpiricalNTK, or any embedding
+  [cyan]outputs[/cyan]   (N, k) logits, or raw outputs with --loss squared; k classes
+  [cyan]targets[/cyan]   of the labelled points: classes (n,), or rows of numbers (n, k)
 
-[bold]Files.[/bold] .npy, .npz and .safetensors; .npy and .safetensors are memory-mapped. In a file of several arrays, the one named like the option is read (features, outputs, ...); FILE::ARRAY chooses another.
+If the labelled points are rows of the pool, --labeled-indices says which; they are never ranked. Otherwise save their features and outputs too. Without labelled points the whole pool is ranked, for a cold start.
+
+[bold]Files.[/bold] .npy, .npz and .safetensors; .npy and .safetensors are memory-mapped. In a file of several arrays the one named like the option is read (features, labeled_indices, ...); FILE::ARRAY chooses another.
 
 [bold]Examples[/bold]
 
-  [green]# the 20 points to label next, chosen together so that they are not redundant[/green]
-  ntkfast rank --features pool.npz --outputs pool.npz --labeled-indices labeled.npy --targets y.npy --mode sequential -b 20 -o next.csv
+  [green]# 20 points to label next, chosen together so that they are not redundant[/green]
+  ntkfast rank --features pool.npz --outputs pool.npz \\
+      --labeled-indices labeled.npy --targets classes.npy \\
+      --mode sequential --batch-size 20 -o next.csv
 
   [green]# the whole pool, best first, by the entropy expected to be left[/green]
-  ntkfast rank --features phi.npy --outputs logits.npy --labeled-features phi_l.npy --labeled-outputs logits_l.npy --targets y.npy --criterion expected_entropy
-
-The last column is the utility: larger is better. In sequential mode it is the utility at the moment of the pick. Indices count the rows of the pool from 0.
+  ntkfast rank --features phi.npy --outputs logits.npy \\
+      --labeled-features phi_l.npy --labeled-outputs logits_l.npy \\
+      --targets classes.npy --criterion expected_entropy
 """  # noqa: E501  (rich wraps at the width of the terminal)
 
 
@@ -121,8 +126,8 @@ def rank(
     criterion: Annotated[
         str,
         typer.Option(
-            help=f"What to look for: {', '.join(ops.criteria())} or fisher_variance_reduction. "
-            "auto: fisher_variance_reduction for cross_entropy, else variance_reduction.",
+            help=f"What to look for: {', '.join(row.name for row in nf.criteria())}. auto: "
+            "fisher_variance_reduction for cross_entropy, variance_reduction for squared.",
             rich_help_panel="The question",
         ),
     ] = "auto",
@@ -215,9 +220,9 @@ def rank(
             post,
             criterion,
             batch_size=unlabeled if batch_size is None else batch_size,
-            mode=mode,
+            mode=mode,  # type: ignore[arg-type]  # checked there, as precision is
             temperature=temperature,
-            precision=precision,
+            precision=precision,  # type: ignore[arg-type]
             log_loss_targets=None
             if log_loss_targets is None
             else read_array(log_loss_targets, "log_loss_targets"),

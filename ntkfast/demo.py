@@ -181,7 +181,7 @@ def _train(problem: Problem, labeled: Indices, seed: int) -> nn.Module:
         for _ in range(TRAINING_STEPS):
             batch = torch.randint(len(x), (min(64, len(x)),))
             optimizer.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            torch.autograd.backward(F.cross_entropy(model(x[batch]), y[batch]))
             optimizer.step()
             schedule.step()
     return model.eval()
