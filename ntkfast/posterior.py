@@ -155,6 +155,7 @@ class _Inputs:
     @classmethod
     def read(
         cls,
+        *,
         N: int,
         n: int,
         outputs: Any,
@@ -351,17 +352,17 @@ class Posterior:
         labeled = as_floats("labeled_features", labeled_features, (None, d))
         n = len(labeled)
         inputs = _Inputs.read(
-            N,
-            n,
-            outputs,
-            labeled_outputs,
-            targets,
-            ridge,
-            ops.squared_norms(labeled if n else phi),
-            loss,
-            label_scale,
-            noise,
-            labeled_indices,
+            N=N,
+            n=n,
+            outputs=outputs,
+            labeled_outputs=labeled_outputs,
+            targets=targets,
+            ridge=ridge,
+            diagonal=ops.squared_norms(labeled if n else phi),
+            loss=loss,
+            label_scale=label_scale,
+            noise=noise,
+            labeled_indices=labeled_indices,
         )
         informative = np.isfinite(inputs.noise)
         space, change = WeightSpace.fit(
@@ -432,17 +433,17 @@ class Posterior:
         _check_kernel("K_uu", K)
         _check_kernel("K_ll", K_labeled)
         inputs = _Inputs.read(
-            N,
-            n,
-            outputs,
-            labeled_outputs,
-            targets,
-            ridge,
-            np.diagonal(K_labeled if n else K).astype(np.float64),
-            loss,
-            label_scale,
-            noise,
-            labeled_indices,
+            N=N,
+            n=n,
+            outputs=outputs,
+            labeled_outputs=labeled_outputs,
+            targets=targets,
+            ridge=ridge,
+            diagonal=np.diagonal(K_labeled if n else K).astype(np.float64),
+            loss=loss,
+            label_scale=label_scale,
+            noise=noise,
+            labeled_indices=labeled_indices,
         )
         informative = np.isfinite(inputs.noise)
         space, change = FunctionSpace.fit(
