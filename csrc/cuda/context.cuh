@@ -1,0 +1,148 @@
+// What a kernel sees of the machine it runs on.
+//
+// Every kernel is a struct with `kThreads` and a static function template `body(ctx, args)`. On a GPU ctx is the Context
+// below; in the tests it is emulation::Context (tests/cpp/cuda/emulation.h), which has the same members and runs the same
+// body on the CPU, one fiber per thread. So bodies touch shared memory only through ctx.shared(), and meet other threads
+// only through the collectives of ctx.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "core/host_device.h"
+
+#if defined(__CUDACC__)
+#define NTKFAST_DEVICE __device__ __forceinline__
+#define NTKFAST_UNROLL_TWICE _Pragma("unroll 2")
+#define NTKFAST_KEEP_LOOP _Pragma("unroll 1")
+#else
+#define NTKFAST_DEVICE inline
+#define NTKFAST_UNROLL_TWICE
+#define NTKFAST_KEEP_LOOP
+#endif
+
+namespace ntkfast {
+namespace {
+
+struct Grid {
+  int64_t x;
+  int64_t y;
+};
+
+/// Storage of a bfloat16 number: the upper half of a float.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+NTKFAST_HD inline float to_float(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+/// Operand types of the tensor-core instruction; both read 32 bytes of a row per step.
+struct Tf32 {};
+struct Bf16 {};
+
+#if defined(__CUDACC__)
+
+extern __shared__ __align__(128) unsigned char shared_memory[];
+
+struct Context {
+  NTKFAST_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
+  NTKFAST_DEVICE int64_t block_x() const { return blockIdx.x; }
+  NTKFAST_DEVICE int64_t block_y() const { return blockIdx.y; }
+  NTKFAST_DEVICE int64_t grid_x() const { return gridDim.x; }
+
+  /// `count` numbers of the block's shared memory, from this byte on.
+  template <class T>
+  NTKFAST_DEVICE T* shared(int byte_offset, int /*count*/) const {
+    return reinterpret_cast<T*>(shared_memory + byte_offset);
+  }
+
+  /// Every thread of the block arrives before any goes on.
+  NTKFAST_DEVICE void barrier() const { __syncthreads(); }
+
+  /// The value of the lane whose number differs in these bits; all lanes of the warp call it.
+  template <class T>
+  NTKFAST_DEVICE T shuffle_xor(T value, int bits) const {
+    return __shfl_xor_sync(0xffffffffu, value, bits);
+  }
+
+  /// Copies 16 bytes to shared memory behind the thread's back; all but the first `valid` bytes become zero.
+  NTKFAST_DEVICE void copy_async(unsigned char* to, const void* from, int valid) const {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid)
+                 : "memory");
+  }
+  /// Closes the group of copies issued since the last call.
+  NTKFAST_DEVICE void commit_copies() const { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  /// Waits until at most kOpen of this thread's groups are unfinished.
+  template <int kOpen>
+  NTKFAST_DEVICE void wait_copies() const {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
+  }
+
+  /// Four 8 x 16-byte matrices, lane l giving the address of row l % 8 of matrix l / 8: register i of lane l is 4-byte
+  /// word l % 4 of row l / 4 of matrix i.
+  NTKFAST_DEVICE void load_matrices(const unsigned char* row, uint32_t (&out)[4]) const {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(address)
+                 : "memory");
+  }
+
+  /// C (16 x 8) += A (16 x 8) B (8 x 8) in the fragment layouts of mma.m16n8k8.
+  NTKFAST_DEVICE void multiply(Tf32, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                               uint32_t b1) const {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+  /// C (16 x 8) += A (16 x 16) B (16 x 8) in the fragment layouts of mma.m16n8k16.
+  NTKFAST_DEVICE void multiply(Bf16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                               uint32_t b1) const {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+  /// Nearest number with the ten mantissa bits of tf32, ties away from zero.
+  NTKFAST_DEVICE float round_tf32(float x) const {
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return __uint_as_float(bits);
+  }
+};
+
+#endif
+
+NTKFAST_HD inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+NTKFAST_HD inline float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+/// Sum over the lanes whose numbers differ below bit log2(kLanes), the same for each of them.
+template <int kLanes, class Ctx, class T>
+NTKFAST_DEVICE T sum_lanes(const Ctx& ctx, T value) {
+  NTKFAST_UNROLL
+  for (int bits = kLanes / 2; bits > 0; bits /= 2) value = value + ctx.shuffle_xor(value, bits);
+  return value;
+}
+
+NTKFAST_HD constexpr int64_t div_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+NTKFAST_HD constexpr int64_t round_to(int64_t n, int64_t to) { return div_up(n, to) * to; }
+
+}  // namespace
+}  // namespace ntkfast

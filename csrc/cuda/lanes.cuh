@@ -1,0 +1,247 @@
+// A few numbers in the registers of one GPU thread, with the operations that csrc/math needs (scalar.h lists them).
+//
+// Two neighbouring evaluation points share what is loaded of the candidate, and the fragments of the tensor cores come in
+// such pairs. Single precision uses the special-function unit where its error (about 2^-22) is small against what a
+// criterion promises; the emulation on the CPU computes the same functions in full precision.
+#pragma once
+
+#include "cuda/context.cuh"
+#include "math/criteria.h"
+
+namespace ntkfast {
+namespace {
+
+template <class T, int N>
+struct alignas(N * sizeof(T)) Lanes {
+  using scalar = T;
+  static constexpr int kLanes = N;
+  T v[N];
+  Lanes() = default;
+  NTKFAST_HD NTKFAST_INLINE explicit Lanes(T x) {
+    NTKFAST_UNROLL
+    for (int i = 0; i < N; ++i) v[i] = x;
+  }
+};
+template <int N>
+struct LaneMask {
+  bool v[N];
+};
+
+#define NTKFAST_EACH_LANE(expression) \
+  NTKFAST_UNROLL                      \
+  for (int i = 0; i < N; ++i) expression
+
+#define NTKFAST_LANES template <class T, int N> NTKFAST_HD NTKFAST_INLINE
+#define NTKFAST_BINARY(name, expression)                   \
+  NTKFAST_LANES Lanes<T, N> name(Lanes<T, N> a, Lanes<T, N> b) { \
+    Lanes<T, N> r;                                         \
+    NTKFAST_EACH_LANE(r.v[i] = expression);                \
+    return r;                                              \
+  }
+NTKFAST_BINARY(operator+, a.v[i] + b.v[i])
+NTKFAST_BINARY(operator-, a.v[i] - b.v[i])
+NTKFAST_BINARY(operator*, a.v[i] * b.v[i])
+NTKFAST_BINARY(operator/, a.v[i] / b.v[i])
+NTKFAST_BINARY(max_of, max_of(a.v[i], b.v[i]))
+NTKFAST_BINARY(min_of, min_of(a.v[i], b.v[i]))
+NTKFAST_BINARY(scale_by_power_of_two, scale_by_power_of_two(a.v[i], b.v[i]))
+#undef NTKFAST_BINARY
+#define NTKFAST_UNARY(name, expression)      \
+  NTKFAST_LANES Lanes<T, N> name(Lanes<T, N> a) { \
+    Lanes<T, N> r;                           \
+    NTKFAST_EACH_LANE(r.v[i] = expression);  \
+    return r;                                \
+  }
+NTKFAST_UNARY(operator-, -a.v[i])
+NTKFAST_UNARY(abs_of, abs_of(a.v[i]))
+NTKFAST_UNARY(sqrt_of, sqrt_of(a.v[i]))
+NTKFAST_UNARY(floor_of, floor_of(a.v[i]))
+NTKFAST_UNARY(log2_one_minus, log2_one_minus(a.v[i]))
+#undef NTKFAST_UNARY
+#define NTKFAST_COMPARE(op)                                        \
+  NTKFAST_LANES LaneMask<N> operator op(Lanes<T, N> a, Lanes<T, N> b) { \
+    LaneMask<N> r;                                                 \
+    NTKFAST_EACH_LANE(r.v[i] = a.v[i] op b.v[i]);                  \
+    return r;                                                      \
+  }
+NTKFAST_COMPARE(<)
+NTKFAST_COMPARE(>)
+NTKFAST_COMPARE(<=)
+NTKFAST_COMPARE(==)
+#undef NTKFAST_COMPARE
+template <int N>
+NTKFAST_HD NTKFAST_INLINE LaneMask<N> operator|(LaneMask<N> a, LaneMask<N> b) {
+  LaneMask<N> r;
+  NTKFAST_EACH_LANE(r.v[i] = a.v[i] || b.v[i]);
+  return r;
+}
+template <int N>
+NTKFAST_HD NTKFAST_INLINE LaneMask<N> operator&(LaneMask<N> a, LaneMask<N> b) {
+  LaneMask<N> r;
+  NTKFAST_EACH_LANE(r.v[i] = a.v[i] && b.v[i]);
+  return r;
+}
+template <int N>
+NTKFAST_HD NTKFAST_INLINE bool all_of(LaneMask<N> a) {
+  bool all = true;
+  NTKFAST_EACH_LANE(all = all && a.v[i]);
+  return all;
+}
+NTKFAST_LANES Lanes<T, N> select(LaneMask<N> mask, Lanes<T, N> a, Lanes<T, N> b) {
+  Lanes<T, N> r;
+  NTKFAST_EACH_LANE(r.v[i] = mask.v[i] ? a.v[i] : b.v[i]);
+  return r;
+}
+NTKFAST_LANES Lanes<T, N> fma_of(Lanes<T, N> a, Lanes<T, N> b, Lanes<T, N> c) {
+  Lanes<T, N> r;
+  NTKFAST_EACH_LANE(r.v[i] = fma_of(a.v[i], b.v[i], c.v[i]));
+  return r;
+}
+NTKFAST_LANES Lanes<T, N> split_exponent(Lanes<T, N> z, Lanes<T, N>* exponent) {
+  Lanes<T, N> r;
+  NTKFAST_EACH_LANE(r.v[i] = split_exponent(z.v[i], &exponent->v[i]));
+  return r;
+}
+
+// Only the device pass of nvcc knows the instructions.
+NTKFAST_HD NTKFAST_INLINE float fast_exp2(float x) {
+#if defined(__CUDA_ARCH__)
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+#else
+  return exp2f(x);
+#endif
+}
+NTKFAST_HD NTKFAST_INLINE float fast_log2(float x) {
+#if defined(__CUDA_ARCH__)
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+#else
+  return log2f(x);
+#endif
+}
+NTKFAST_HD NTKFAST_INLINE float fast_reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+#else
+  return 1.0f / x;
+#endif
+}
+#define NTKFAST_FAST(name, function)                                             \
+  template <int N>                                                               \
+  NTKFAST_HD NTKFAST_INLINE Lanes<float, N> name(Lanes<float, N> a) {            \
+    Lanes<float, N> r;                                                           \
+    NTKFAST_EACH_LANE(r.v[i] = function(a.v[i]));                                \
+    return r;                                                                    \
+  }
+NTKFAST_FAST(exp2_of, fast_exp2)
+NTKFAST_FAST(log2_of, fast_log2)
+NTKFAST_FAST(reciprocal, fast_reciprocal)
+#undef NTKFAST_FAST
+template <int N>
+NTKFAST_HD NTKFAST_INLINE Lanes<double, N> reciprocal(Lanes<double, N> a) {
+  return Lanes<double, N>(1.0) / a;
+}
+#undef NTKFAST_LANES
+#undef NTKFAST_EACH_LANE
+
+template <class T>
+using Pair = Lanes<T, 2>;
+
+/// Two neighbouring numbers at an even place, in one access.
+template <class T>
+NTKFAST_DEVICE Pair<T> load_pair(const T* p) {
+  return *reinterpret_cast<const Pair<T>*>(p);
+}
+
+/// As many classes as the caller says, and nothing kept between the two passes over the labels: a thread's registers
+/// hold a few classes, not a hundred.
+constexpr int kAnyClasses = 0;
+
+/// moderate_labels of softmax_rank_one.h, computing u and w again in the second pass.
+template <class V, class Point, class Candidate, class Body>
+NTKFAST_HD NTKFAST_INLINE void moderate_labels_again(int k, V A, const Point& F, const Candidate& B,
+                                                     Body& body) {
+  using T = scalar_of<V>;
+  V S(T(0)), N0(T(0));
+  TopTwo<V> top(TopTwo<V>::lowest());
+  NTKFAST_UNROLL_TWICE
+  for (int j = 0; j < k; ++j) {
+    const V u = fma_of(-A, V(B(j)), F(j));
+    const V w = exp2_of(u);
+    S = S + w;
+    N0 = fma_of(u, w, N0);
+    top.add(w, V(T(j)));
+  }
+  const V E = exp2_of(A);
+  const V growth = E - V(T(1));
+  const V A_E = A * E;
+  NTKFAST_UNROLL_TWICE
+  for (int y = 0; y < k; ++y) {
+    const V u = fma_of(-A, V(B(y)), F(y));
+    const V w = exp2_of(u);
+    const V largest = max_of(select(top.where == V(T(y)), top.second, top.first), w * E);
+    body(y, LabelSums<V>{fma_of(w, growth, S), fma_of(w, fma_of(u, growth, A_E), N0), largest,
+                         V(T(0))});
+  }
+}
+
+/// any_labels of softmax_rank_one.h, computing u and w again in each pass.
+template <class V, class Point, class Candidate, class Body>
+NTKFAST_HD NTKFAST_INLINE void any_labels_again(int k, V A, const Point& F, const Candidate& B,
+                                                Body& body) {
+  using T = scalar_of<V>;
+  const V zero(T(0)), one(T(1));
+  TopTwo<V> top(TopTwo<V>::lowest());
+  NTKFAST_KEEP_LOOP
+  for (int j = 0; j < k; ++j) top.add(fma_of(-A, V(B(j)), F(j)), V(T(j)));
+  V S2 = zero, N2 = zero;
+  NTKFAST_KEEP_LOOP
+  for (int j = 0; j < k; ++j) {
+    const V t = fma_of(-A, V(B(j)), F(j)) - top.second;
+    const V w = select(top.where == V(T(j)), zero, exp2_of(min_of(t, zero)));
+    S2 = S2 + w;
+    N2 = fma_of(t, w, N2);
+  }
+  const V gap = top.second - top.first;
+  const V shrink = exp2_of(gap);
+  const V N1 = shrink * fma_of(gap, S2, N2);
+  NTKFAST_KEEP_LOOP
+  for (int y = 0; y < k; ++y) {
+    const auto is_largest = top.where == V(T(y));
+    const V u = fma_of(-A, V(B(y)), F(y));
+    const V relative = select(is_largest, zero, exp2_of(min_of(u - top.second, zero)));
+    const V b = select(is_largest, top.second, top.first);
+    const V R = select(is_largest, S2, fma_of(S2 - relative, shrink, one));
+    const V N = select(is_largest, N2, fma_of(top.first - u, relative * shrink, N1));
+    const V rise = u + A - b;
+    const V h = max_of(rise, zero);
+    const V small = exp2_of(-abs_of(rise));
+    const auto rises = rise > zero;
+    const V old = select(rises, small, one);
+    const V e = select(rises, one, small);
+    body(y, LabelSums<V>{fma_of(R, old, e), fma_of(fma_of(-h, R, N), old, e * (rise - h)), one,
+                         b + h});
+  }
+}
+
+/// What the criteria call on a GPU thread: the unrolled registers of softmax_rank_one.h for a few classes and moderate
+/// steps, loops that keep nothing otherwise (a register array indexed by a loop would live in memory).
+template <int K, class T, int N, class Point, class Candidate, class Body>
+NTKFAST_HD NTKFAST_INLINE void for_each_label(int k, Lanes<T, N> A, Lanes<T, N> bound,
+                                              const Point& F, const Candidate& B, Lanes<T, N>*,
+                                              Body& body) {
+  using V = Lanes<T, N>;
+  if (!all_of(abs_of(A) * bound <= V(moderate_step<T>()))) {
+    any_labels_again(k, A, F, B, body);
+  } else if constexpr (K > 0) {
+    LabelScratch<K, V> scratch(nullptr, k);
+    moderate_labels<K>(k, A, F, B, scratch, body);
+  } else {
+    moderate_labels_again(k, A, F, B, body);
+  }
+}
+
+}  // namespace
+}  // namespace ntkfast

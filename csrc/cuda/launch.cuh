@@ -1,0 +1,65 @@
+// Launches kernels on the caller's stream. Nothing here allocates, synchronises or creates a stream.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/context.cuh"
+
+namespace ntkfast {
+namespace {
+
+inline void check_cuda(cudaError_t status, const char* expression) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string(expression) + ": " + cudaGetErrorName(status) + " (" +
+                           cudaGetErrorString(status) + ")");
+}
+#define NTKFAST_CUDA_CHECK(expression) ::ntkfast::check_cuda((expression), #expression)
+
+/// Makes a device current for as long as it lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    NTKFAST_CUDA_CHECK(cudaGetDevice(&previous_));
+    if (previous_ != device) NTKFAST_CUDA_CHECK(cudaSetDevice(device));
+    changed_ = previous_ != device;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+template <class Kernel, class Args>
+__global__ void __launch_bounds__(Kernel::kThreads) run_kernel(const __grid_constant__ Args args) {
+  Kernel::body(Context{}, args);
+}
+
+class Launcher {
+ public:
+  explicit Launcher(cudaStream_t stream) : stream_(stream) {}
+
+  template <class Kernel, class Args>
+  void run(Grid grid, int shared_bytes, const Args& args) {
+    if (grid.x == 0 || grid.y == 0) return;
+    if (shared_bytes > 48 * 1024)
+      NTKFAST_CUDA_CHECK(cudaFuncSetAttribute(
+          run_kernel<Kernel, Args>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
+    run_kernel<Kernel, Args><<<blocks, Kernel::kThreads, shared_bytes, stream_>>>(args);
+    check_cuda(cudaGetLastError(), __PRETTY_FUNCTION__);
+  }
+
+ private:
+  cudaStream_t stream_;
+};
+
+}  // namespace
+}  // namespace ntkfast

@@ -1,0 +1,519 @@
+// Runs GPU kernels on the CPU, to prove their indexing, barriers, reductions and fragment layouts without a GPU.
+//
+// One fiber per thread of a block; a collective (barrier, shuffle, ldmatrix, mma) stores its operands and yields, and is
+// carried out when all threads it concerns stand at the same place in the source. Runnable fibers run in one of four
+// orders. Shared memory starts unwritten and is shadowed: reading what nothing wrote, what a copy is still writing, or
+// what another thread wrote since the last barrier is an error, and so is writing what another thread touched since
+// then. Asynchronous copies land either at once or at the wait. Global memory is the test's own: the address sanitizer
+// watches its ends.
+//
+// Not proven here: approximate instructions, the rounding inside the tensor cores, memory ordering between blocks, and
+// anything about speed.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/context.cuh"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace ntkfast {
+namespace {
+namespace emulation {
+
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class Order { kForward, kBackward, kShuffled, kShuffledAgain };
+constexpr Order kOrders[] = {Order::kForward, Order::kBackward, Order::kShuffled,
+                             Order::kShuffledAgain};
+
+struct Options {
+  Order order = Order::kForward;
+  bool copies_land_at_wait = false;
+};
+
+constexpr int kWarp = 32;
+constexpr std::size_t kStackBytes = 256 * 1024;
+
+struct Copy {
+  int to;
+  const void* from;
+  int valid;
+};
+
+struct Fiber {
+  enum class State { kReady, kAtWarp, kAtBlock, kDone };
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  State state = State::kReady;
+  int site = 0;
+  void* operands = nullptr;
+  void (*collective)(class Block&, void* const* lanes) = nullptr;
+  std::vector<Copy> open_copies;
+  std::deque<std::vector<Copy>> copy_groups;
+  void* fake_stack = nullptr;
+};
+
+class Block {
+ public:
+  Block(int threads, int shared_bytes, Options options, std::uint32_t seed)
+      : options_(options),
+        random_(seed),
+        fibers_(static_cast<std::size_t>(threads)),
+        memory_(static_cast<std::size_t>(shared_bytes)),
+        shadow_(static_cast<std::size_t>(shared_bytes)) {}
+
+  int64_t x = 0, y = 0, grid_x = 0;
+
+  /// Runs one block; `body` is called once on every fiber.
+  void run(void (*body)(Block&, int thread, const void* args), const void* args) {
+    body_ = body;
+    args_ = args;
+    std::fill(shadow_.begin(), shadow_.end(), Shadow{});
+    std::fill(memory_.begin(), memory_.end(), static_cast<unsigned char>(0xff));  // NaN
+    epoch_ = 1;
+    failure_.clear();
+    for (std::size_t t = 0; t < fibers_.size(); ++t) {
+      Fiber& fiber = fibers_[t];
+      fiber.state = Fiber::State::kReady;
+      fiber.open_copies.clear();
+      fiber.copy_groups.clear();
+#if defined(__SANITIZE_ADDRESS__)
+      __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
+#endif
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, &Block::enter, 0);
+    }
+    for (;;) {
+      bool any = false;
+      for (const int t : ready_fibers()) {
+        resume(t);
+        if (!failure_.empty()) throw Failure(failure_);
+        any = true;
+      }
+      if (!any && !release()) break;
+    }
+    for (const Fiber& fiber : fibers_)
+      if (fiber.state != Fiber::State::kDone) throw Failure("threads wait for ever: " + waiting());
+    for (const Fiber& fiber : fibers_) {
+      std::size_t open = fiber.open_copies.size();
+      for (const auto& group : fiber.copy_groups) open += group.size();
+      if (open > 0) throw Failure("a thread ends with unfinished asynchronous copies");
+    }
+  }
+
+  // --- What contexts call, on a fiber --------------------------------------------------------
+
+  template <class Operands>
+  void at_warp(int thread, int site, Operands& operands,
+               void (*collective)(Block&, void* const* lanes)) {
+    wait(thread, Fiber::State::kAtWarp, site, &operands, collective);
+  }
+  void at_barrier(int thread, int site) {
+    wait(thread, Fiber::State::kAtBlock, site, nullptr, nullptr);
+  }
+
+  void read(int thread, int offset, int bytes, void* to) {
+    check_range(offset, bytes);
+    for (int i = offset; i < offset + bytes; ++i) {
+      Shadow& s = shadow_[static_cast<std::size_t>(i)];
+      if (!s.written) fail("reads unwritten shared memory", thread, i);
+      if (s.in_flight) fail("reads what an asynchronous copy is still writing", thread, i);
+      if (s.write_epoch == epoch_ && s.writer != thread)
+        fail("reads what thread " + std::to_string(s.writer) + " wrote since the last barrier",
+             thread, i);
+      s.reader = s.read_epoch == epoch_ && s.reader != thread ? kManyThreads : thread;
+      s.read_epoch = epoch_;
+    }
+    std::memcpy(to, memory_.data() + offset, static_cast<std::size_t>(bytes));
+  }
+  void write(int thread, int offset, int bytes, const void* from) {
+    claim(thread, offset, bytes, false);
+    std::memcpy(memory_.data() + offset, from, static_cast<std::size_t>(bytes));
+  }
+
+  void issue_copy(int thread, const Copy& copy) {
+    claim(thread, copy.to, 16, true);
+    if (!options_.copies_land_at_wait) land(copy);
+    fibers_[static_cast<std::size_t>(thread)].open_copies.push_back(copy);
+  }
+  void commit_copies(int thread) {
+    Fiber& fiber = fibers_[static_cast<std::size_t>(thread)];
+    fiber.copy_groups.push_back(std::move(fiber.open_copies));
+    fiber.open_copies.clear();
+  }
+  void wait_copies(int thread, std::size_t open) {
+    Fiber& fiber = fibers_[static_cast<std::size_t>(thread)];
+    for (; fiber.copy_groups.size() > open; fiber.copy_groups.pop_front()) {
+      for (const Copy& copy : fiber.copy_groups.front()) {
+        if (options_.copies_land_at_wait) land(copy);
+        for (int i = copy.to; i < copy.to + 16; ++i) {
+          Shadow& s = shadow_[static_cast<std::size_t>(i)];
+          s.in_flight = false;
+          s.writer = thread;
+          s.write_epoch = epoch_;
+        }
+      }
+    }
+  }
+
+  [[noreturn]] void fail(const std::string& what, int thread, int offset = -1) {
+    failure_ = "thread " + std::to_string(thread) + " of block (" + std::to_string(x) + ", " +
+               std::to_string(y) + ") " + what +
+               (offset >= 0 ? ", at byte " + std::to_string(offset) : "");
+    for (;;) yield(thread);
+  }
+
+ private:
+  static constexpr int kManyThreads = -2;
+  struct Shadow {
+    int writer = -1, reader = -1;
+    int write_epoch = 0, read_epoch = 0;
+    bool written = false, in_flight = false;
+  };
+
+  void check_range(int offset, int bytes) {
+    if (offset < 0 || offset + bytes > static_cast<int>(memory_.size()))
+      fail("leaves the block's shared memory", current_, offset);
+  }
+  void claim(int thread, int offset, int bytes, bool in_flight) {
+    check_range(offset, bytes);
+    for (int i = offset; i < offset + bytes; ++i) {
+      Shadow& s = shadow_[static_cast<std::size_t>(i)];
+      if (s.in_flight) fail("writes where an asynchronous copy is writing", thread, i);
+      if ((s.write_epoch == epoch_ && s.writer != thread) ||
+          (s.read_epoch == epoch_ && s.reader != thread))
+        fail("writes what another thread touched since the last barrier", thread, i);
+      s.writer = thread;
+      s.write_epoch = epoch_;
+      s.written = true;
+      s.in_flight = in_flight;
+    }
+  }
+  void land(const Copy& copy) {
+    unsigned char* to = memory_.data() + copy.to;
+    std::memset(to, 0, 16);
+    if (copy.valid > 0) std::memcpy(to, copy.from, static_cast<std::size_t>(copy.valid));
+  }
+
+  std::vector<int> ready_fibers() {
+    std::vector<int> ready;
+    for (std::size_t t = 0; t < fibers_.size(); ++t)
+      if (fibers_[t].state == Fiber::State::kReady) ready.push_back(static_cast<int>(t));
+    if (options_.order == Order::kBackward) std::reverse(ready.begin(), ready.end());
+    if (options_.order == Order::kShuffled || options_.order == Order::kShuffledAgain)
+      std::shuffle(ready.begin(), ready.end(), random_);
+    return ready;
+  }
+
+  /// Carries out every collective whose threads have all arrived; false when there is none.
+  bool release() {
+    bool any = false, all_at_block = true;
+    for (std::size_t first = 0; first < fibers_.size(); first += kWarp) {
+      int waiting_lanes = 0;
+      void* operands[kWarp];
+      for (std::size_t l = 0; l < kWarp; ++l) {
+        const Fiber& fiber = fibers_[first + l];
+        waiting_lanes += fiber.state == Fiber::State::kAtWarp;
+        all_at_block = all_at_block && fiber.state == Fiber::State::kAtBlock;
+        operands[l] = fiber.operands;
+      }
+      if (waiting_lanes == 0) continue;
+      const Fiber& leader = fibers_[first];
+      for (std::size_t l = 0; l < kWarp; ++l) {
+        const Fiber& fiber = fibers_[first + l];
+        if (fiber.state != Fiber::State::kAtWarp || fiber.site != leader.site ||
+            fiber.collective != leader.collective)
+          throw Failure("lanes of one warp stand at different collectives: " + waiting());
+      }
+      leader.collective(*this, operands);
+      if (!failure_.empty()) throw Failure(failure_);
+      for (std::size_t l = 0; l < kWarp; ++l) fibers_[first + l].state = Fiber::State::kReady;
+      any = true;
+    }
+    if (any || !all_at_block) return any;
+    for (const Fiber& fiber : fibers_)
+      if (fiber.site != fibers_[0].site)
+        throw Failure("threads stand at different barriers: " + waiting());
+    ++epoch_;
+    for (Fiber& fiber : fibers_) fiber.state = Fiber::State::kReady;
+    return true;
+  }
+
+  std::string waiting() const {
+    std::string text;
+    for (std::size_t t = 0; t < fibers_.size() && text.size() < 400; ++t) {
+      const Fiber& fiber = fibers_[t];
+      text += " " + std::to_string(t) + ":" +
+              (fiber.state == Fiber::State::kDone      ? std::string("ended")
+               : fiber.state == Fiber::State::kAtBlock ? "barrier " + std::to_string(fiber.site)
+               : fiber.state == Fiber::State::kAtWarp  ? "warp " + std::to_string(fiber.site)
+                                                       : std::string("ready"));
+    }
+    return text;
+  }
+
+  void wait(int thread, Fiber::State state, int site, void* operands,
+            void (*collective)(Block&, void* const*)) {
+    Fiber& fiber = fibers_[static_cast<std::size_t>(thread)];
+    fiber.site = site;
+    fiber.operands = operands;
+    fiber.collective = collective;
+    fiber.state = state;
+    yield(thread);
+  }
+
+  static thread_local Block* entering_;
+  static void enter() {
+    Block& block = *entering_;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &block.main_bottom_, &block.main_size_);
+#endif
+    const int thread = block.current_;
+    block.body_(block, thread, block.args_);
+    Fiber& fiber = block.fibers_[static_cast<std::size_t>(thread)];
+    fiber.state = Fiber::State::kDone;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(nullptr, block.main_bottom_, block.main_size_);
+#endif
+    swapcontext(&fiber.context, &block.main_);
+  }
+  void resume(int thread) {
+    Fiber& fiber = fibers_[static_cast<std::size_t>(thread)];
+    current_ = thread;
+    entering_ = this;
+#if defined(__SANITIZE_ADDRESS__)
+    void* fake_stack = nullptr;
+    __sanitizer_start_switch_fiber(&fake_stack, fiber.stack.get(), kStackBytes);
+#endif
+    swapcontext(&main_, &fiber.context);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+  }
+  void yield(int thread) {
+    Fiber& fiber = fibers_[static_cast<std::size_t>(thread)];
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&fiber.fake_stack, main_bottom_, main_size_);
+#endif
+    swapcontext(&fiber.context, &main_);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &main_bottom_, &main_size_);
+#endif
+  }
+
+  Options options_;
+  std::mt19937 random_;
+  std::vector<Fiber> fibers_;
+  std::vector<unsigned char> memory_;
+  std::vector<Shadow> shadow_;
+  int epoch_ = 0, current_ = 0;
+  std::string failure_;
+  void (*body_)(Block&, int, const void*) = nullptr;
+  const void* args_ = nullptr;
+  ucontext_t main_;
+  const void* main_bottom_ = nullptr;
+  std::size_t main_size_ = 0;
+};
+thread_local Block* Block::entering_ = nullptr;
+
+/// Stands for a pointer into shared memory.
+template <class T>
+struct Shared {
+  Block* block;
+  int thread, offset, count;  // bytes; numbers that may be touched from here
+
+  struct Reference {
+    const Shared& at;
+    int place;
+    operator T() const {
+      T value;
+      at.block->read(at.thread, place, int{sizeof(T)}, &value);
+      return value;
+    }
+    const Reference& operator=(T value) const {
+      at.block->write(at.thread, place, int{sizeof(T)}, &value);
+      return *this;
+    }
+    const Reference& operator=(const Reference& other) const { return *this = T(other); }
+    const Reference& operator+=(T value) const { return *this = T(*this) + value; }
+  };
+  Reference operator[](int64_t i) const {
+    if (i < 0 || i >= count) block->fail("leaves its array in shared memory", thread, offset);
+    return {*this, offset + static_cast<int>(i) * int{sizeof(T)}};
+  }
+  Shared operator+(int64_t i) const {
+    return {block, thread, offset + static_cast<int>(i) * int{sizeof(T)},
+            count - static_cast<int>(i)};
+  }
+};
+
+/// What kernel bodies see; the members are those of ntkfast::Context.
+class Context {
+ public:
+  Context(Block& block, int thread) : block_(block), thread_(thread) {}
+  int thread() const { return thread_; }
+  int64_t block_x() const { return block_.x; }
+  int64_t block_y() const { return block_.y; }
+  int64_t grid_x() const { return block_.grid_x; }
+
+  template <class T>
+  Shared<T> shared(int byte_offset, int count) const {
+    if (byte_offset % static_cast<int>(alignof(T)) != 0)
+      block_.fail("misaligned shared array", thread_, byte_offset);
+    return {&block_, thread_, byte_offset, count};
+  }
+
+  void barrier(int site = __builtin_LINE()) const { block_.at_barrier(thread_, site); }
+
+  template <class T>
+  T shuffle_xor(T value, int bits, int site = __builtin_LINE()) const {
+    struct Operands {
+      T in, out;
+      int bits;
+    } operands{value, T{}, bits};
+    block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) {
+      for (int l = 0; l < kWarp; ++l) {
+        Operands& mine = *static_cast<Operands*>(lanes[l]);
+        mine.out = static_cast<Operands*>(lanes[l ^ mine.bits])->in;
+      }
+    });
+    return operands.out;
+  }
+
+  void copy_async(Shared<unsigned char> to, const void* from, int valid) const {
+    if (to.count < 16 || to.offset % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0 ||
+        valid < 0 || valid > 16)
+      block_.fail("issues a misaligned or overlong copy", thread_, to.offset);
+    block_.issue_copy(thread_, {to.offset, from, valid});
+  }
+  void commit_copies() const { block_.commit_copies(thread_); }
+  template <int kOpen>
+  void wait_copies() const {
+    block_.wait_copies(thread_, kOpen);
+  }
+
+  void load_matrices(Shared<unsigned char> row, std::uint32_t (&out)[4],
+                     int site = __builtin_LINE()) const {
+    struct Operands {
+      Shared<unsigned char> row;
+      std::uint32_t out[4];
+    } operands{row, {}};
+    if (row.offset % 16 != 0) block_.fail("misaligned ldmatrix", thread_, row.offset);
+    block_.at_warp(thread_, site, operands, [](Block& block, void* const* lanes) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        for (int l = 0; l < kWarp; ++l) {
+          Operands& mine = *static_cast<Operands*>(lanes[l]);
+          const auto& from = static_cast<Operands*>(lanes[8 * matrix + l / 4])->row;
+          block.read(mine.row.thread, from.offset + 4 * (l % 4), 4, &mine.out[matrix]);
+        }
+      }
+    });
+    std::copy(operands.out, operands.out + 4, out);
+  }
+
+  template <class Type>
+  void multiply(Type, float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                std::uint32_t b1, int site = __builtin_LINE()) const {
+    struct Operands {
+      float c[4];
+      std::uint32_t a[4], b[2];
+    } operands{{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) {
+      const auto lane = [&](int l) -> Operands& { return *static_cast<Operands*>(lanes[l]); };
+      // Words of four bytes: word (row, w) of A is register row / 8 + 2 (w / 4) of lane 4 (row % 8) + w % 4; word
+      // (w, column) of B is register w / 4 of lane 4 column + w % 4 (PTX manual, matrix fragments of m16n8k8 and m16n8k16).
+      for (int row = 0; row < 16; ++row) {
+        for (int col = 0; col < 8; ++col) {
+          double sum = 0;
+          for (int w = 0; w < 8; ++w)
+            sum += product(Type{}, lane(4 * (row % 8) + w % 4).a[row / 8 + 2 * (w / 4)],
+                           lane(4 * col + w % 4).b[w / 4]);
+          float& c = lane(4 * (row % 8) + col / 2).c[2 * (row / 8) + col % 2];
+          c = static_cast<float>(c + sum);
+        }
+      }
+    });
+    std::copy(operands.c, operands.c + 4, c);
+  }
+
+  float round_tf32(float x) const {
+    return std::isfinite(x) ? float_of((bits_of(x) + 0x1000u) & ~0x1fffu) : x;
+  }
+
+ private:
+  /// The tensor cores do not see the last 13 bits of a tf32 operand.
+  static double product(Tf32, std::uint32_t a, std::uint32_t b) {
+    return double{float_of(a & ~0x1fffu)} * double{float_of(b & ~0x1fffu)};
+  }
+  static double product(Bf16, std::uint32_t a, std::uint32_t b) {
+    return double{float_of(a << 16)} * double{float_of(b << 16)} +
+           double{float_of(a & 0xffff0000u)} * double{float_of(b & 0xffff0000u)};
+  }
+
+  Block& block_;
+  int thread_;
+};
+
+/// The launcher of the drivers in csrc/cuda/*.cuh.
+class Launcher {
+ public:
+  explicit Launcher(Options options = {}) : options_(options) {}
+
+  template <class Kernel, class Args>
+  void run(Grid grid, int shared_bytes, const Args& args) {
+    if (grid.x == 0 || grid.y == 0) return;
+    if (grid.x < 0 || grid.y < 0 || grid.y > 65535 || shared_bytes > 227 * 1024)
+      throw Failure("a launch no GPU accepts");
+    Block block(Kernel::kThreads, shared_bytes, options_, seed_++);
+    block.grid_x = grid.x;
+    std::vector<int64_t> order(static_cast<std::size_t>(grid.x * grid.y));
+    std::iota(order.begin(), order.end(), int64_t{0});
+    if (options_.order != Order::kForward) std::reverse(order.begin(), order.end());
+    for (const int64_t b : order) {
+      block.x = b % grid.x;
+      block.y = b / grid.x;
+      block.run(
+          [](Block& self, int thread, const void* arguments) {
+            Kernel::body(Context(self, thread), *static_cast<const Args*>(arguments));
+          },
+          &args);
+    }
+  }
+
+ private:
+  Options options_;
+  std::uint32_t seed_ = 1;
+};
+
+template <class T>
+inline Lanes<T, 2> load_pair_of(const Shared<T>& p) {
+  Lanes<T, 2> pair;
+  pair.v[0] = p[0];
+  pair.v[1] = p[1];
+  return pair;
+}
+
+}  // namespace emulation
+}  // namespace
+}  // namespace ntkfast
