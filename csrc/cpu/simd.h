@@ -67,8 +67,9 @@ struct Pack<double> {
   NTKFAST_INLINE Pack<T> min_of(Pack<T> a, Pack<T> b) { return _mm512_min_##suffix(a.v, b.v); }    \
   NTKFAST_INLINE Pack<T> sqrt_of(Pack<T> a) { return _mm512_sqrt_##suffix(a.v); }                  \
   NTKFAST_INLINE Pack<T> abs_of(Pack<T> a) { return _mm512_abs_##suffix(a.v); }                    \
-  NTKFAST_INLINE Pack<T> floor_of(Pack<T> a) {                                                     \
-    return _mm512_roundscale_##suffix(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);             \
+  NTKFAST_INLINE Pack<T> split_fraction(Pack<T> u, Pack<T>* whole) {                               \
+    *whole = u; /* scalef takes the floor itself */                                                \
+    return _mm512_reduce_##suffix(u.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);                 \
   }                                                                                                \
   NTKFAST_INLINE Pack<T> scale_by_power_of_two(Pack<T> p, Pack<T> n) {                             \
     return _mm512_scalef_##suffix(p.v, n.v);                                                       \
@@ -174,8 +175,9 @@ struct Pack<double> {
   NTKFAST_INLINE Pack<T> abs_of(Pack<T> a) {                                                       \
     return _mm256_andnot_##suffix(_mm256_set1_##suffix(sign), a.v);                                \
   }                                                                                                \
-  NTKFAST_INLINE Pack<T> floor_of(Pack<T> a) {                                                     \
-    return _mm256_round_##suffix(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);                  \
+  NTKFAST_INLINE Pack<T> split_fraction(Pack<T> u, Pack<T>* whole) {                               \
+    whole->v = _mm256_round_##suffix(u.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);              \
+    return u - *whole;                                                                             \
   }                                                                                                \
   NTKFAST_INLINE PackMask<T> operator<(Pack<T> a, Pack<T> b) {                                     \
     return {_mm256_cmp_##suffix(a.v, b.v, _CMP_LT_OQ)};                                            \
@@ -318,15 +320,18 @@ NTKFAST_PACK(double)
 
 /// Adding and taking away 1.5 * 2^23 (2^52) rounds to an integer; one less where that rounded up.
 /// Larger numbers are clamped: exp2 has underflowed long before.
-NTKFAST_INLINE Pack<float> floor_of(Pack<float> a) {
-  const Pack<float> magic(12582912.0f), clamped = max_of(a, Pack<float>(-4e6f));
-  const Pack<float> rounded = (clamped + magic) - magic;
-  return rounded - select(rounded > clamped, Pack<float>(1.0f), Pack<float>(0.0f));
+template <class T>
+NTKFAST_INLINE Pack<T> split_fraction_by_rounding(Pack<T> u, T magic, T lowest, Pack<T>* whole) {
+  u = max_of(u, Pack<T>(lowest));
+  const Pack<T> rounded = (u + Pack<T>(magic)) - Pack<T>(magic);
+  *whole = rounded - select(rounded > u, Pack<T>(T(1)), Pack<T>(T(0)));
+  return u - *whole;
 }
-NTKFAST_INLINE Pack<double> floor_of(Pack<double> a) {
-  const Pack<double> magic(6755399441055744.0), clamped = max_of(a, Pack<double>(-4e15));
-  const Pack<double> rounded = (clamped + magic) - magic;
-  return rounded - select(rounded > clamped, Pack<double>(1.0), Pack<double>(0.0));
+NTKFAST_INLINE Pack<float> split_fraction(Pack<float> u, Pack<float>* whole) {
+  return split_fraction_by_rounding(u, 12582912.0f, -4e6f, whole);
+}
+NTKFAST_INLINE Pack<double> split_fraction(Pack<double> u, Pack<double>* whole) {
+  return split_fraction_by_rounding(u, 6755399441055744.0, -4e15, whole);
 }
 
 /// 2^n from the bits of n + 1.5 * 2^23 + bias; zero where the result underflows, whatever p is

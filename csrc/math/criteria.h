@@ -8,7 +8,7 @@
 //     kScratch              whether value<0>() needs 2 k values of scratch
 //     point_size(k), prepare_point(...)          what it keeps of an evaluation point x
 //     candidate_size(k), prepare_candidate(...)  what it keeps of a candidate c
-//     value<K>(k, S, x, c, scratch)              the summand, from the posterior covariance S(x, c);
+//     value<K>(k, S, x, c, scratch)              the summand, from the covariance S(x, c);
 //                                                K = 0: the number of classes is k, at run time
 // prepare_* run once per point in double; value() runs for every pair in the compute type. To add a
 // criterion: write the struct, append it to `Criteria` below, add its row to ntkfast/criteria.py
@@ -156,9 +156,8 @@ struct ExpectedEntropy {
   struct Body {
     const Weights& P;
     V sum;
-    template <class Sums>
-    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const Sums& l) {
-      sum = fma_of(P(y), l.log2_Z() - l.N * l.inverse_Z(), sum);
+    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const LabelSums<V>& l) {
+      sum = fma_of(P(y), log2_of(l.Z) - l.N * reciprocal(l.Z), sum);
     }
   };
   template <int K, class V, class Point, class Candidate>
@@ -199,9 +198,8 @@ struct ExpectedLogLoss {
     const Weights& P;
     const Targets& q;
     V base, A, sum;  // base = sum_j q_j l_j
-    template <class Sums>
-    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const Sums& l) {
-      const V log_likelihood = fma_of(q(y), A, base) - l.reference - l.log2_Z();
+    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const LabelSums<V>& l) {
+      const V log_likelihood = fma_of(q(y), A, base) - l.reference - log2_of(l.Z);
       sum = fma_of(P(y), log_likelihood, sum);
     }
   };
@@ -240,9 +238,8 @@ struct ExpectedError {
   struct Body {
     const Weights& P;
     V sum;
-    template <class Sums>
-    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const Sums& l) {
-      sum = fma_of(P(y), (l.top - l.Z) * l.inverse_Z(), sum);
+    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const LabelSums<V>& l) {
+      sum = fma_of(P(y), (l.top - l.Z) * reciprocal(l.Z), sum);
     }
   };
   template <int K, class V, class Point, class Candidate>
@@ -298,8 +295,7 @@ struct LabelFlips {
   }
 };
 
-// --- Criteria of the raw outputs: ||f+ - f||^2 = |D|^2 + 2 a <D, r> + a^2 |r|^2, D = F(x) - f(x)
-// -------------------
+// --- Criteria of the raw outputs: ||f+ - f||^2 = |D|^2 + 2 a <D, r> + a^2 |r|^2, D = F - f ---
 
 template <class V>
 NTKFAST_HD NTKFAST_INLINE V change_norm(V D_D, V D_r, V r_r, V a) {

@@ -41,8 +41,9 @@ exp2_fraction(V r, double) {  // sqrt 2 (ln 2)^i / i!: the series about r = 1/2
 /// 2^u for u <= 127 (1023 in double); zero where the result would not be a normal number.
 template <class V>
 NTKFAST_HD NTKFAST_INLINE V exp2_of(V u) {
-  const V n = floor_of(u);
-  return scale_by_power_of_two(exp2_fraction(u - n, scalar_of<V>(0)), n);
+  V n(scalar_of<V>(0));
+  const V fraction = split_fraction(u, &n);
+  return scale_by_power_of_two(exp2_fraction(fraction, scalar_of<V>(0)), n);
 }
 
 template <class V>
@@ -66,15 +67,6 @@ NTKFAST_HD NTKFAST_INLINE V log2_of(V z) {
   V exponent(scalar_of<V>(0));
   const V mantissa = split_exponent(z, &exponent);
   return exponent + log2_mantissa(mantissa, scalar_of<V>(0));
-}
-
-/// log2(1 + z) in float for z in [2^-1/4 - 1, 2^1/4 - 1]: no exponent to split off. Relative
-/// error 1.2e-7.
-template <class V>
-NTKFAST_HD NTKFAST_INLINE V log2_one_plus_small(V z) {
-  constexpr float c[] = {1.4426951f,   -0.72134501f, 0.48080376f,
-                         -0.36108071f, 0.29732478f,  -0.23135336f};
-  return z * polynomial(z, c);
 }
 
 /// log2(1 - x) for x in [0, 1): what rounding took from 1 - x is put back to first order.

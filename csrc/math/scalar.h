@@ -47,8 +47,15 @@ NTKFAST_HD NTKFAST_INLINE double sqrt_of(double a) { return sqrt(a); }
 NTKFAST_HD NTKFAST_INLINE float select(bool mask, float a, float b) { return mask ? a : b; }
 NTKFAST_HD NTKFAST_INLINE double select(bool mask, double a, double b) { return mask ? a : b; }
 NTKFAST_HD NTKFAST_INLINE bool all_of(bool mask) { return mask; }
-NTKFAST_HD NTKFAST_INLINE float floor_of(float a) { return floorf(a); }
-NTKFAST_HD NTKFAST_INLINE double floor_of(double a) { return floor(a); }
+/// u = whole + fraction with fraction in [0, 1]; `whole` is fit for scale_by_power_of_two.
+NTKFAST_HD NTKFAST_INLINE float split_fraction(float u, float* whole) {
+  *whole = floorf(u);
+  return u - *whole;
+}
+NTKFAST_HD NTKFAST_INLINE double split_fraction(double u, double* whole) {
+  *whole = floor(u);
+  return u - *whole;
+}
 NTKFAST_HD NTKFAST_INLINE float reciprocal(float a) { return 1.0f / a; }
 NTKFAST_HD NTKFAST_INLINE double reciprocal(double a) { return 1.0 / a; }
 

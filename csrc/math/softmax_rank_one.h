@@ -18,16 +18,6 @@ namespace {
 template <class V>
 struct LabelSums {
   V Z, N, top, reference;
-  NTKFAST_HD NTKFAST_INLINE V log2_Z() const { return log2_of(Z); }
-  NTKFAST_HD NTKFAST_INLINE V inverse_Z() const { return reciprocal(Z); }
-};
-
-/// The same where Z = 1 + z with a small z.
-template <class V>
-struct NearLabelSums {
-  V z, Z, N, top, reference;
-  NTKFAST_HD NTKFAST_INLINE V log2_Z() const { return log2_one_plus_small(z); }
-  NTKFAST_HD NTKFAST_INLINE V inverse_Z() const { return reciprocal(Z); }
 };
 
 /// Logits and exponentials of one point, kept between the two passes over the labels: in registers
@@ -76,82 +66,35 @@ template <class T>
 NTKFAST_HD constexpr T moderate_step() {
   return T(4);
 }
-/// |A| up to which a label changes the normaliser by a factor within log2_one_plus_small's
-/// interval.
-template <class T>
-NTKFAST_HD constexpr T small_step() {
-  return T(0.25);
-}
-
-/// First pass over the labels: u_j = l_j, w_j = 2^u_j, their sums, the largest weight.
-template <int K, class V>
-struct PlainSums {
-  V S, N;
-  TopTwo<V> top;
-  template <class Point, class Candidate>
-  NTKFAST_HD NTKFAST_INLINE PlainSums(int k, V A, const Point& F, const Candidate& B,
-                                      LabelScratch<K, V>& scratch)
-      : S(scalar_of<V>(0)), N(scalar_of<V>(0)), top(TopTwo<V>::lowest()) {
-    using T = scalar_of<V>;
-    const int count = K > 0 ? K : k;
-    NTKFAST_UNROLL
-    for (int j = 0; j < count; ++j) {
-      const V u = fma_of(-A, V(B(j)), F(j));
-      const V w = exp2_of(u);
-      S = S + w;
-      N = fma_of(u, w, N);
-      top.add(w, V(T(j)));
-      scratch.u[j] = u;
-      scratch.w[j] = w;
-    }
-  }
-  /// Largest weight once label y has been multiplied by E.
-  NTKFAST_HD NTKFAST_INLINE V largest(int y, V w, V E) const {
-    return max_of(select(top.where == V(scalar_of<V>(y)), top.second, top.first), w * E);
-  }
-};
-
 /// Sums relative to the unchanged largest logit, which the caller has shifted to 0: valid for
-/// moderate |A|.
+/// moderate |A|. This is where nearly all pairs of a pool are.
 template <int K, class V, class Point, class Candidate, class Body>
 NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const Candidate& B,
                                                LabelScratch<K, V>& scratch, Body& body) {
   using T = scalar_of<V>;
-  const PlainSums<K, V> sums(k, A, F, B, scratch);
+  const int count = K > 0 ? K : k;
+  V S(T(0)), N0(T(0));
+  TopTwo<V> top(TopTwo<V>::lowest());
+  NTKFAST_UNROLL
+  for (int j = 0; j < count; ++j) {
+    const V u = fma_of(-A, V(B(j)), F(j));
+    const V w = exp2_of(u);
+    S = S + w;
+    N0 = fma_of(u, w, N0);
+    top.add(w, V(T(j)));
+    scratch.u[j] = u;
+    scratch.w[j] = w;
+  }
   const V E = exp2_of(A);
   const V growth = E - V(T(1));
   const V A_E = A * E;
   NTKFAST_UNROLL
-  for (int y = 0; y < (K > 0 ? K : k); ++y) {
+  for (int y = 0; y < count; ++y) {
     const V w = scratch.w[y];
-    const V Z = fma_of(w, growth, sums.S);
-    const V N = fma_of(w, fma_of(scratch.u[y], growth, A_E), sums.N);
-    body(y, LabelSums<V>{Z, N, sums.largest(y, w, E), V(T(0))});
-  }
-}
-
-/// The same relative to log2 of the unchanged normaliser, for small |A|: Z = 1 + p_y (2^A - 1) with
-/// p = softmax l, so the logarithm of each label is a short polynomial. This is where nearly all
-/// pairs of a pool are.
-template <int K, class V, class Point, class Candidate, class Body>
-NTKFAST_HD NTKFAST_INLINE void small_labels(int k, V A, const Point& F, const Candidate& B,
-                                            LabelScratch<K, V>& scratch, Body& body) {
-  using T = scalar_of<V>;
-  const PlainSums<K, V> sums(k, A, F, B, scratch);
-  const V one(T(1));
-  const V inverse = reciprocal(sums.S);
-  const V reference = log2_of(sums.S);
-  const V N0 = fma_of(sums.N, inverse, -reference);
-  const V E = exp2_of(A);
-  const V growth = E - one;
-  const V rise = fma_of(A, E, -reference * growth);
-  NTKFAST_UNROLL
-  for (int y = 0; y < (K > 0 ? K : k); ++y) {
-    const V p = scratch.w[y] * inverse;
-    const V z = p * growth;
-    const V N = fma_of(p, fma_of(scratch.u[y], growth, rise), N0);
-    const V top = sums.largest(y, scratch.w[y], E) * inverse;
-    body(y, NearLabelSums<V>{z, one + z, N, top, reference});
+    const V Z = fma_of(w, growth, S);
+    const V N = fma_of(w, fma_of(scratch.u[y], growth, A_E), N0);
+    const V largest = max_of(select(top.where == V(T(y)), top.second, top.first), w * E);
+    body(y, LabelSums<V>{Z, N, largest, V(T(0))});
   }
 }
 
@@ -199,21 +142,18 @@ NTKFAST_HD NTKFAST_INLINE void any_labels(int k, V A, const Point& F, const Cand
   }
 }
 
-/// Calls body(y, sums) with the LabelSums or NearLabelSums of every label y of one (point,
-/// candidate) pair. F(j): logits of the point with their maximum shifted to 0; B(j): the
-/// candidate's baseline; bound: 1 + max_j |B(j)|.
+/// Calls body(y, LabelSums) for every label y of one (point, candidate) pair.
+/// F(j): logits of the point with their maximum shifted to 0; B(j): the candidate's baseline;
+/// bound: 1 + max_j |B(j)|.
 template <int K, class V, class Point, class Candidate, class Body>
 NTKFAST_HD NTKFAST_INLINE void for_each_label(int k, V A, V bound, const Point& F,
                                               const Candidate& B, V* scratch_memory, Body& body) {
   using T = scalar_of<V>;
   LabelScratch<K, V> scratch(scratch_memory, k);
-  const V size = abs_of(A);
-  if (!all_of(size * bound <= V(moderate_step<T>()))) {
-    any_labels<K>(k, A, F, B, scratch, body);
-  } else if (sizeof(T) == sizeof(float) && all_of(size <= V(small_step<T>()))) {
-    small_labels<K>(k, A, F, B, scratch, body);
-  } else {
+  if (all_of(abs_of(A) * bound <= V(moderate_step<T>()))) {
     moderate_labels<K>(k, A, F, B, scratch, body);
+  } else {
+    any_labels<K>(k, A, F, B, scratch, body);
   }
 }
 

@@ -1,5 +1,6 @@
-// The extension module ntkfast._core: the only file that includes pybind11. Arrays become views, the GIL is released,
-// the operation runs. ntkfast/ops.py documents the operations and allocates their outputs.
+// The extension module ntkfast._core: the only file that includes pybind11. Arrays become views,
+// the GIL is released, the operation runs. ntkfast/ops.py documents the operations and allocates
+// their outputs.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -46,8 +47,7 @@ TensorView view_of(const py::array& array, const char* name) {
   } else if (kind == 'i' && size == 8) {
     view.dtype = DType::kInt64;
   } else {
-    throw InvalidArgument(std::string(name) + ": unsupported dtype " +
-                          std::string(py::str(type)));
+    throw InvalidArgument(std::string(name) + ": unsupported dtype " + std::string(py::str(type)));
   }
   require(array.ndim() <= TensorView::kMaxDims, std::string(name) + ": too many dimensions");
   view.ndim = static_cast<int>(array.ndim());
@@ -151,12 +151,12 @@ PYBIND11_MODULE(_core, m) {
 
   m.def(
       "score_dense",
-      [](const py::array& S, const std::optional<py::array>& downdate,
-         const std::string& criterion, const py::array& candidates, const py::array& evaluation,
-         const py::array& mean, const py::array& outputs, const py::array& variance,
-         const py::array& noise, double ridge, const py::array& label_probs,
-         const py::array& weights, double label_scale, bool cross_entropy, double temperature,
-         const std::optional<py::array>& log_loss_targets, const py::array& utilities) {
+      [](const py::array& S, const std::optional<py::array>& downdate, const std::string& criterion,
+         const py::array& candidates, const py::array& evaluation, const py::array& mean,
+         const py::array& outputs, const py::array& variance, const py::array& noise, double ridge,
+         const py::array& label_probs, const py::array& weights, double label_scale,
+         bool cross_entropy, double temperature, const std::optional<py::array>& log_loss_targets,
+         const py::array& utilities) {
         const ScoreArguments arguments(criterion, candidates, evaluation, mean, outputs, variance,
                                        noise, ridge, label_probs, weights, label_scale,
                                        cross_entropy, temperature, log_loss_targets, utilities);
