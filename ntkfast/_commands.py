@@ -404,7 +404,12 @@ def demo(
     try:
         from ntkfast.demo import run
     except ModuleNotFoundError as error:
-        _fail(f"the demo needs {error.name}; install it with: pip install 'ntkfast[demo]'")
+        print(
+            f"ntkfast: the demo needs {error.name}, which is not installed.\n"
+            "Install it with: pip install 'ntkfast[demo]'",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1) from None
     try:
         run(seeds=seeds, rounds=rounds, out=out)
     except OSError as error:

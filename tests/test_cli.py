@@ -455,8 +455,21 @@ def test_demo(tmp_path):
 
 
 def test_demo_bad_folder(tmp_path):
+    pytest.importorskip("mlxtend")
+    pytest.importorskip("torch")
     (tmp_path / "file").touch()
     assert_one_line(run("demo", "--out", tmp_path / "file"), "file")
+
+
+def test_demo_without_its_packages():
+    code = (
+        "import sys; sys.modules['mlxtend'] = None; sys.argv = ['ntkfast', 'demo']\n"
+        "import ntkfast.cli; ntkfast.cli.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "pip install 'ntkfast[demo]'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_without_typer():

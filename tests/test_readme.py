@@ -24,6 +24,7 @@ def test_readme_has_both_ways_in():
     assert len(BLOCKS) == 2
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("block", BLOCKS, ids=["model", "arrays"][: len(BLOCKS)])
 def test_readme_block(block):
     namespace = what_readers_have() if "model" in block.split("import")[1] else {}
