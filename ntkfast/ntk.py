@@ -145,6 +145,12 @@ class EmpiricalNTK:
             self._offsets[name] = total
             total += parameters[name].numel()
         self.n_parameters = total
+        devices = sorted({str(p.device) for p in parameters.values()})
+        if len(devices) > 1:
+            raise ValueError(f"the model's parameters are on several devices: {', '.join(devices)}")
+        for name, module in self._net.named_modules():
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+                raise ValueError(f"embedding {name!r} has max_norm: calling it changes its weights")
         first = parameters[self._names[0]]
         self._device, self._input_dtype = first.device, first.dtype
         self._dtype = torch.float64 if first.dtype == torch.float64 else torch.float32

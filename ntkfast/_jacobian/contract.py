@@ -155,7 +155,7 @@ def _rows_of(sites: Sequence[Site], n: int, rows: slice, dtype: torch.dtype) -> 
 
 def _add_symmetric(a: Tensor, pairs: bool, out: Tensor) -> None:
     """Add the upper block triangle of ``a a^T``; :func:`mirror` fills in the lower one."""
-    step = 128
+    step = 64
     for start in range(0, len(a), step):
         block = gram_dense(a[start : start + step], a[start:], pairs)
         scale = a.shape[1] if pairs else 1

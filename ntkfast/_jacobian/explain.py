@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from . import contract
 from .capture import Gradient, Plan, resident_bytes
-from .layers import EmbeddingSite, Site, TransposedSite
+from .layers import ConvolutionSite, EmbeddingSite, LinearSite, Site, TransposedSite
 
 
 class Explanation(str):
@@ -33,10 +33,16 @@ def _number(count: float) -> str:
     return f"{count:.3g}P"
 
 
+_KINDS: dict[type[Site], str] = {
+    LinearSite: "linear",
+    ConvolutionSite: "convolution",
+    TransposedSite: "transposed",
+    EmbeddingSite: "embedding",
+}
+
+
 def _kind(site: Site) -> str:
-    name = "embedding" if isinstance(site, EmbeddingSite) else "weight"
-    if isinstance(site, TransposedSite):
-        name = "transposed"
+    name = _KINDS[type(site)]
     groups = f", {site.groups} groups" if site.groups > 1 else ""
     return f"{name} {site.rows // site.groups}x{site.size}{groups}"
 

@@ -58,6 +58,11 @@ def one_by_one(
     }
     for i in range(n):
         outputs = checked_outputs(call(model, take(batch, slice(i, i + 1))), 1)[0]
+        if not outputs.requires_grad:
+            raise ValueError(
+                "the model's outputs do not depend on its parameters as far as autograd can see; "
+                "it may run under no_grad, inference_mode or detach()"
+            )
         alone.append(outputs.detach())
         scalars = weights.to(outputs.dtype) @ outputs
         for r in range(rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,10 @@ class Inputs:
             )
         if self.length == 0:
             raise ValueError(f"{name} is empty; expected at least one point")
-        self._X = X
+        # One loader for all reads, so that a look at the first points loses none of a stream.
+        self._X = DataLoader(X, batch_size=64) if isinstance(X, IterableDataset) else X
+        self._seen: list[Any] = []
+        self._rest: Iterator[Any] | None = None
 
     def _on_device(self, value: Any) -> Batch:
         if isinstance(value, Mapping):
@@ -136,10 +140,10 @@ class Inputs:
         else:
             loader = X if isinstance(X, DataLoader) else DataLoader(X, batch_size=size)
             if loader.batch_size is None and loader.batch_sampler is None:
-                raise ValueError(
-                    f"{self.name} is a DataLoader without batches; give it a batch_size"
-                )
-            for item in loader:
+                raise ValueError(f"{self.name} is a DataLoader without batches; give batch_size")
+            seen, rest = self._seen, self._rest
+            self._seen, self._rest = [], None
+            for item in chain(seen, loader if rest is None else rest):
                 yield item[0] if isinstance(item, (tuple, list)) and len(item) > 0 else item
 
     def batches(self, size: int) -> Iterator[Batch]:
@@ -157,14 +161,22 @@ class Inputs:
             return self._on_device(
                 default_collate([i[0] if isinstance(i, (tuple, list)) else i for i in items])
             )
-        collected: list[Batch] = []
-        for batch in self.batches(count):
-            collected.append(batch)
-            if sum(map(batch_length, collected)) >= count:
+        if not isinstance(X, DataLoader):
+            return next(self.batches(count))
+        if self._rest is None:
+            self._rest = iter(X)
+        while sum(map(self._count, self._seen)) < count:
+            item = next(self._rest, None)
+            if item is None:
                 break
-        if not collected:
+            self._seen.append(item)
+        if not self._seen:
             raise ValueError(f"{self.name} is empty; expected at least one point")
-        return take(concatenate(collected), slice(0, count))
+        firsts = [item[0] if isinstance(item, (tuple, list)) else item for item in self._seen]
+        return take(concatenate([self._on_device(x) for x in firsts]), slice(0, count))
+
+    def _count(self, item: Any) -> int:
+        return batch_length(self._on_device(item[0] if isinstance(item, (tuple, list)) else item))
 
     def sliceable(self) -> Inputs:
         """Return the same points in memory, so that panels can be taken again."""

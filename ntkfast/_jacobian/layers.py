@@ -316,8 +316,6 @@ def _transposed(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype
 
 
 def _embedding(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    if layer.max_norm is not None:
-        raise ValueError("an Embedding with max_norm changes its weights when it is called")
     if layer.scale_grad_by_freq:
         raise ValueError("an Embedding with scale_grad_by_freq has no true gradients")
     index = _split(x, n).reshape(n, -1)

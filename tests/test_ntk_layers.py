@@ -1,0 +1,379 @@
+"""Layer rules and contractions: random architectures against literal Jacobians."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from ntk_networks import literal_jacobian, networks, output_weights  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from ntkfast._jacobian import capture, contract, layers, panels  # noqa: E402
+from ntkfast._jacobian.state import evaluation  # noqa: E402
+from ntkfast.ntk import EmpiricalNTK  # noqa: E402
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+INSTANCE_NORM = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class Residual(nn.Module):
+    """x + f(x), in place; the same layer twice."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        y = self.inner(torch.tanh(self.inner(x)))
+        y += x
+        return y
+
+
+class Tokens(nn.Module):
+    """(N, C, *space) -> (N, T, C), a Linear changed in place, LayerNorm or RMSNorm, a head."""
+
+    def __init__(self, channels: int, norm: type[nn.Module], k: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(channels, 5), norm(5, eps=0.1)
+        self.head = nn.Linear(5, k)
+
+    def forward(self, x):
+        x = self.norm(F.relu_(self.linear(x.flatten(2).transpose(1, 2))))
+        return self.head(x).mean(1)
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        for own, parameter in module._parameters.items():
+            if parameter is not None and own == "weight" and parameter.ndim == 1:
+                nn.init.uniform_(parameter, 0.5, 2)
+        if isinstance(getattr(module, "running_var", None), torch.Tensor):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model
+
+
+@st.composite
+def convolutional_networks(draw):
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    d = draw(st.integers(1, 3))
+    channels = 4
+    modules: list[nn.Module] = []
+    small = st.integers(1, 2)
+
+    def axes(strategy):
+        return tuple(draw(strategy) for _ in range(d))
+
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(
+            st.sampled_from(["conv", "same", "transposed", "batch", "group", "instance", "prelu"])
+        )
+        groups = draw(st.sampled_from([1, 2, 4]))
+        out = draw(st.sampled_from([4, 8]))
+        bias = draw(st.booleans())
+        if kind == "conv":
+            kernel = axes(st.integers(1, 3))
+            dilation = axes(small)
+            # As much padding as the window reaches, so that no axis becomes empty.
+            padding = tuple(
+                (k - 1) * t // 2 + (k - 1) * t % 2 for k, t in zip(kernel, dilation, strict=True)
+            )
+            mode = draw(st.sampled_from(["zeros", "replicate", "circular"]))
+            if mode == "circular":
+                padding = tuple(min(p, 1) for p in padding)
+                kernel, dilation = tuple(min(k, 2) for k in kernel), (1,) * d
+            modules.append(
+                CONV[d](channels, out, kernel, axes(small), padding, dilation, groups, bias, mode)
+            )
+            channels = out
+        elif kind == "same":
+            kernel = axes(st.integers(1, 3))
+            modules.append(CONV[d](channels, out, kernel, padding="same", groups=groups, bias=bias))
+            channels = out
+        elif kind == "transposed":
+            stride = axes(small)
+            modules.append(
+                TRANSPOSED[d](
+                    channels,
+                    out,
+                    axes(st.integers(1, 3)),
+                    stride,
+                    output_padding=tuple(draw(st.integers(0, s - 1)) for s in stride),
+                    dilation=axes(small),
+                    groups=groups,
+                    bias=bias,
+                )
+            )
+            channels = out
+        elif kind == "batch":
+            modules.append(BATCH_NORM[d](channels))
+        elif kind == "group":
+            modules.append(nn.GroupNorm(groups, channels, eps=0.1))
+        elif kind == "instance":
+            modules.append(INSTANCE_NORM[d](channels, eps=0.1, affine=True))
+        else:
+            modules.append(nn.PReLU(draw(st.sampled_from([1, channels]))))
+        if draw(st.booleans()):
+            modules.append(draw(st.sampled_from([nn.ReLU(inplace=True), nn.Tanh()])))
+    if draw(st.booleans()):
+        modules.append(Residual(CONV[d](channels, channels, 3, padding=1)))
+    norm = draw(st.sampled_from([nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm)]))
+    modules.append(Tokens(channels, norm, draw(st.integers(1, 3))))
+    space = {1: (7,), 2: (4, 5), 3: (3, 2, 4)}[d]
+    return randomise(nn.Sequential(*modules)).double(), torch.randn(
+        4, 4, *space, dtype=torch.float64
+    )
+
+
+def relative(a, b) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(1e-300))
+
+
+def plan_of(ntk, x):
+    with evaluation(ntk._net, torch.device("cpu")):
+        return ntk._prepare(ntk._inputs(x, "X")).plan
+
+
+def check(model, x, kind, monkeypatch) -> None:
+    with torch.no_grad():
+        k = model.eval()(x).reshape(len(x), -1).shape[1]
+    J = literal_jacobian(model, x, output_weights(kind, k)).flatten(0, 1)
+    features = EmpiricalNTK(model, kind, sketch=None).features(x)
+    assert relative(features, J) <= 1e-10
+    K, scale = J @ J.T, len(J) // len(x)
+    ntk = EmpiricalNTK(model, kind)
+    assert relative(ntk.gram(x), K) <= 1e-10
+    # Every contraction, whatever the counted costs would choose.
+    for ghost in (0.0, 1e30):
+        with monkeypatch.context() as patch:
+            patch.setattr(contract, "costs", lambda *_, ghost=ghost: (1.0, ghost))
+            for module in (capture, panels):
+                patch.setattr(module, "keeps_factors", lambda sites: True)
+            assert relative(ntk.gram(x), K) <= 1e-10
+            assert relative(ntk.gram(x[:1], x), K[:scale]) <= 1e-10
+
+
+FIXTURE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@given(network=convolutional_networks(), kind=st.sampled_from(["sum", "full"]))
+@settings(max_examples=40, deadline=None, suppress_health_check=FIXTURE)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_random_convolutional_networks(network, kind, monkeypatch) -> None:
+    model, x = network
+    check(model, x, kind, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["sum", "full"])
+@pytest.mark.parametrize("name", ["text", "attention", "tied", "functional", "resnet"])
+def test_every_contraction_of_other_networks(name, kind, monkeypatch) -> None:
+    model, x = networks()[name]
+    check(model, x, kind, monkeypatch)
+
+
+@pytest.mark.parametrize("size", [13, 20])
+def test_convolutions_of_many_positions(size, monkeypatch) -> None:
+    # 169 and 400 positions: on both sides of the switch to one library call per sample.
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, stride=1, padding=1, padding_mode="reflect"),
+        nn.Tanh(),
+        nn.Conv2d(6, 4, (3, 1), padding=(2, 0), dilation=(2, 1)),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ).double()
+    check(model, torch.randn(3, 2, size, size, dtype=torch.float64), "full", monkeypatch)
+
+
+def test_all_parameters_of_known_layers_go_by_rule() -> None:
+    for name in ("mlp", "conv", "resnet", "one_logit", "dict"):
+        model, x = networks()[name]
+        ntk = EmpiricalNTK(model)
+        assert not plan_of(ntk, x).fallback, name
+
+
+class Windows(nn.Module):
+    """Frames folded into the batch axis, as video and window-attention models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.embed, self.mix = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        n, frames = x.shape[:2]
+        x = torch.tanh(self.norm(self.conv(x.flatten(0, 1)))).mean((2, 3))
+        return self.mix(torch.tanh(self.embed(x)).view(n, frames, -1).mean(1))
+
+
+def test_axes_folded_into_the_batch_are_positions(monkeypatch) -> None:
+    torch.manual_seed(0)
+    model, x = randomise(Windows()).double(), torch.randn(4, 3, 2, 4, 4, dtype=torch.float64)
+    check(model, x, "full", monkeypatch)
+    ntk = EmpiricalNTK(model)
+    assert not plan_of(ntk, x).fallback
+
+
+class Branching(nn.Module):
+    """Control flow that looks at the data: vmap refuses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(3))
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        if float(x.detach().abs().sum()) < 0:
+            return self.b(x)
+        return self.b(torch.tanh(self.a(x * self.scale)))
+
+
+def test_models_vmap_cannot_run_fall_back_to_one_point_at_a_time(monkeypatch) -> None:
+    model, x = Branching().double(), torch.randn(5, 3, dtype=torch.float64)
+    check(model, x, "full", monkeypatch)
+    plan = plan_of(EmpiricalNTK(model), x)
+    assert list(plan.fallback) == ["scale"] and not plan.vectorised
+
+
+class Sparse(nn.Module):
+    """An expert used only by some points, and another never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.expert, self.never = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        y = self.head(x)
+        chosen = x[:, 0] > 0
+        if bool(chosen.any()):
+            y = y + self.expert(x) * chosen[:, None]
+        return y
+
+
+def test_layers_used_by_some_batches_only() -> None:
+    model = Sparse().double()
+    x = torch.randn(9, 3, dtype=torch.float64)
+    x[:4, 0] = -1
+    x[4:, 0] = 1
+    J = literal_jacobian(model, x, output_weights("sum", 2))[:, 0]
+    for budget in (1, 5000, 2**31):
+        ntk = EmpiricalNTK(model, sketch=None, memory_budget=budget)
+        if budget > 1:
+            assert relative(ntk.features(x), J) <= 1e-12
+        assert relative(ntk.gram(x), J @ J.T) <= 1e-12
+
+
+class Coupled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(30, 2)
+
+    def forward(self, x):
+        return self.layer(x - x.mean(0))
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(30, 2)
+
+    def forward(self, x):
+        return self.layer(F.dropout(x, 0.5, training=True))
+
+
+def test_models_without_a_kernel_are_refused() -> None:
+    x = torch.randn(8, 30)
+    for model in (Coupled(), Noisy()):
+        for method in ("features", "gram"):
+            with pytest.raises(ValueError, match="depend on the other points of its batch"):
+                getattr(EmpiricalNTK(model), method)(x)
+    norm = nn.Sequential(nn.BatchNorm1d(30, track_running_stats=False), nn.Linear(30, 2))
+    with pytest.raises(ValueError, match=r"BatchNorm|more than 1 value per channel"):
+        EmpiricalNTK(norm).features(x)
+    with pytest.raises(ValueError, match="max_norm"):
+        EmpiricalNTK(nn.Sequential(nn.Embedding(4, 3, max_norm=1.0), nn.Linear(3, 2)))
+
+
+class Detached(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(30, 2)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_models_that_hide_their_gradients_are_refused() -> None:
+    with pytest.raises(ValueError, match="as far as autograd can see"):
+        EmpiricalNTK(Detached()).features(torch.randn(4, 30))
+
+
+class Lying(nn.Linear):
+    """A subclass that computes something else: no rule, so the fallback takes it."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Quiet(nn.Linear):
+    """A subclass that computes the same."""
+
+
+def test_subclasses_have_a_rule_only_if_they_compute_the_same(monkeypatch) -> None:
+    assert layers.find_rule(Quiet(2, 2)) == layers.find_rule(nn.Linear(2, 2))
+    assert layers.find_rule(Lying(2, 2)) is None
+    x = torch.randn(4, 3, dtype=torch.float64)
+    check(nn.Sequential(Lying(3, 4), nn.Tanh(), Quiet(4, 2)).double(), x, "full", monkeypatch)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    check(nn.Sequential(normed, nn.Tanh(), nn.Linear(4, 2)).double(), x, "full", monkeypatch)
+
+
+def test_hooks_of_the_user_that_change_outputs_are_respected(monkeypatch) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+    model[0].register_forward_hook(lambda module, args, output: output * 3)
+    model[1].register_forward_pre_hook(lambda module, args: (torch.tanh(args[0]),))
+    check(model, torch.randn(4, 3, dtype=torch.float64), "full", monkeypatch)
+
+
+def test_a_rule_that_is_wrong_is_caught_by_the_self_check(monkeypatch) -> None:
+    model, x = networks()["mlp"]
+    rule = layers.RULES[nn.Linear]
+
+    def wrong(layer, x, delta, n, dtype):
+        parts = rule(layer, x, delta, n, dtype)
+        return {**parts, "bias": parts["bias"] * 1.001}
+
+    monkeypatch.setitem(layers.RULES, nn.Linear, wrong)
+    ntk = EmpiricalNTK(model)
+    plan = plan_of(ntk, x)
+    assert sorted(plan.fallback) == ["0.bias", "2.bias"]
+    monkeypatch.setattr(
+        capture.functional,
+        "vectorised",
+        lambda model, names, batch, weights: {
+            n: torch.ones(len(batch), len(weights), *model.get_parameter(n).shape) for n in names
+        },
+    )
+    with pytest.raises(RuntimeError, match=r"self-check failed: gradients of '0\.bias'"):
+        ntk.features(x)
+
+
+def test_explain_names_rules_fallbacks_and_costs() -> None:
+    model, x = networks()["attention"]
+    text = str(EmpiricalNTK(model).explain(x))
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    assert "torch.func: no rule for 'token' of Attention" in lines["token"]
+    assert "torch.func" in lines["layer.self_attn.out_proj.weight"]
+    assert "linear 12x8" in lines["layer.linear1.weight"]
+    assert "5" in lines["layer.linear1.weight"].split()
+    assert "ghost" in lines["head.weight"]
+    assert "Gram matrix of 1000 points" in text
+    assert repr(EmpiricalNTK(model).explain(x)) == text
