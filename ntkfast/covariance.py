@@ -17,38 +17,10 @@ import numpy as np
 from . import ops
 from .arrays import Array
 
-__all__ = ["FunctionSpace", "WeightSpace", "Whitening", "float64_product"]
+__all__ = ["FunctionSpace", "WeightSpace", "Whitening"]
 
 # max K / (S + lam) above which the float32 subtraction of a dense S loses the ranking.
 _FLOAT32_LIMIT = 1e4
-# Entries converted to float64 at a time: 8 MiB.
-_BLOCK_ENTRIES = 1 << 20
-
-
-def float64_product(X: Array, B: Array) -> Array:
-    """X @ B in float64 for X (N, d) of any float type, converted a block of rows at a time."""
-    result = np.empty((len(X), B.shape[1]))
-    step = max(1, _BLOCK_ENTRIES // max(1, X.shape[1]))
-    for start in range(0, len(X), step):
-        rows = slice(start, start + step)
-        np.matmul(X[rows].astype(np.float64, copy=False), B, out=result[rows])
-    return result
-
-
-def _condition(psi: Array, U: Array, C: Array) -> None:
-    """Update psi <- psi - (psi U^T) C in place, a block of labels in float64 whatever psi is.
-
-    U C^T cancels over the condition of the labelled Gram matrix, noise^-1/2 included, which float32
-    products would multiply their rounding by (at S / K = 1e-4 variances were off by 3e-2, at 1e-5
-    meaningless). A single label has no such condition.
-    """
-    if psi.dtype == np.float64 or len(U) == 1:
-        ops.condition_features(psi, U, C)
-        return
-    step = max(1, _BLOCK_ENTRIES // psi.shape[1])
-    for start in range(0, len(psi), step):
-        rows = psi[start : start + step].astype(np.float64)
-        psi[start : start + step] = rows - (rows @ U.T) @ C
 
 
 def _factor(A: Array) -> Array:
@@ -123,7 +95,7 @@ class Whitening:
             return ops.whiten(phi, np.ascontiguousarray(self.matrix.T))
         psi = phi.copy()
         if len(self.left):
-            _condition(psi, self.left, self.right)
+            ops.condition_features(psi, self.left, self.right)
         return psi
 
     def pull_back(self, step: Array) -> Array:
@@ -185,7 +157,7 @@ class WeightSpace:
 
     def block(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns), float64."""
-        return float64_product(self.psi[rows], self.psi[columns].astype(np.float64).T)
+        return ops.product(self.psi[rows], self.psi[columns].astype(np.float64).T)
 
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
@@ -219,11 +191,11 @@ class WeightSpace:
             whitening = self.whitening.times(W)
             psi = ops.whiten(self.psi, W)
         theta = self.theta + self.whitening.pull_back(step)
-        mean = float64_product(self.psi, step)
+        mean = ops.product(self.psi, step)
 
         def commit() -> None:
             if few:
-                _condition(self.psi, U, C)
+                ops.condition_features(self.psi, U, C)
             else:
                 self.psi = psi
             self.variance = ops.squared_norms(self.psi)
@@ -233,7 +205,7 @@ class WeightSpace:
 
     def predict(self, features: Array) -> Array:
         """F - f (m, k) at new points."""
-        return float64_product(features, self.theta)
+        return ops.product(features, self.theta)
 
     def extended(self, features: Array) -> WeightSpace:
         """Return the space with new points appended."""
@@ -272,7 +244,7 @@ class FeatureScorer:
 
     def column(self, point: int) -> Array:
         """S(., point) (N,), float64."""
-        return float64_product(self.psi, self.psi[point].astype(np.float64)[:, None])[:, 0]
+        return ops.product(self.psi, self.psi[point].astype(np.float64)[:, None])[:, 0]
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise: psi <- psi - beta psi_c <psi_c, psi>."""

@@ -212,7 +212,7 @@ def score_dense(
 def condition_features(psi: Floating, U: Float64, C: Float64) -> None:
     """``psi <- psi - (psi U^T) C`` in place: conditioning in weight space, rank b.
 
-    psi (N, d) float, computed in its type; U, C (b, d) float64.
+    psi (N, d) float; U, C (b, d) float64; products and sums in float64, rounded to psi's dtype once.
     """
     _core.condition_features(_in_place(psi, "psi"), _float64(U), _float64(C))
 
@@ -231,6 +231,14 @@ def whiten(features: Floating, W: Float64) -> Floating:
     psi = np.empty(features.shape, dtype=features.dtype)
     _core.whiten(features, _float64(W), psi)
     return psi
+
+
+def product(X: Floating, B: Float64) -> Float64:
+    """``X B``, (N, k) float64; X (N, d) float, B (d, k) float64, products and sums in float64."""
+    X, B = _floating(X, "X"), _float64(B)
+    Y = np.empty((X.shape[0], B.shape[-1]), dtype=np.float64)
+    _core.product(X, B, Y)
+    return Y
 
 
 def weighted_gram(X: Floating, weights: Float64) -> Float64:

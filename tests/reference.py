@@ -124,6 +124,10 @@ def whiten(features, W):
     return (features.astype(np.float64) @ W.T).astype(features.dtype)
 
 
+def product(X, B):
+    return X.astype(np.float64) @ B
+
+
 def weighted_gram(X, weights):
     X = X.astype(np.float64)
     return X.T @ (weights[:, None] * X)

@@ -6,27 +6,34 @@
 namespace ntkfast {
 namespace {
 
+constexpr std::int64_t kRows = 4096;  // rows of psi U^T held at a time
+
 template <class T>
-void condition(const GemmKernels<T, double, T, T>& kernels, const TensorView& psi_view,
+void condition(const GemmKernels<T, double, double, double>& project,
+               const GemmKernels<double, double, double, T>& update, const TensorView& psi_view,
                const TensorView& U_view, const TensorView& C_view) {
   const MatrixView<T> psi = matrix<T>(psi_view, "psi", -1, -1);
   const MatrixView<double> U = matrix<double>(U_view, "U", -1, psi.cols);
   const MatrixView<double> C = matrix<double>(C_view, "C", U.rows, psi.cols);
   const std::int64_t rank = U.rows;
   if (rank == 0 || psi.rows == 0) return;
-  const Buffer memory(psi.rows * rank * std::int64_t{sizeof(T)});
-  const MatrixView<T> projection{memory.as<T>(), psi.rows, rank, rank, 1};
-  gemm(kernels, operand(psi), operand(U), psi.cols, projection, 1.0, 0.0);
-  gemm(kernels, operand(projection), operand(C.transposed()), rank, psi, -1.0, 1.0);
+  const Buffer memory(std::min(kRows, psi.rows) * rank * std::int64_t{sizeof(double)});
+  for (std::int64_t i = 0; i < psi.rows; i += kRows) {
+    const MatrixView<T> rows = psi.block(i, 0, std::min(kRows, psi.rows - i), psi.cols);
+    const MatrixView<double> projection{memory.as<double>(), rows.rows, rank, rank, 1};
+    gemm(project, operand(rows), operand(U), psi.cols, projection, 1.0, 0.0);
+    gemm(update, operand(projection), operand(C.transposed()), rank, rows, -1.0, 1.0);
+  }
 }
 
 }  // namespace
 
 void condition_features_cpu(const TensorView& psi, const TensorView& U, const TensorView& C) {
+  const LinalgKernels& linalg = kernels().linalg;
   if (psi.dtype == DType::kFloat64) {
-    condition<double>(kernels().linalg.dddd, psi, U, C);
+    condition<double>(linalg.dddd, linalg.dddd, psi, U, C);
   } else {
-    condition<float>(kernels().linalg.fdff, psi, U, C);
+    condition<float>(linalg.fddd, linalg.dddf, psi, U, C);
   }
 }
 

@@ -5,8 +5,9 @@
 
 namespace ntkfast {
 
-/// psi (N, d) float or double, in place and never interrupted; U, C (b, d) double. Computed in
-/// psi's type.
+/// psi (N, d) float or double, in place and never interrupted; U, C (b, d) double. Products and
+/// sums in double: U and C carry the condition of the labelled Gram matrix, which would multiply
+/// the rounding of float.
 void condition_features_cpu(const TensorView& psi, const TensorView& U, const TensorView& C);
 
 }  // namespace ntkfast

@@ -89,7 +89,7 @@ struct LinalgKernels {
   const char* isa;
   int64_t tile_rows, tile_cols;
   GemmKernels<double, double, double, double> dddd;  // (left, right, compute, out)
-  GemmKernels<float, double, float, float> fdff;
+  GemmKernels<double, double, double, float> dddf;
   GemmKernels<float, double, double, float> fddf;
   GemmKernels<float, float, double, double> ffdd;
   GemmKernels<float, double, double, double> fddd;

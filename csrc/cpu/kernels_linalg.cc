@@ -112,7 +112,7 @@ const LinalgKernels NTKFAST_JOIN(kLinalg_, NTKFAST_ISA) = {
     kTileRows,
     kTileCols,
     gemm_kernels<double, double, double, double>(),
-    gemm_kernels<float, double, float, float>(),
+    gemm_kernels<double, double, double, float>(),
     gemm_kernels<float, double, double, float>(),
     gemm_kernels<float, float, double, double>(),
     gemm_kernels<float, double, double, double>(),

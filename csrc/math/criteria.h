@@ -425,18 +425,20 @@ struct VarianceReduction {
 };
 
 /// -1/2 log(1 - rho^2), rho^2 = S(x, c)^2 / ((S(c, c) + lam_c)(S(x, x) + lam)): the mutual
-/// information between the noisy labels of x and c. rho^2 is clamped to its bound S(c, c) S(x, x) /
-/// (...), which rounding can exceed.
+/// information between the noisy labels of x and c. With p = S / (S + lam) of either point, rho^2
+/// is at most p_c p_x. Near that bound 1 - rho^2 = (1 - p_c p_x) + (p_c p_x - rho^2), whose first
+/// part q_c + p_c q_x (q = 1 - p) does not cancel however small the noises are.
 struct Epig {
   static constexpr const char* name = "epig";
   static constexpr bool kUsesLabels = false, kScratch = false;
-  static NTKFAST_HD int point_size(int) { return 2; }
-  static NTKFAST_HD int candidate_size(int) { return 2; }
+  static NTKFAST_HD int point_size(int) { return 3; }  // 1 / sqrt(S + lam), p, q
+  static NTKFAST_HD int candidate_size(int) { return 3; }
   template <class T>
   static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
     const double factor = 1.0 / (x.variance + s.ridge);
     out[0] = clamped<T>(sqrt(factor), 1e30);
     out[1] = static_cast<T>(x.variance * factor);
+    out[2] = static_cast<T>(s.ridge * factor);
   }
   template <class T>
   static NTKFAST_HD void prepare_candidate(const Settings&, const CandidateInputs& c,
@@ -444,15 +446,18 @@ struct Epig {
     const double factor = step_per_covariance(c);
     out[0] = clamped<T>(sqrt(factor), 1e30);
     out[1] = static_cast<T>(c.variance * factor);
+    out[2] = static_cast<T>(factor > 0 ? c.noise * factor : 1.0);
   }
   template <int K, class V, class Point, class Candidate>
   static NTKFAST_HD NTKFAST_INLINE V value(int, V S, const Point& x, const Candidate& c, V*) {
     using T = scalar_of<V>;
     const V rho = S * V(c(0)) * x(0);
-    // Strictly below one also where the bound itself rounds to one.
-    const V below_one(sizeof(T) == 4 ? T(1) - T(5.9604645e-8) : T(1) - T(1.1102230246251565e-16));
-    const V rho2 = min_of(min_of(rho * rho, V(c(1)) * x(1)), below_one);
-    return V(T(-0.5 * kLn2)) * log2_one_minus(rho2);
+    const V bound = V(c(1)) * x(1);
+    const V rho2 = min_of(rho * rho, bound);
+    const V rest = max_of(fma_of(V(c(1)), V(x(2)), V(c(2))) + (bound - rho2), V(T(1e-37)));
+    const V half(T(0.5));
+    const V logarithm = select(rho2 > half, log2_of(rest), log2_one_minus(min_of(rho2, half)));
+    return V(T(-0.5 * kLn2)) * logarithm;
   }
 };
 

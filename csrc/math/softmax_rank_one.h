@@ -66,6 +66,11 @@ template <class T>
 NTKFAST_HD constexpr T moderate_step() {
   return T(4);
 }
+/// |A| up to which sums relative to the unchanged largest logit do, once that logit is kept apart.
+template <class T>
+NTKFAST_HD constexpr T large_step() {
+  return T(16);
+}
 /// Sums relative to the unchanged largest logit, which the caller has shifted to 0: valid for
 /// moderate |A|. This is where nearly all pairs of a pool are.
 template <int K, class V, class Point, class Candidate, class Body>
@@ -95,6 +100,47 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
     const V N = fma_of(w, fma_of(scratch.u[y], growth, A_E), N0);
     const V largest = max_of(select(top.where == V(T(y)), top.second, top.first), w * E);
     body(y, LabelSums<V>{Z, N, largest, V(T(0))});
+  }
+}
+
+/// The same for large |A|, where taking the largest weight out of a sum would cancel: the largest
+/// is kept apart from the sum of all others, relative to which every other weight is small.
+template <int K, class V, class Point, class Candidate, class Body>
+NTKFAST_HD NTKFAST_INLINE void large_labels(int k, V A, const Point& F, const Candidate& B,
+                                            LabelScratch<K, V>& scratch, Body& body) {
+  using T = scalar_of<V>;
+  const int count = K > 0 ? K : k;
+  const V zero(T(0)), one(T(1));
+  V largest = TopTwo<V>::lowest(), where = zero;
+  NTKFAST_UNROLL
+  for (int j = 0; j < count; ++j) {
+    const V u = fma_of(-A, V(B(j)), F(j));
+    where = select(u > largest, V(T(j)), where);
+    largest = max_of(largest, u);
+    scratch.u[j] = u;
+  }
+  V others = zero, N0 = zero, second = zero;
+  NTKFAST_UNROLL
+  for (int j = 0; j < count; ++j) {
+    const V u = scratch.u[j] - largest;
+    const V w = exp2_of(u);
+    const V other = select(where == V(T(j)), zero, w);
+    others = others + other;
+    second = max_of(second, other);
+    N0 = fma_of(u, w, N0);  // the largest adds nothing: its u is zero
+    scratch.u[j] = u;
+    scratch.w[j] = w;
+  }
+  const V E = exp2_of(A);
+  const V A_E = A * E;
+  NTKFAST_UNROLL
+  for (int y = 0; y < count; ++y) {
+    const V w = scratch.w[y], u = scratch.u[y];
+    const auto is_largest = where == V(T(y));
+    const V R = select(is_largest, others, one + (others - w));
+    const V Z = fma_of(w, E, R);
+    const V N = fma_of(w, fma_of(u, E, A_E), fma_of(-u, w, N0));
+    body(y, LabelSums<V>{Z, N, max_of(select(is_largest, second, one), w * E), largest});
   }
 }
 
@@ -152,6 +198,8 @@ NTKFAST_HD NTKFAST_INLINE void for_each_label(int k, V A, V bound, const Point& 
   LabelScratch<K, V> scratch(scratch_memory, k);
   if (all_of(abs_of(A) * bound <= V(moderate_step<T>()))) {
     moderate_labels<K>(k, A, F, B, scratch, body);
+  } else if (all_of(abs_of(A) <= V(large_step<T>()))) {
+    large_labels<K>(k, A, F, B, scratch, body);
   } else {
     any_labels<K>(k, A, F, B, scratch, body);
   }

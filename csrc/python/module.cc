@@ -18,6 +18,7 @@
 #include "cpu/condition_features.h"
 #include "cpu/downdate_moments.h"
 #include "cpu/kernels.h"
+#include "cpu/product.h"
 #include "cpu/quadratic_form.h"
 #include "cpu/score.h"
 #include "cpu/score_dense.h"
@@ -194,6 +195,15 @@ PYBIND11_MODULE(_core, m) {
         released([&] { whiten_cpu(features_view, W_view, psi_view, interrupt_pending); });
       },
       py::arg("features"), py::arg("W"), py::arg("psi"));
+
+  m.def(
+      "product",
+      [](const py::array& X, const py::array& B, const py::array& Y) {
+        const TensorView X_view = view_of(X, "X"), B_view = view_of(B, "B"),
+                         Y_view = writable_view_of(Y, "Y");
+        released([&] { product_cpu(X_view, B_view, Y_view, interrupt_pending); });
+      },
+      py::arg("X"), py::arg("B"), py::arg("Y"));
 
   m.def(
       "weighted_gram",
