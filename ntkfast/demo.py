@@ -120,7 +120,7 @@ def run(seeds: int, rounds: int, out: Path) -> None:
     console = Console()
     console.print(
         f"[bold]Active learning on 5000 MNIST images[/bold]: {INITIAL_LABELS} labels, then "
-        f"{rounds} x {LABELS_PER_ROUND} more; {seeds} seeds",
+        f"{rounds} x {LABELS_PER_ROUND} more; {seeds} seed{'s' if seeds > 1 else ''}",
         highlight=False,
     )
     start = time.perf_counter()
