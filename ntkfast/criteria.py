@@ -5,6 +5,7 @@ A new criterion is a functor in ``csrc/math/criteria.h``, a row here and a test 
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class Criterion:
         It needs no pairs in weight space: q_c / (s_c + lam_c) with q_x = psi_x^T G psi_x.
     fisher : bool
         Weights and noises come from the trained network's probabilities.
+    float32_limit : float
+        Largest variance over ridge up to which float32 keeps its ranking; beyond, precision="auto"
+        computes in float64.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Criterion:
     compiled: str
     moments: bool = False
     fisher: bool = False
+    float32_limit: float = math.inf
 
 
 _LABELS = ("label_probs",)
@@ -116,6 +121,7 @@ _TABLE = (
         use="information about the evaluation points: a few uncertain ones weigh less than above",
         look_ahead=False,
         compiled="epig",
+        float32_limit=1e4,  # 1 - rho^2 of a point with itself is about ridge / variance
     ),
     Criterion(
         name="fisher_variance_reduction",

@@ -113,7 +113,7 @@ class _Task:
         return cls(
             row=row,
             post=post,
-            dtype=_dtype(post, precision),
+            dtype=_dtype(post, row, precision),
             candidates=chosen,
             evaluation=points,
             mean=post._mean,
@@ -160,9 +160,11 @@ class _Task:
         )
 
 
-def _dtype(post: Posterior, precision: str) -> np.dtype[Any]:
+def _dtype(post: Posterior, row: Criterion, precision: str) -> np.dtype[Any]:
     """Type in which pairs are computed."""
     if precision == "auto":
+        if np.max(post._space.variance, initial=0.0) > row.float32_limit * post.ridge:
+            return np.dtype(np.float64)
         return post._space.dtype
     if precision in ("float32", "float64"):
         return np.dtype(precision)
@@ -354,7 +356,8 @@ def utilities(
     log_loss_targets : array (N_x, k), optional
         q of `expected_log_loss`, which needs it, in the order of `evaluation`.
     precision : {"auto", "float32", "float64"}
-        Type of the pairwise computations; "auto": that of the features or of S. Sums are float64.
+        Type of the pairwise computations; "auto": that of the features or of S (float64 where the
+        criterion's `float32_limit` is exceeded). Sums are float64.
         ("tf32" and "bf16" are for GPUs.)
 
     Returns
