@@ -13,10 +13,12 @@
 
 #if defined(__CUDACC__)
 #define NTKFAST_DEVICE __device__ __forceinline__
+#define NTKFAST_UNROLL_DEVICE _Pragma("unroll")
 #define NTKFAST_UNROLL_TWICE _Pragma("unroll 2")
 #define NTKFAST_KEEP_LOOP _Pragma("unroll 1")
 #else
 #define NTKFAST_DEVICE inline
+#define NTKFAST_UNROLL_DEVICE
 #define NTKFAST_UNROLL_TWICE
 #define NTKFAST_KEEP_LOOP
 #endif
@@ -136,7 +138,7 @@ NTKFAST_HD inline float float_of(uint32_t bits) {
 /// Sum over the lanes whose numbers differ below bit log2(kLanes), the same for each of them.
 template <int kLanes, class Ctx, class T>
 NTKFAST_DEVICE T sum_lanes(const Ctx& ctx, T value) {
-  NTKFAST_UNROLL
+  NTKFAST_UNROLL_DEVICE
   for (int bits = kLanes / 2; bits > 0; bits /= 2) value = value + ctx.shuffle_xor(value, bits);
   return value;
 }

@@ -18,7 +18,7 @@ struct alignas(N * sizeof(T)) Lanes {
   T v[N];
   Lanes() = default;
   NTKFAST_HD NTKFAST_INLINE explicit Lanes(T x) {
-    NTKFAST_UNROLL
+    NTKFAST_UNROLL_DEVICE
     for (int i = 0; i < N; ++i) v[i] = x;
   }
 };
@@ -28,7 +28,7 @@ struct LaneMask {
 };
 
 #define NTKFAST_EACH_LANE(expression) \
-  NTKFAST_UNROLL                      \
+  NTKFAST_UNROLL_DEVICE \
   for (int i = 0; i < N; ++i) expression
 
 #define NTKFAST_LANES template <class T, int N> NTKFAST_HD NTKFAST_INLINE
@@ -100,6 +100,12 @@ NTKFAST_LANES Lanes<T, N> fma_of(Lanes<T, N> a, Lanes<T, N> b, Lanes<T, N> c) {
 NTKFAST_LANES Lanes<T, N> split_exponent(Lanes<T, N> z, Lanes<T, N>* exponent) {
   Lanes<T, N> r;
   NTKFAST_EACH_LANE(r.v[i] = split_exponent(z.v[i], &exponent->v[i]));
+  return r;
+}
+
+NTKFAST_LANES Lanes<T, N> split_fraction(Lanes<T, N> u, Lanes<T, N>* whole) {
+  Lanes<T, N> r;
+  NTKFAST_EACH_LANE(r.v[i] = split_fraction(u.v[i], &whole->v[i]));
   return r;
 }
 

@@ -25,7 +25,7 @@ struct ScoreArgs {
   const T* dense;
   int64_t dense_stride;
   T* updated;  // where the covariance of every pair is stored, or nullptr
-  Operand<T> candidate_factor, evaluation_factor;
+  Factor<T> candidate_factor, evaluation_factor;
   int64_t depth;
   bool subtract;
   // Workspace.
@@ -154,14 +154,14 @@ struct ScorePairs {
       multiply_tile(ctx, args.depth, args.candidate_factor, c0, args.num_candidates,
                     args.evaluation_factor, x0, args.num_evaluation, tile);
       if (args.dense) add_dense(args, c0 + row, x0 + col, tile);
-      NTKFAST_UNROLL
+      NTKFAST_UNROLL_DEVICE
       for (int i = 0; i < 4; ++i) {
         const int64_t c = c0 + row + 16 * i;
         Pair<T> sum(T(0));
         if (c < args.num_candidates) {
           const CandidateColumn<T, const T*, int64_t> candidate{args.prepared + c,
                                                                args.candidate_ld};
-          NTKFAST_UNROLL
+          NTKFAST_UNROLL_DEVICE
           for (int j = 0; j < 2; ++j) {
             const int64_t x = x0 + col + 32 * j;
             if (x >= args.num_evaluation) continue;
@@ -176,7 +176,7 @@ struct ScorePairs {
         total[i] += static_cast<double>(sum_lanes<16>(ctx, sum.v[0] + sum.v[1]));
       }
     }
-    NTKFAST_UNROLL
+    NTKFAST_UNROLL_DEVICE
     for (int i = 0; i < 4; ++i) {
       const int64_t c = c0 + row + 16 * i;
       if (col == 0 && c < args.num_candidates)
@@ -189,14 +189,14 @@ struct ScorePairs {
 
   static NTKFAST_DEVICE void add_dense(const ScoreArgs<T>& args, int64_t first_c, int64_t first_x,
                                        Tile<T>& tile) {
-    NTKFAST_UNROLL
+    NTKFAST_UNROLL_DEVICE
     for (int i = 0; i < 4; ++i) {
       const int64_t c = first_c + 16 * i;
       if (c >= args.num_candidates) continue;
       const int64_t offset = (args.candidates ? args.candidates[c] : c) * args.dense_stride;
-      NTKFAST_UNROLL
+      NTKFAST_UNROLL_DEVICE
       for (int j = 0; j < 2; ++j) {
-        NTKFAST_UNROLL
+        NTKFAST_UNROLL_DEVICE
         for (int lane = 0; lane < 2; ++lane) {
           const int64_t x = first_x + 32 * j + lane;
           if (x >= args.num_evaluation) continue;

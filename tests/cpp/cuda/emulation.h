@@ -25,7 +25,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/context.cuh"
+#include "cuda/lanes.cuh"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -90,20 +90,7 @@ class Block {
     std::fill(memory_.begin(), memory_.end(), static_cast<unsigned char>(0xff));  // NaN
     epoch_ = 1;
     failure_.clear();
-    for (std::size_t t = 0; t < fibers_.size(); ++t) {
-      Fiber& fiber = fibers_[t];
-      fiber.state = Fiber::State::kReady;
-      fiber.open_copies.clear();
-      fiber.copy_groups.clear();
-#if defined(__SANITIZE_ADDRESS__)
-      __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
-#endif
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, &Block::enter, 0);
-    }
+    for (Fiber& fiber : fibers_) prepare(fiber);
     for (;;) {
       bool any = false;
       for (const int t : ready_fibers()) {
@@ -140,8 +127,7 @@ class Block {
       if (!s.written) fail("reads unwritten shared memory", thread, i);
       if (s.in_flight) fail("reads what an asynchronous copy is still writing", thread, i);
       if (s.write_epoch == epoch_ && s.writer != thread)
-        fail("reads what thread " + std::to_string(s.writer) + " wrote since the last barrier",
-             thread, i);
+        fail("reads what another thread wrote since the last barrier", thread, i, s.writer);
       s.reader = s.read_epoch == epoch_ && s.reader != thread ? kManyThreads : thread;
       s.read_epoch = epoch_;
     }
@@ -177,10 +163,9 @@ class Block {
     }
   }
 
-  [[noreturn]] void fail(const std::string& what, int thread, int offset = -1) {
-    failure_ = "thread " + std::to_string(thread) + " of block (" + std::to_string(x) + ", " +
-               std::to_string(y) + ") " + what +
-               (offset >= 0 ? ", at byte " + std::to_string(offset) : "");
+  /// Ends the run; the fiber never continues, so nothing that owns memory may be on its stack.
+  [[noreturn]] void fail(const char* what, int thread, int offset = -1, int other = -1) {
+    describe(what, thread, offset, other);
     for (;;) yield(thread);
   }
 
@@ -191,6 +176,13 @@ class Block {
     int write_epoch = 0, read_epoch = 0;
     bool written = false, in_flight = false;
   };
+
+  void describe(const char* what, int thread, int offset, int other) {
+    failure_ = "thread " + std::to_string(thread) + " of block (" + std::to_string(x) + ", " +
+               std::to_string(y) + ") " + what;
+    if (offset >= 0) failure_ += ", at byte " + std::to_string(offset);
+    if (other >= 0) failure_ += " (thread " + std::to_string(other) + ")";
+  }
 
   void check_range(int offset, int bytes) {
     if (offset < 0 || offset + bytes > static_cast<int>(memory_.size()))
@@ -203,7 +195,8 @@ class Block {
       if (s.in_flight) fail("writes where an asynchronous copy is writing", thread, i);
       if ((s.write_epoch == epoch_ && s.writer != thread) ||
           (s.read_epoch == epoch_ && s.reader != thread))
-        fail("writes what another thread touched since the last barrier", thread, i);
+        fail("writes what another thread touched since the last barrier", thread, i,
+             s.write_epoch == epoch_ ? s.writer : s.reader);
       s.writer = thread;
       s.write_epoch = epoch_;
       s.written = true;
@@ -281,6 +274,20 @@ class Block {
     fiber.collective = collective;
     fiber.state = state;
     yield(thread);
+  }
+
+  static void prepare(Fiber& fiber) {
+    fiber.state = Fiber::State::kReady;
+    fiber.open_copies.clear();
+    fiber.copy_groups.clear();
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
+#endif
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Block::enter, 0);
   }
 
   static thread_local Block* entering_;
@@ -506,8 +513,11 @@ class Launcher {
   std::uint32_t seed_ = 1;
 };
 
+/// Found next to the load_pair of real pointers through the type of its argument.
 template <class T>
-inline Lanes<T, 2> load_pair_of(const Shared<T>& p) {
+inline Lanes<T, 2> load_pair(const Shared<T>& p) {
+  if (p.offset % int{alignof(Lanes<T, 2>)} != 0)
+    p.block->fail("loads a misaligned pair", p.thread, p.offset);
   Lanes<T, 2> pair;
   pair.v[0] = p[0];
   pair.v[1] = p[1];

@@ -1,0 +1,219 @@
+// The emulation finds the mistakes it is there to find.
+#include "emulation.h"
+#include "test.h"
+
+namespace ntkfast {
+namespace {
+
+template <class Kernel>
+std::string failure_of(emulation::Options options = {}, int shared_bytes = 1024) {
+  emulation::Launcher launcher(options);
+  float result[64] = {};
+  try {
+    launcher.run<Kernel>({1, 1}, shared_bytes, static_cast<float*>(result));
+  } catch (const emulation::Failure& failure) {
+    return failure.what();
+  }
+  return "";
+}
+void expect_failure(const std::string& failure, const std::string& part) {
+  test::expect(failure.find(part) != std::string::npos,
+               "expected a failure about '" + part + "', got '" + failure + "'");
+}
+
+struct Exchange {  // correct
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto values = ctx.template shared<float>(0, 64);
+    values[ctx.thread()] = static_cast<float>(ctx.thread());
+    ctx.barrier();
+    out[ctx.thread()] = values[63 - ctx.thread()] + sum_lanes<32>(ctx, 1.0f);
+  }
+};
+NTKFAST_TEST(exchange_through_shared_memory) {
+  for (const emulation::Order order : emulation::kOrders) {
+    emulation::Launcher launcher({order, false});
+    float out[64];
+    launcher.run<Exchange>({1, 1}, 256, static_cast<float*>(out));
+    for (int t = 0; t < 64; ++t)
+      test::expect(out[t] == static_cast<float>(63 - t + 32), "wrong value");
+  }
+}
+
+struct MissingBarrier {
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto values = ctx.template shared<float>(0, 64);
+    values[ctx.thread()] = 1.0f;
+    if (ctx.thread() > 0) out[ctx.thread()] = values[ctx.thread() - 1];
+  }
+};
+struct WriteAfterRead {
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto values = ctx.template shared<float>(0, 64);
+    values[ctx.thread()] = 1.0f;
+    ctx.barrier();
+    out[ctx.thread()] = values[63 - ctx.thread()];
+    values[ctx.thread()] = 2.0f;
+  }
+};
+struct Unwritten {
+  static constexpr int kThreads = 32;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    out[ctx.thread()] = ctx.template shared<float>(0, 64)[ctx.thread()];
+  }
+};
+struct Outside {
+  static constexpr int kThreads = 32;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float*) {
+    ctx.template shared<float>(0, 32)[ctx.thread() + 1] = 0.0f;
+  }
+};
+struct DividedBarrier {
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float*) {
+    if (ctx.thread() < 32) {
+      ctx.barrier();
+    } else {
+      ctx.barrier();
+    }
+  }
+};
+struct EndedThread {
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float*) {
+    if (ctx.thread() == 5) return;
+    ctx.barrier();
+  }
+};
+struct DividedShuffle {
+  static constexpr int kThreads = 32;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    if (ctx.thread() < 16) out[ctx.thread()] = ctx.shuffle_xor(1.0f, 1);
+  }
+};
+alignas(16) const unsigned char kSource[16] = {1, 2, 3, 4};
+struct EarlyCopy {  // reads before waiting
+  static constexpr int kThreads = 32;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float*) {
+    const auto bytes = ctx.template shared<unsigned char>(0, 16);
+    if (ctx.thread() == 0) ctx.copy_async(bytes, kSource, 16);
+    ctx.commit_copies();
+    ctx.barrier();
+    const unsigned char value = bytes[0];
+    static_cast<void>(value);
+    ctx.template wait_copies<0>();
+  }
+};
+struct CopyWithoutBarrier {
+  static constexpr int kThreads = 32;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float*) {
+    const auto bytes = ctx.template shared<unsigned char>(0, 16);
+    if (ctx.thread() == 0) ctx.copy_async(bytes, kSource, 16);
+    ctx.commit_copies();
+    ctx.template wait_copies<0>();
+    const unsigned char value = bytes[0];
+    static_cast<void>(value);
+  }
+};
+struct UnfinishedCopy {
+  static constexpr int kThreads = 32;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float*) {
+    if (ctx.thread() == 0)
+      ctx.copy_async(ctx.template shared<unsigned char>(0, 16), kSource, 16);
+    ctx.commit_copies();
+  }
+};
+
+NTKFAST_TEST(mistakes_are_found) {
+  for (const emulation::Order order : emulation::kOrders) {
+    for (const bool at_wait : {false, true}) {
+      const emulation::Options options{order, at_wait};
+      // Whichever thread runs first: the reader meets nothing, or the writer's fresh number.
+      const std::string missing = failure_of<MissingBarrier>(options);
+      test::expect(!missing.empty(), "a missing barrier went unnoticed");
+      expect_failure(failure_of<WriteAfterRead>(options), "since the last barrier");
+      expect_failure(failure_of<Unwritten>(options), "unwritten");
+      expect_failure(failure_of<Outside>(options), "leaves");
+      expect_failure(failure_of<DividedBarrier>(options), "different barriers");
+      expect_failure(failure_of<EndedThread>(options), "for ever");
+      expect_failure(failure_of<DividedShuffle>(options), "different collectives");
+      test::expect(!failure_of<EarlyCopy>(options).empty(), "an early read went unnoticed");
+      test::expect(!failure_of<CopyWithoutBarrier>(options).empty(), "a race went unnoticed");
+      expect_failure(failure_of<UnfinishedCopy>(options), "unfinished");
+    }
+  }
+}
+
+/// One warp multiplies row-major A (16 x 8 words) and B (8 columns of 8 words) through ldmatrix and mma.
+template <class Type>
+struct Multiply {
+  static constexpr int kThreads = 32;
+  struct Args {
+    const std::uint32_t *a, *b;
+    float* c;
+  };
+  template <class Ctx>
+  static void body(const Ctx& ctx, const Args& args) {
+    const auto words = ctx.template shared<std::uint32_t>(0, 24 * 8);
+    for (int i = ctx.thread(); i < 128; i += 32) words[i] = args.a[i];
+    for (int i = ctx.thread(); i < 64; i += 32) words[128 + i] = args.b[i];
+    ctx.barrier();
+    const auto bytes = ctx.template shared<unsigned char>(0, 24 * 32);
+    const int lane = ctx.thread(), row = lane % 8, matrix = lane / 8;
+    std::uint32_t a[4], b[4];
+    ctx.load_matrices(bytes + ((row + 8 * (matrix % 2)) * 32 + 16 * (matrix / 2)), a);
+    ctx.load_matrices(bytes + ((16 + row) * 32 + 16 * (matrix % 2)), b);
+    float c[4] = {};
+    ctx.multiply(Type{}, c, a, b[0], b[1]);
+    for (int i = 0; i < 4; ++i)
+      args.c[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = c[i];
+  }
+};
+template <class Type>
+void check_multiply(int per_word) {
+  std::vector<std::uint32_t> a(128), b(64);
+  const auto number = [&](std::vector<std::uint32_t>& words, int i, bool write, float value) {
+    if (per_word == 1) {
+      if (write) words[static_cast<std::size_t>(i)] = bits_of(value);
+      return float_of(words[static_cast<std::size_t>(i)]);
+    }
+    std::uint32_t& word = words[static_cast<std::size_t>(i / 2)];
+    const int shift = 16 * (i % 2);
+    if (write) word = (word & ~(0xffffu << shift)) | ((bits_of(value) >> 16) << shift);
+    return float_of((word >> shift) << 16);
+  };
+  const int depth = 8 * per_word;
+  for (int i = 0; i < 16 * depth; ++i) number(a, i, true, static_cast<float>(i % 13 - 6));
+  for (int i = 0; i < 8 * depth; ++i) number(b, i, true, static_cast<float>(i % 11 - 5));
+  float c[128];
+  emulation::Launcher().run<Multiply<Type>>({1, 1}, 1024,
+                                            typename Multiply<Type>::Args{a.data(), b.data(), c});
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 8; ++j) {
+      float sum = 0;
+      for (int k = 0; k < depth; ++k)
+        sum += number(a, i * depth + k, false, 0) * number(b, j * depth + k, false, 0);
+      test::expect(c[i * 8 + j] == sum, "wrong product");
+    }
+  }
+}
+NTKFAST_TEST(fragments_of_the_tensor_cores) {
+  check_multiply<Tf32>(1);
+  check_multiply<Bf16>(2);
+}
+
+}  // namespace
+}  // namespace ntkfast

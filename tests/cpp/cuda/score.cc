@@ -1,0 +1,123 @@
+// Scoring kernels against the CPU engine in float64, at small ragged sizes.
+#include "cuda/score.cuh"
+
+#include "emulation.h"
+#include "score_problem.h"
+
+namespace ntkfast {
+namespace {
+
+template <class T>
+std::vector<double> run_features(const Problem& problem, const emulation::Options& options) {
+  const std::vector<T> psi(problem.psi.begin(), problem.psi.end());
+  ScoreArgs<T> args = problem.args<T>();
+  args.candidate_factor = {psi.data(), problem.d, 1, problem.candidates.data()};
+  args.evaluation_factor = {psi.data(), problem.d, 1, problem.evaluation.data()};
+  args.depth = problem.d;
+  return run_score(problem, args, kTileSize, sizeof(T), [&](auto& launcher, void* workspace) {
+    launch_score(launcher, args, workspace);
+  }, options);
+}
+
+NTKFAST_TEST(score_features_float32_every_criterion) {
+  for (int criterion = 0; criterion < Criteria::size; ++criterion) {
+    for (const int k : {2, 3, 10, 26}) {
+      const Problem problem(criterion, k, 70, 37, 61, 19);
+      compare(problem, run_features<float>(problem, {}), 2e-5);
+    }
+  }
+}
+NTKFAST_TEST(score_features_float64_every_criterion) {
+  for (int criterion = 0; criterion < Criteria::size; ++criterion) {
+    const Problem problem(criterion, 5, 90, 65, 66, 17);
+    compare(problem, run_features<double>(problem, {}), 1e-11);
+  }
+}
+NTKFAST_TEST(score_features_many_classes) {
+  for (int criterion = 0; criterion < Criteria::size; ++criterion) {
+    for (const int k : {100, 1000}) {
+      const Problem problem(criterion, k, 12, 5, 9, 8);
+      compare(problem, run_features<float>(problem, {}), 2e-5);
+    }
+  }
+}
+NTKFAST_TEST(score_features_large_steps) {  // every pair takes the guarded path
+  for (int criterion = 0; criterion < Criteria::size; ++criterion) {
+    for (const int k : {2, 3, 10}) {
+      const Problem problem(criterion, k, 40, 11, 21, 9, 40.0);
+      compare(problem, run_features<float>(problem, {}), 5e-5);
+      compare(problem, run_features<double>(problem, {}), 1e-10);
+    }
+  }
+}
+NTKFAST_TEST(score_features_any_order_of_threads) {
+  const Problem problem(2, 10, 70, 33, 65, 18);
+  const auto expected = run_features<float>(problem, {});
+  for (const emulation::Order order : emulation::kOrders)
+    test::expect(run_features<float>(problem, {order, false}) == expected,
+                 "the result depends on the order of threads");
+}
+NTKFAST_TEST(score_features_empty) {
+  for (const int depth : {0, 4}) {
+    const Problem no_points(2, 3, 5, 4, 0, depth), no_candidates(2, 3, 5, 0, 4, depth);
+    for (const double u : run_features<float>(no_points, {})) test::expect(u == 0, "not zero");
+    test::expect(run_features<float>(no_candidates, {}).empty(), "not empty");
+  }
+  const Problem no_depth(2, 3, 20, 8, 11, 0);
+  compare(no_depth, run_features<float>(no_depth, {}), 2e-5);
+}
+
+template <class T>
+std::vector<double> run_dense(const Problem& problem, int rank, double tolerance) {
+  const auto S = problem.covariance(0);
+  std::vector<T> dense(S.begin(), S.end());
+  const auto downdate = problem.downdate(rank);
+  const std::vector<T> V(downdate.begin(), downdate.end());
+  ScoreArgs<T> args = problem.args<T>();
+  args.dense = dense.data();
+  args.dense_stride = problem.N;
+  args.subtract = true;
+  args.depth = rank;
+  args.candidate_factor = {V.data(), 1, problem.N, problem.candidates.data()};
+  args.evaluation_factor = {V.data(), 1, problem.N, problem.evaluation.data()};
+  const auto result =
+      run_score(problem, args, kTileSize, sizeof(T), [&](auto& launcher, void* workspace) {
+        launch_score(launcher, args, workspace);
+      }, {});
+  compare_values(result, problem.expected_dense(rank), tolerance, "dense");
+  return result;
+}
+NTKFAST_TEST(score_dense_with_downdate) {
+  for (int criterion = 0; criterion < Criteria::size; ++criterion) {
+    for (const int rank : {0, 3}) {
+      run_dense<float>(Problem(criterion, 10, 70, 35, 61, 12), rank, 5e-5);
+      run_dense<double>(Problem(criterion, 3, 70, 35, 61, 12), rank, 1e-11);
+    }
+  }
+}
+NTKFAST_TEST(downdate_then_score) {  // all points are candidates and evaluation points; S is updated in the same pass
+  const Problem problem(2, 10, 67, 67, 67, 12, 1.0, true);
+  std::vector<double> S = problem.covariance(0);
+  const auto V = problem.downdate(2);
+  ScoreArgs<double> args = problem.args<double>();
+  args.candidates = args.evaluation = nullptr;
+  args.dense = args.updated = S.data();
+  args.dense_stride = problem.N;
+  args.subtract = true;
+  args.depth = 2;
+  args.candidate_factor = args.evaluation_factor = {V.data(), 1, problem.N, nullptr};
+  const auto result =
+      run_score(problem, args, kTileSize, sizeof(double), [&](auto& launcher, void* workspace) {
+        launch_score(launcher, args, workspace);
+      }, {});
+  compare_values(result, problem.expected_dense(2), 1e-11, "downdate then score");
+  compare_values(S, problem.covariance(2), 1e-13, "downdated covariance");
+  for (int i = 0; i < problem.N; ++i)
+    for (int j = 0; j < i; ++j)
+      test::expect(S[static_cast<std::size_t>(i * problem.N + j)] ==
+                       S[static_cast<std::size_t>(j * problem.N + i)],
+                   "the downdated covariance is not symmetric");
+}
+
+}  // namespace
+}  // namespace ntkfast
