@@ -15,6 +15,7 @@ __all__: list[str] = [
     "criteria",
     "downdate_moments",
     "num_threads",
+    "product",
     "quadratic_form",
     "score_dense",
     "score_features",
@@ -42,6 +43,7 @@ def downdate_moments(
     s: numpy.ndarray,
 ) -> None: ...
 def num_threads() -> int: ...
+def product(X: numpy.ndarray, B: numpy.ndarray, Y: numpy.ndarray) -> None: ...
 def quadratic_form(X: numpy.ndarray, G: numpy.ndarray, q: numpy.ndarray) -> None: ...
 def score_dense(
     S: numpy.ndarray,
