@@ -70,7 +70,7 @@ template <class T>
 MatrixView<T> matrix(const TensorView& view, const char* name, std::int64_t rows, std::int64_t cols,
                      Device device = Device::kCpu) {
   check_view<T>(view, name, {rows, cols}, device);
-  require(view.shape[1] <= 1 || view.stride[1] == 1,
+  require(view.shape[0] == 0 || view.shape[1] <= 1 || view.stride[1] == 1,
           std::string(name) + ": rows must be contiguous");
   return {static_cast<T*>(view.data), view.shape[0], view.shape[1], view.stride[0], 1};
 }
@@ -80,12 +80,14 @@ template <class T>
 T* contiguous(const TensorView& view, const char* name, std::initializer_list<std::int64_t> shape,
               Device device = Device::kCpu) {
   check_view<T>(view, name, shape, device);
+  bool ok = true, empty = false;  // strides of an empty array mean nothing
   std::int64_t expected = 1;
   for (int i = view.ndim - 1; i >= 0; --i) {
-    require(view.shape[i] <= 1 || view.stride[i] == expected,
-            std::string(name) + ": expected a C-contiguous array");
+    ok = ok && (view.shape[i] <= 1 || view.stride[i] == expected);
+    empty = empty || view.shape[i] == 0;
     expected *= view.shape[i];
   }
+  require(ok || empty, std::string(name) + ": expected a C-contiguous array");
   return static_cast<T*>(view.data);
 }
 
