@@ -56,7 +56,7 @@ struct Problem {
       for (double& value : to) value = draw();
     };
     // Exact in bfloat16, so that every precision is given the same numbers.
-    fill(psi, N * d, [&] { return std::round(normal(random) * 64) / 256; });
+    fill(psi, N * d, [&] { return std::round(normal(random) * 32) / 128; });
     fill(mean, N * k, [&] { return normal(random); });
     outputs = mean;
     for (double& f : outputs) f += 0.5 * normal(random);
