@@ -180,6 +180,7 @@ def test_every_contraction_of_other_networks(name, kind, monkeypatch) -> None:
 @pytest.mark.parametrize("size", [13, 20])
 def test_convolutions_of_many_positions(size, monkeypatch) -> None:
     # 169 and 400 positions: on both sides of the switch to one library call per sample.
+    monkeypatch.setattr(layers, "_DIRECT_CONVOLUTION_WORK", 0)
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 6, 3, stride=1, padding=1, padding_mode="reflect"),
@@ -336,6 +337,137 @@ def test_subclasses_have_a_rule_only_if_they_compute_the_same(monkeypatch) -> No
     check(nn.Sequential(normed, nn.Tanh(), nn.Linear(4, 2)).double(), x, "full", monkeypatch)
 
 
+class Attending(nn.Module):
+    def __init__(self, need_weights, batch_first, mask, padding, cross=False, **options) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=batch_first, **options)
+        self.embed, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.need_weights, self.mask, self.padding, self.cross = need_weights, mask, padding, cross
+
+    def forward(self, x):
+        n, length = x.shape[:2]
+        padding = x[..., 0] > 1 if self.padding else None
+        if padding is not None:
+            padding = padding & (torch.arange(length) > 0)
+        x = self.embed(x)
+        if not self.attention.batch_first:
+            x = x.transpose(0, 1)
+        y = torch.tanh(x) if self.cross else x
+        mask = torch.ones(length, length, dtype=torch.bool).triu(1)
+        if self.mask == "float":
+            mask = torch.where(mask, -3.0, 0.5).double()
+        if self.mask == "heads":
+            mask = mask.expand(2 * n, length, length)
+        if self.mask is None:
+            mask = None
+        if padding is not None and mask is not None and mask.dtype != torch.bool:
+            padding = torch.zeros(padding.shape, dtype=x.dtype).masked_fill(padding, -torch.inf)
+        x, weights = self.attention(
+            y, x, x, key_padding_mask=padding, attn_mask=mask, need_weights=self.need_weights
+        )
+        if weights is not None:
+            x = x + weights.square().mean()
+        if not self.attention.batch_first:
+            x = x.transpose(0, 1)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("mask", [None, "bool", "float", "heads"])
+@pytest.mark.parametrize("padding", [False, True])
+def test_self_attention(need_weights, batch_first, mask, padding, monkeypatch) -> None:
+    torch.manual_seed(0)
+    model = Attending(False, batch_first, mask, padding, bias=need_weights).double()
+    x = torch.randn(3, 4, 3, dtype=torch.float64)
+    check(model, x, "sum", monkeypatch)
+    assert "attention.in_proj_weight" not in plan_of(EmpiricalNTK(model), x).fallback
+    assert "forward" not in vars(model.attention)
+
+
+class Weights(Attending):
+    def forward(self, x):
+        y = self.embed(x)
+        y, weights = self.attention(y, y, y, average_attn_weights=False)
+        return self.head(y.mean(1)) + weights.square().mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", ["weights", "cross", "kdim", "bias_kv", "zero_attn"])
+def test_other_attention(kind, monkeypatch) -> None:
+    torch.manual_seed(0)
+    options = {
+        "kdim": {"kdim": 6, "vdim": 6},
+        "bias_kv": {"add_bias_kv": True},
+        "zero_attn": {"add_zero_attn": True},
+    }.get(kind, {})
+    arguments = (False, True, None, False, kind == "cross")
+    network = Weights if kind == "weights" else Attending
+    model = network(*arguments, **options).double()
+    x = torch.randn(3, 4, 3, dtype=torch.float64)
+    check(model, x, "sum", monkeypatch)
+    known = kind in ("weights", "kdim")
+    fallback = plan_of(EmpiricalNTK(model), x).fallback
+    assert ("attention.out_proj.weight" in fallback) != known
+
+
+class Positions(nn.Module):
+    """Free parameters with a first axis of one: added, concatenated, and misused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.added = nn.Parameter(torch.randn(1, 4, 3))
+        self.token = nn.Parameter(torch.randn(1, 1, 3))
+        self.misused = nn.Parameter(torch.randn(1, 3))
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x + self.added], 1)
+        return self.head(torch.tanh(x).mean(1) @ self.misused.T.expand(3, 3))
+
+
+def test_free_parameters_are_copied_once_per_point_where_that_works(monkeypatch) -> None:
+    model, x = Positions().double(), torch.randn(5, 4, 3, dtype=torch.float64)
+    check(model, x, "full", monkeypatch)
+    assert set(plan_of(EmpiricalNTK(model), x).fallback) == {"added", "token", "misused"}
+    model.misused.requires_grad_(False)
+    check(model, x, "full", monkeypatch)
+    assert not plan_of(EmpiricalNTK(model), x).fallback
+
+
+class Tabular(nn.Module):
+    """Position embeddings in the ways of BERT and GPT, and a column of categories."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.words, self.places = nn.Embedding(9, 3), nn.Embedding(6, 3)
+        self.category, self.head = nn.Embedding(9, 3), nn.Linear(3, 2)
+
+    def forward(self, tokens):
+        places = torch.arange(tokens.shape[1])
+        x = self.words(tokens)
+        if self.way == "gpt":
+            x = x + self.places(places)
+        elif self.way == "bert":
+            x = x + self.places(places[None])
+        elif self.way == "unsqueezed":
+            x = x + self.places(places).unsqueeze(0)
+        else:
+            x = x + self.places(places).sum(0)
+        return self.head(torch.tanh(x).mean(1) + self.category(tokens[:, 0]))
+
+
+@pytest.mark.parametrize("way", ["gpt", "bert", "unsqueezed", "summed"])
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_position_embeddings(way, n, monkeypatch) -> None:
+    torch.manual_seed(0)
+    model, tokens = Tabular(way).double(), torch.randint(0, 9, (n, 4))
+    check(model, tokens, "full", monkeypatch)
+    if n > 1:
+        fallback = plan_of(EmpiricalNTK(model), tokens).fallback
+        assert set(fallback) == (set() if way in ("gpt", "bert") else {"places.weight"})
+
+
 def test_hooks_of_the_user_that_change_outputs_are_respected(monkeypatch) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
     model[0].register_forward_hook(lambda module, args, output: output * 3)
@@ -370,10 +502,15 @@ def test_explain_names_rules_fallbacks_and_costs() -> None:
     model, x = networks()["attention"]
     text = str(EmpiricalNTK(model).explain(x))
     lines = {line.split()[0]: line for line in text.splitlines() if line}
-    assert "torch.func: no rule for 'token' of Attention" in lines["token"]
-    assert "torch.func" in lines["layer.self_attn.out_proj.weight"]
+    assert "one copy per point" in lines["token"]
+    assert "linear 24x8" in lines["layer.self_attn.in_proj_weight"]
     assert "linear 12x8" in lines["layer.linear1.weight"]
     assert "5" in lines["layer.linear1.weight"].split()
     assert "ghost" in lines["head.weight"]
     assert "Gram matrix of 1000 points" in text
     assert repr(EmpiricalNTK(model).explain(x)) == text
+    model, x = networks()["functional"]
+    text = str(EmpiricalNTK(model).explain(x))
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    assert "torch.func: no rule for 'scale' of Functional" in lines["scale"]
+    assert "torch.func: used outside its layer's forward" in lines["first.weight"]

@@ -5,6 +5,7 @@
 ``state``       eval mode, and all else of the model that must come back unchanged
 ``functional``  the reference: torch.func, or one autograd call per sample
 ``layers``      rules: a layer's input and output gradient give those of its parameters
+``attention``   self-attention with its projections in the open
 ``capture``     one forward and backward pass with hooks; the plan, checked against autograd
 ``contract``    gradients, sketches and Gram blocks from layer factors (pure functions)
 ``sketch``      the count-sketch: hash and sign computed from the parameter index

@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
-from . import contract, functional
+from . import attention, contract, functional
 from .inputs import Batch, batch_length
 from .layers import Dense, Site, Unsupported, find_rule
 
@@ -48,6 +49,12 @@ class Plan:
     ----------
     layers : dict
         Layer -> {own parameter name: full name} of the parameters its rule covers.
+    expanded : list of str
+        Free parameters with a first axis of length one (class tokens, positions), which are given
+        to the model once per point.
+    broadcast : list of Embedding
+        Embeddings of indices without a batch axis (positions), whose output is repeated for every
+        point so that each has a gradient of its own.
     fallback : dict
         Full name -> why torch.func takes this parameter.
     vectorised : bool
@@ -59,6 +66,8 @@ class Plan:
     """
 
     layers: dict[nn.Module, dict[str, str]]
+    expanded: list[str] = field(default_factory=list)
+    broadcast: list[nn.Module] = field(default_factory=list)
     fallback: dict[str, str] = field(default_factory=dict)
     vectorised: bool = True
     activation_bytes: float = 0.0
@@ -67,6 +76,7 @@ class Plan:
     def drop(self, name: str, reason: str) -> None:
         """Move a parameter from its rule to the fallback."""
         self.fallback[name] = reason
+        self.expanded = [full for full in self.expanded if full != name]
         for names in self.layers.values():
             for own in [own for own, full in names.items() if full == name]:
                 del names[own]
@@ -74,8 +84,8 @@ class Plan:
 
 
 @contextmanager
-def recorded_calls(layers: Sequence[nn.Module]) -> Iterator[list[Call]]:
-    """Record every call of the layers whose output depends on a parameter."""
+def recorded_calls(plan: Plan, n: int) -> Iterator[list[Call]]:
+    """Record every call, on n points, of the layers whose output depends on a parameter."""
     calls: list[Call] = []
 
     def record(
@@ -84,38 +94,68 @@ def recorded_calls(layers: Sequence[nn.Module]) -> Iterator[list[Call]]:
         x = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not output.requires_grad:
             return None
-        # An in-place operation on a view would replace the node whose gradient we ask for.
-        replacement = output.clone() if output._is_view() else None
+        replacement = None
+        if layer in plan.broadcast and x.ndim <= 2:
+            x = x.expand(n, x.shape[-1])
+            replacement = output.expand(n, *output.shape[-2:]).clone()
+        elif output._is_view():
+            # An in-place operation on a view would replace the node whose gradient we ask for.
+            replacement = output.clone()
         edge = get_gradient_edge(output if replacement is None else replacement)
         calls.append(Call(layer, x.detach(), x._version, edge))
         return replacement
 
-    # First in line, so that hooks of the user that change the output come after.
-    handles = [
-        layer.register_forward_hook(record, prepend=True, with_kwargs=True) for layer in layers
-    ]
+    handles = []
+    attentions: list[nn.MultiheadAttention] = []
     try:
+        for layer in plan.layers:
+            if isinstance(layer, nn.MultiheadAttention):
+                projected = partial(_record_projection, calls, layer)
+                vars(layer)["forward"] = partial(attention.self_attention, layer, projected)
+                attentions.append(layer)
+            else:
+                # First in line, so that hooks of the user that change the output come after.
+                handles.append(layer.register_forward_hook(record, prepend=True, with_kwargs=True))
         yield calls
     finally:
         for handle in handles:
             handle.remove()
+        for layer in attentions:
+            del vars(layer)["forward"]
+
+
+def _record_projection(calls: list[Call], layer: nn.Module, x: Tensor, output: Tensor) -> None:
+    if output.requires_grad:
+        calls.append(Call(layer, x.detach(), x._version, get_gradient_edge(output)))
+
+
+def _copies(model: nn.Module, plan: Plan, n: int) -> dict[str, Tensor]:
+    """One copy per point of the expanded parameters."""
+    copies = {}
+    for name in plan.expanded:
+        parameter = model.get_parameter(name).detach()
+        copies[name] = parameter.expand(n, *parameter.shape[1:]).requires_grad_()
+    return copies
 
 
 def backward(
-    model: nn.Module, layers: Sequence[nn.Module], batch: Batch, weights: Tensor
-) -> tuple[Tensor, list[tuple[Call, Tensor]]]:
+    model: nn.Module, plan: Plan, batch: Batch, weights: Tensor
+) -> tuple[Tensor, list[tuple[Call | str, Tensor]]]:
     """Run the batch; return its outputs (n, k) and (call, delta (R, *output)) for every call.
 
-    Gradients of parameters are never formed, and ``.grad`` is not touched.
+    Expanded parameters come as (name, gradient (R, n, *shape[1:])). Gradients of other parameters
+    are never formed, and ``.grad`` is not touched.
     """
     n = batch_length(batch)
-    with recorded_calls(layers) as calls:
-        outputs = functional.checked_outputs(functional.call(model, batch), n)
-    if not calls:
+    expanded = _copies(model, plan, n)
+    with recorded_calls(plan, n) as calls:
+        outputs = functional.checked_outputs(functional.call(model, batch, expanded), n)
+    sources: list[Call | str] = [*calls, *expanded]
+    if not sources:
         return outputs.detach(), []
-    edges = [call.edge for call in calls]
+    edges = [call.edge for call in calls] + [get_gradient_edge(p) for p in expanded.values()]
     rows = weights.to(outputs.dtype)
-    deltas: list[list[Tensor]] = [[] for _ in calls]
+    deltas: list[list[Tensor]] = [[] for _ in sources]
     for r, row in enumerate(rows):
         gradients = torch.autograd.grad(
             outputs,
@@ -127,11 +167,11 @@ def backward(
         for collected, gradient in zip(deltas, gradients, strict=True):
             if gradient is not None:
                 collected.append(gradient)
-    result = []
-    for call, collected in zip(calls, deltas, strict=True):
+    result: list[tuple[Call | str, Tensor]] = []
+    for source, collected in zip(sources, deltas, strict=True):
         if collected:
             stacked = torch.stack(collected) if len(collected) > 1 else collected[0][None]
-            result.append((call, stacked))
+            result.append((source, stacked))
     return outputs.detach(), result
 
 
@@ -140,10 +180,13 @@ def layer_gradients(
 ) -> tuple[Tensor, dict[str, Gradient], dict[str, str]]:
     """Return outputs, gradients by rule, and the parameters whose rule refused (and why)."""
     n = batch_length(batch)
-    outputs, calls = backward(model, list(plan.layers), batch, weights)
+    outputs, calls = backward(model, plan, batch, weights)
     result: dict[str, Gradient] = {}
     refused: dict[str, str] = {}
     for call, delta in calls:
+        if isinstance(call, str):
+            result[call] = delta.transpose(0, 1).flatten(2).to(dtype)
+            continue
         names = plan.layers[call.layer]
         found = find_rule(call.layer)
         assert found is not None
@@ -201,6 +244,7 @@ def _candidates(model: nn.Module, names: Sequence[str]) -> Plan:
     """Cover the parameters that layer rules name, before anything has been run."""
     wanted = {id(p): name for name, p in model.named_parameters() if name in set(names)}
     layers: dict[nn.Module, dict[str, str]] = {}
+    expanded: list[str] = []
     reasons: dict[str, str] = {}
     users: dict[str, set[tuple[object, str]]] = {}
     for layer in model.modules():
@@ -209,13 +253,15 @@ def _candidates(model: nn.Module, names: Sequence[str]) -> Plan:
             if parameter is None or id(parameter) not in wanted:
                 continue
             full = wanted[id(parameter)]
-            if found is None or own not in ("weight", "bias"):
-                kind = type(layer).__name__
-                reasons[full] = f"no rule for {own!r} of {kind}"
+            if found is None or own.removeprefix("in_proj_") not in ("weight", "bias"):
+                if found is None and parameter.ndim > 1 and len(parameter) == 1:
+                    expanded.append(full)
+                else:
+                    reasons[full] = f"no rule for {own!r} of {type(layer).__name__}"
             else:
                 layers.setdefault(layer, {})[own] = full
             users.setdefault(full, set()).add((found and found[0], own))
-    plan = Plan(layers)
+    plan = Plan(layers, expanded)
     for full, kinds in users.items():
         if len(kinds) > 1:
             reasons[full] = "shared by layers of different kinds"
@@ -263,9 +309,15 @@ def plan(
         saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
+    _settle_copies(model, result, probe, alone, tolerance)
     with saved_tensors_hooks(count, lambda tensor: tensor):
         outputs, by_rule, refused = layer_gradients(model, result, probe, checked, dtype)
-    _expect_independent_rows(alone, outputs, tolerance)
+    if not _close(alone, outputs, tolerance):
+        raise ValueError(
+            "the model's outputs for a point depend on the other points of its batch (for example "
+            "BatchNorm without running statistics) or on random numbers; its tangent kernel is "
+            "not defined"
+        )
     parameters = {p.data_ptr() for p in model.parameters()}
     activations = sum(size for pointer, size in saved.items() if pointer not in parameters)
     scale = len(weights) / len(checked)
@@ -313,6 +365,45 @@ def plan(
     return result, by_rule
 
 
+def _settle_copies(
+    model: nn.Module, plan: Plan, probe: Batch, alone: Tensor, tolerance: float
+) -> None:
+    """Keep the copies of free parameters and positions with which the model computes the same.
+
+    A copy per point only stands for the one it replaces where it is used by broadcasting.
+    """
+    n = batch_length(probe)
+    expanded, plan.expanded = plan.expanded, []
+    broadcast: list[nn.Module] = []
+    if n > 1 and any(isinstance(layer, nn.Embedding) for layer in plan.layers):
+        with recorded_calls(plan, n) as calls:
+            functional.call(model, probe)
+        for call in calls:
+            unbatched = call.x.ndim == 1 and len(call.x) != n
+            if isinstance(call.layer, nn.Embedding) and (
+                unbatched or (call.x.ndim == 2 and len(call.x) == 1)
+            ):
+                broadcast.append(call.layer)
+    for keep_expanded, keep_broadcast in ((True, True), (True, False), (False, True)):
+        plan.expanded = expanded if keep_expanded else []
+        plan.broadcast = broadcast if keep_broadcast else []
+        if not plan.expanded and not plan.broadcast:
+            continue
+        try:
+            with recorded_calls(plan, n):
+                copies = _copies(model, plan, n)
+                outputs = functional.checked_outputs(functional.call(model, probe, copies), n)
+        except (RuntimeError, ValueError, TypeError):
+            continue
+        if _close(alone, outputs.detach(), tolerance):
+            break
+    else:
+        plan.expanded, plan.broadcast = [], []
+    for name in expanded:
+        if name not in plan.expanded:
+            plan.drop(name, "no rule, and no place for one copy per point")
+
+
 def nbytes(gradient: Gradient) -> int:
     if isinstance(gradient, list):
         return sum(site.nbytes() for site in gradient)
@@ -339,11 +430,8 @@ def not_finite(where: str, names: Sequence[str]) -> ValueError:
     return ValueError(f"gradients are not finite (NaN or inf) at {where}: parameters {listed}")
 
 
-def _expect_independent_rows(alone: Tensor, together: Tensor, tolerance: float) -> None:
+def _close(alone: Tensor, together: Tensor, tolerance: float) -> bool:
     scale = float(alone.abs().max())
-    if not torch.allclose(alone, together, rtol=tolerance, atol=tolerance * scale):
-        raise ValueError(
-            "the model's outputs for a point depend on the other points of its batch (for example "
-            "BatchNorm without running statistics) or on random numbers; its tangent kernel is "
-            "not defined"
-        )
+    return alone.shape == together.shape and torch.allclose(
+        alone, together, rtol=tolerance, atol=tolerance * scale
+    )

@@ -74,7 +74,9 @@ def describe(
             n = len(part)
             terms = part.shape[1] ** (2 if pairs else 1)
             positions, gram = "", "direct"
-            how = f"torch.func: {plan.fallback[name]}" if name in plan.fallback else "sum"
+            how = "one copy per point" if name in plan.expanded else "sum"
+            if name in plan.fallback:
+                how = f"torch.func: {plan.fallback[name]}"
             cost = points * points * count * terms / 2
         total += cost
         memory = size(resident_bytes(part) / n)

@@ -18,8 +18,12 @@ from torch.func import functional_call, grad, jacrev, vmap
 from .inputs import Batch, batch_length, take
 
 
-def call(model: nn.Module, batch: Batch) -> Any:
-    return model(**batch) if isinstance(batch, dict) else model(batch)
+def call(model: nn.Module, batch: Batch, parameters: dict[str, Tensor] | None = None) -> Any:
+    """Call the model, with other values for some of its parameters if there are any."""
+    args, kwargs = ((), batch) if isinstance(batch, dict) else ((batch,), {})
+    if parameters:
+        return functional_call(model, parameters, args, kwargs)
+    return model(*args, **kwargs)
 
 
 def checked_outputs(value: object, n: int) -> Tensor:

@@ -26,9 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Per-sample convolution gradients: from this many positions on, one library call per sample is
-# faster on a CPU than unfolding and a batched product (measured at 64 to 512 channels).
+from . import attention
+
+# Per-sample convolution gradients: from this many positions and multiply-adds on, one library call
+# per sample is faster on a CPU than unfolding and a batched product (measured at 8 to 512
+# channels).
 _DIRECT_CONVOLUTION_POSITIONS = 192
+_DIRECT_CONVOLUTION_WORK = 1 << 22
 
 
 class Unsupported(Exception):
@@ -214,8 +218,11 @@ class ConvolutionSite(Site):
 
     def gradient_block(self, samples: slice, dtype: torch.dtype) -> Block:
         per_call = self.positions // self.x.shape[1]
-        on_cpu = self.x.device.type == "cpu"
-        if on_cpu and self.groups == 1 and per_call >= _DIRECT_CONVOLUTION_POSITIONS:
+        worth_a_call = (
+            per_call >= _DIRECT_CONVOLUTION_POSITIONS
+            and per_call * self.rows * self.size >= _DIRECT_CONVOLUTION_WORK
+        )
+        if worth_a_call and self.groups == 1 and self.x.device.type == "cpu":
             return ConvolutionBlock(
                 self.delta[samples].to(dtype), self.x[samples].to(dtype), self.geometry
             )
@@ -267,6 +274,11 @@ def _linear(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) ->
     delta = delta.reshape(combinations, n, -1, delta.shape[-1]).transpose(0, 1)
     site = LinearSite(x, delta, delta.shape[-1], x.shape[-1], 1, x.shape[1])
     return {"weight": site, "bias": delta.sum(2, dtype=dtype)}
+
+
+def _attention(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
+    parts = _linear(layer, x, delta, n, dtype)
+    return {f"in_proj_{own}": part for own, part in parts.items()}
 
 
 def _spatial(layer: Any, x: Tensor) -> int:
@@ -423,6 +435,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
+    nn.MultiheadAttention: _attention,
 }
 if hasattr(nn, "RMSNorm"):  # torch >= 2.4
     RULES[nn.RMSNorm] = _rms_norm
@@ -430,6 +443,10 @@ if hasattr(nn, "RMSNorm"):  # torch >= 2.4
 
 def find_rule(layer: nn.Module) -> tuple[type[nn.Module], Rule] | None:
     """Return the rule of a layer; a subclass has its parent's only if it computes the same."""
+    if "forward" in vars(layer):
+        return None
+    if isinstance(layer, nn.MultiheadAttention) and not attention.is_plain(layer):
+        return None
     for kind in type(layer).__mro__:
         if kind in RULES:
             same = type(layer).forward is kind.forward
