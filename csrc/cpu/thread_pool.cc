@@ -51,6 +51,16 @@ int requested_threads() {
   return static_cast<int>(count);
 }
 
+/// Asks whether to stop, every 50 ms at most: an operation may be one long loop or many short ones.
+bool should_stop(const std::function<bool()>& interrupted) {
+  thread_local auto asked = std::chrono::steady_clock::now();
+  if (!interrupted) return false;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - asked < std::chrono::milliseconds(50)) return false;
+  asked = now;
+  return interrupted();
+}
+
 class Pool {
  public:
   /// False when another call holds the pool.
@@ -107,16 +117,11 @@ class Pool {
 
   void drain(const std::function<void(std::int64_t, int)>& body, int worker,
              const std::function<bool()>& interrupted) {
-    auto asked = std::chrono::steady_clock::now();
     while (!stop_.load(std::memory_order_relaxed)) {
       const std::int64_t unit = next_.fetch_add(1);
       if (unit >= units_) return;
       body(unit, worker);
-      if (!interrupted) continue;
-      const auto now = std::chrono::steady_clock::now();
-      if (now - asked < std::chrono::milliseconds(50)) continue;
-      asked = now;
-      if (interrupted()) stop_.store(true);
+      if (should_stop(interrupted)) stop_.store(true);
     }
   }
 
@@ -150,14 +155,9 @@ Pool& the_pool() {
 
 void run_alone(std::int64_t units, const std::function<void(std::int64_t, int)>& body,
                const std::function<bool()>& interrupted) {
-  auto asked = std::chrono::steady_clock::now();
   for (std::int64_t unit = 0; unit < units; ++unit) {
     body(unit, 0);
-    if (!interrupted) continue;
-    const auto now = std::chrono::steady_clock::now();
-    if (now - asked < std::chrono::milliseconds(50)) continue;
-    asked = now;
-    if (interrupted()) throw Interrupted();
+    if (should_stop(interrupted)) throw Interrupted();
   }
 }
 
