@@ -14,6 +14,7 @@ from ._jacobian import capture, contract, explain, functional, panels
 from ._jacobian.capture import Gradient, Plan
 from ._jacobian.files import GramFile, PathLike, Rows, fingerprint
 from ._jacobian.inputs import Batch, Inputs, batch_length, take
+from ._jacobian.layers import EmbeddingSite, Site
 from ._jacobian.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
 from ._jacobian.state import evaluation, unwrap
 from .progress import track
@@ -151,9 +152,20 @@ class EmpiricalNTK:
         for name, module in self._net.named_modules():
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
                 raise ValueError(f"embedding {name!r} has max_norm: calling it changes its weights")
-        first = parameters[self._names[0]]
-        self._device, self._input_dtype = first.device, first.dtype
-        self._dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+
+    # Read from the model each time: it may be trained, moved or cast between calls.
+    @property
+    def _device(self) -> torch.device:
+        return self._net.get_parameter(self._names[0]).device
+
+    @property
+    def _input_dtype(self) -> torch.dtype:
+        return self._net.get_parameter(self._names[0]).dtype
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Dtype of accumulation and of results."""
+        return torch.float64 if self._input_dtype == torch.float64 else torch.float32
 
     def __repr__(self) -> str:
         kind = "exact"
@@ -414,6 +426,10 @@ class EmpiricalNTK:
             if isinstance(gradient, Tensor):
                 self._add(gradient, slice(0, n), offset, block)
                 continue
+            if all(isinstance(site, EmbeddingSite) for site in gradient):
+                for site in gradient:
+                    self._add_embedding(site, offset, block)
+                continue
             if isinstance(self._sketch, KroneckerSketch):
                 tiles = contract.kronecker_tiles(gradient, n, self._dtype, self._sketch, offset)
             else:
@@ -431,6 +447,20 @@ class EmpiricalNTK:
         else:
             for r in range(combinations):
                 self._add_rows(values[:, r], start + r * self.n_parameters, block[samples])
+
+    def _add_embedding(self, site: Site, start: int, block: Tensor) -> None:
+        """Add the gradients of an embedding's rows: only those its points look up."""
+        columns = torch.arange(site.size, device=self._device)
+        index = start + (site.x[:, :, None] * site.size + columns).flatten(1)
+        for r in range(site.combinations):
+            values = site.delta[:, r].flatten(1).to(self._dtype)
+            rows, shift = block, r * self.n_parameters
+            if self._outputs == "full":
+                rows, shift = block[r :: site.combinations], 0
+            if self._sketch is not None:
+                self._sketch.add_scattered(values, index + shift, rows)
+            else:
+                rows.scatter_add_(1, index + shift, values)
 
     def _add_rows(self, values: Tensor, start: int, block: Tensor) -> None:
         if self._sketch is not None:

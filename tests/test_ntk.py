@@ -204,6 +204,17 @@ def test_frozen_parameters_and_chosen_layers(small) -> None:
         EmpiricalNTK(model, layers="0")
 
 
+def test_a_model_may_be_trained_and_cast_between_calls(small) -> None:
+    model, x = small
+    ntk = EmpiricalNTK(model, dim=128)
+    before = ntk.features(x)
+    model.double()
+    assert relative(ntk.features(x).float(), before) < 1e-5
+    with torch.no_grad():
+        model[4].weight.mul_(2)
+    assert torch.equal(ntk.features(x), EmpiricalNTK(model, dim=128).features(x))
+
+
 def test_half_precision_models(small) -> None:
     model, x = small
     expected = EmpiricalNTK(model, dim=512).gram(x)

@@ -194,7 +194,16 @@ def test_convolutions_of_many_positions(size, monkeypatch) -> None:
 
 
 def test_all_parameters_of_known_layers_go_by_rule() -> None:
-    for name in ("mlp", "conv", "resnet", "one_logit", "dict"):
+    for name in (
+        "mlp",
+        "conv",
+        "resnet",
+        "text",
+        "attention",
+        "sequence_first",
+        "one_logit",
+        "dict",
+    ):
         model, x = networks()[name]
         ntk = EmpiricalNTK(model)
         assert not plan_of(ntk, x).fallback, name

@@ -20,7 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 
 from . import attention, contract, functional
 from .inputs import Batch, batch_length
-from .layers import Dense, Site, Unsupported, find_rule
+from .layers import SEQUENCE_LAYERS, Dense, Site, Unsupported, find_rule
 
 Gradient: TypeAlias = "list[Site] | Dense"
 """Per-sample gradients of one parameter: the calls of its layer, or (n, R, p)."""
@@ -55,6 +55,8 @@ class Plan:
     broadcast : list of Embedding
         Embeddings of indices without a batch axis (positions), whose output is repeated for every
         point so that each has a gradient of its own.
+    second_axis : set of Module
+        Layers of sequence models that are called with points along the second axis.
     fallback : dict
         Full name -> why torch.func takes this parameter.
     vectorised : bool
@@ -68,6 +70,7 @@ class Plan:
     layers: dict[nn.Module, dict[str, str]]
     expanded: list[str] = field(default_factory=list)
     broadcast: list[nn.Module] = field(default_factory=list)
+    second_axis: set[nn.Module] = field(default_factory=set)
     fallback: dict[str, str] = field(default_factory=dict)
     vectorised: bool = True
     activation_bytes: float = 0.0
@@ -187,13 +190,15 @@ def layer_gradients(
         if isinstance(call, str):
             result[call] = delta.transpose(0, 1).flatten(2).to(dtype)
             continue
-        names = plan.layers[call.layer]
+        x, names = call.x, plan.layers[call.layer]
+        if call.layer in plan.second_axis:
+            x, delta = x.transpose(0, 1), delta.transpose(1, 2)
         found = find_rule(call.layer)
         assert found is not None
         try:
             if call.x._version != call.version:
                 raise Unsupported("its input is changed in place after the call")
-            parts = found[1](call.layer, call.x, delta, n, dtype)
+            parts = found[1](call.layer, x, delta, n, dtype)
         except Unsupported as error:
             refused.update(dict.fromkeys(names.values(), str(error)))
             continue
@@ -309,6 +314,7 @@ def plan(
         saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
+    _settle_axes(model, result, probe)
     _settle_copies(model, result, probe, alone, tolerance)
     with saved_tensors_hooks(count, lambda tensor: tensor):
         outputs, by_rule, refused = layer_gradients(model, result, probe, checked, dtype)
@@ -365,6 +371,29 @@ def plan(
     return result, by_rule
 
 
+def _settle_axes(model: nn.Module, plan: Plan, probe: Batch) -> None:
+    """Find the layers whose inputs have points along the second axis, or along none.
+
+    Shapes suggest it, and where they mislead the self-check sends the layer to the fallback.
+    """
+    n = batch_length(probe)
+    if n == 1:
+        return
+    expanded, plan.expanded = plan.expanded, []
+    with recorded_calls(plan, n) as calls:
+        functional.call(model, probe)
+    plan.expanded = expanded
+    for call in calls:
+        shape, layer = call.x.shape, call.layer
+        is_embedding = isinstance(layer, nn.Embedding)
+        if is_embedding and (shape[:-1] == (1,) or (len(shape) == 1 and shape[0] != n)):
+            plan.broadcast.append(layer)
+            continue
+        is_sequence = isinstance(layer, SEQUENCE_LAYERS) and len(shape) >= 3 - is_embedding
+        if is_sequence and shape[1] == n != shape[0]:
+            plan.second_axis.add(layer)
+
+
 def _settle_copies(
     model: nn.Module, plan: Plan, probe: Batch, alone: Tensor, tolerance: float
 ) -> None:
@@ -373,17 +402,7 @@ def _settle_copies(
     A copy per point only stands for the one it replaces where it is used by broadcasting.
     """
     n = batch_length(probe)
-    expanded, plan.expanded = plan.expanded, []
-    broadcast: list[nn.Module] = []
-    if n > 1 and any(isinstance(layer, nn.Embedding) for layer in plan.layers):
-        with recorded_calls(plan, n) as calls:
-            functional.call(model, probe)
-        for call in calls:
-            unbatched = call.x.ndim == 1 and len(call.x) != n
-            if isinstance(call.layer, nn.Embedding) and (
-                unbatched or (call.x.ndim == 2 and len(call.x) == 1)
-            ):
-                broadcast.append(call.layer)
+    expanded, broadcast = plan.expanded, plan.broadcast
     for keep_expanded, keep_broadcast in ((True, True), (True, False), (False, True)):
         plan.expanded = expanded if keep_expanded else []
         plan.broadcast = broadcast if keep_broadcast else []

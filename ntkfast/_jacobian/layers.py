@@ -441,6 +441,12 @@ if hasattr(nn, "RMSNorm"):  # torch >= 2.4
     RULES[nn.RMSNorm] = _rms_norm
 
 
+# Layers that do not care which of their leading axes is which.
+SEQUENCE_LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, nn.LayerNorm)
+if hasattr(nn, "RMSNorm"):
+    SEQUENCE_LAYERS += (nn.RMSNorm,)
+
+
 def find_rule(layer: nn.Module) -> tuple[type[nn.Module], Rule] | None:
     """Return the rule of a layer; a subclass has its parent's only if it computes the same."""
     if "forward" in vars(layer):

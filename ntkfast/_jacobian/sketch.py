@@ -126,17 +126,23 @@ class CountSketch:
             out.index_add_(1, buckets, values * sign.to(values.dtype))
             return
         signs = self.signs(start, count, values.device, values.dtype)
+        # Twice as wide, a run does not wrap around; for a short one that costs more than it saves.
+        wide = out.new_zeros((len(out), 2 * self.dim)) if count > self.dim else None
         position = start
         while position < start + count:
             run, column = position // self.dim, position % self.dim
             stop = min(start + count, (run + 1) * self.dim)
             bucket = (column + self.shift(run)) % self.dim
-            # A run wraps around at most once.
             while position < stop:
-                length = min(stop - position, self.dim - bucket)
+                room = 2 * self.dim if wide is not None else self.dim
+                length = min(stop - position, room - bucket)
                 piece = slice(position - start, position - start + length)
-                out[:, bucket : bucket + length].addcmul_(values[:, piece], signs[piece])
+                target = out if wide is None else wide
+                target[:, bucket : bucket + length].addcmul_(values[:, piece], signs[piece])
                 position, bucket = position + length, 0
+        if wide is not None:
+            out += wide[:, : self.dim]
+            out += wide[:, self.dim :]
 
     def add_scattered(self, values: Tensor, index: Tensor, out: Tensor) -> None:
         """Add `values` (n, m) of the parameters `index` (n, m), which may repeat within a row."""
