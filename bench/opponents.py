@@ -1,8 +1,9 @@
 """Honest opponents: expected entropy on one fixed problem, by every means a user has today.
 
 The problem is the benchmark case of the field: 512 candidates, 2048 evaluation points, covariances
-of inner dimension 1000, 10 classes, squared loss. Every opponent maps a `Problem` to utilities (N_c,)
-and is checked against float64 before it is timed. PyTorch's own chunk sizes are tuned, not guessed.
+of inner dimension 1000, 10 classes, squared loss. Every opponent maps a `Problem` to utilities
+(N_c,) and is checked against float64 before it is timed. PyTorch's own chunk sizes are tuned, not
+guessed.
 """
 
 from __future__ import annotations
@@ -70,11 +71,14 @@ class Tensors:
 def tensors(p: Problem) -> Tensors:
     psi = torch.from_numpy(p.psi)
     inverse = 1 / ((psi[: p.num_candidates] ** 2).sum(1) + p.noise)
-    return Tensors(psi, torch.from_numpy(p.mean).float(), torch.from_numpy(p.probs).float(), inverse)
+    return Tensors(
+        psi, torch.from_numpy(p.mean).float(), torch.from_numpy(p.probs).float(), inverse
+    )
 
 
-# A chunk function takes tensors only (no indices), so that torch.compile compiles it once per shape:
-# psi_c (c, d), mean_c (c, k), probs_c (c, k), inverse_c (c,), psi (N, d), mean (N, k) -> (c,).
+# A chunk function takes tensors only (no indices), so that torch.compile compiles it once per
+# shape: # psi_c (c, d), mean_c (c, k), probs_c (c, k), inverse_c (c,), psi (N, d), mean (N, k) ->
+# (c,).
 
 
 def k_squared_chunk(psi_c, mean_c, probs_c, inverse_c, psi, mean):
@@ -97,7 +101,24 @@ def trick_chunk(psi_c, mean_c, probs_c, inverse_c, psi, mean):
     return ((n / z - z.log()) * probs_c[:, None]).sum((1, 2))
 
 
+def guarded_trick_chunk(psi_c, mean_c, probs_c, inverse_c, psi, mean):
+    """The trick made safe where it overflows or cancels first: relative to the largest logit, with
+    the arg-max kept apart from the sum of the others. (ntkfast's own guard goes further.)"""
+    a = ((psi_c @ psi.T) * inverse_c[:, None])[:, :, None]
+    u = mean[None] - a * mean_c[:, None]
+    t = u - u.amax(-1, keepdim=True)
+    w = t.exp()
+    top = t == 0
+    others = torch.where(top, 0.0, w).sum(-1, keepdim=True)
+    moment = (t * w).sum(-1, keepdim=True)
+    grown = a.exp()
+    z = torch.where(top, others, 1 + others - w) + w * grown
+    n = moment - t * w + w * (t * grown + a * grown)
+    return ((n / z - z.log()) * probs_c[:, None]).sum((1, 2))
+
+
 trick_chunk_compiled = torch.compile(trick_chunk, dynamic=False)
+guarded_trick_chunk_compiled = torch.compile(guarded_trick_chunk, dynamic=False)
 k_squared_chunk_compiled = torch.compile(k_squared_chunk, dynamic=False)
 
 
@@ -106,7 +127,9 @@ def chunked(chunk_function: Any, t: Tensors, chunk: int) -> np.ndarray:
     for i in range(0, len(t.probs), chunk):
         c = slice(i, i + chunk)
         parts.append(
-            chunk_function(t.psi[c], t.mean[: len(t.probs)][c], t.probs[c], t.inverse[c], t.psi, t.mean)
+            chunk_function(
+                t.psi[c], t.mean[: len(t.probs)][c], t.probs[c], t.inverse[c], t.psi, t.mean
+            )
         )
     return torch.cat(parts).numpy()
 
@@ -165,21 +188,35 @@ def ntkfast_arguments(p: Problem, criterion: str = "expected_entropy") -> dict[s
     )
 
 
-def ntkfast(p: Problem) -> np.ndarray:
-    return ops.score_features(psi=p.psi, **ntkfast_arguments(p))
+def gemm_alone(t: Tensors) -> np.ndarray:
+    """The covariances and nothing else: the floor of any implementation on torch."""
+    return (t.psi[: len(t.probs)] @ t.psi.T).numpy()
+
+
+_CHUNK_FUNCTIONS = {
+    "trick, torch.compile": trick_chunk_compiled,
+    "trick with overflow guard, torch.compile": guarded_trick_chunk_compiled,
+    "trick, eager": trick_chunk,
+    "k^2 labels, torch.compile": k_squared_chunk_compiled,
+    "k^2 labels, eager": k_squared_chunk,
+}
+NAMES = ("ntkfast", "ntkfast, epilogue alone", *_CHUNK_FUNCTIONS, "closed form, numpy")
 
 
 def providers(p: Problem) -> dict[str, Any]:
-    """Every opponent as a function of no argument, the package first."""
+    """Every name of `NAMES` as a function of no argument that returns utilities."""
     t = tensors(p)
-    trick = tuned_chunk(trick_chunk, (8, 16, 32, 64))
-    compiled = tuned_chunk(trick_chunk_compiled, (8, 16, 32, 64, 128, 512))
+    dense = (p.psi @ p.psi.T).astype(np.float32)
+    arguments = ntkfast_arguments(p)
+
+    def in_chunks(name: str) -> Any:
+        function = _CHUNK_FUNCTIONS[name]
+        chunk = tuned_chunk(function, (4, 16) if name.startswith("k^2") else (8, 16, 32, 64, 128))
+        return lambda: chunked(function, t, chunk)
+
     return {
-        "ntkfast": lambda: ntkfast(p),
-        "trick compiled": lambda: chunked(trick_chunk_compiled, t, compiled),
-        "trick eager": lambda: chunked(trick_chunk, t, trick),
-        "k^2 compiled": lambda: chunked(k_squared_chunk_compiled, t, 16),
-        "k^2 eager": lambda: chunked(k_squared_chunk, t, 4),
-        "numpy closed form": lambda: numpy_closed_form(p),
-        "gemm alone (torch)": lambda: (t.psi[: p.num_candidates] @ t.psi.T).numpy(),
+        "ntkfast": lambda: ops.score_features(psi=p.psi, **arguments),
+        "ntkfast, epilogue alone": lambda: ops.score_dense(S=dense, **arguments),
+        **{name: in_chunks(name) for name in _CHUNK_FUNCTIONS},
+        "closed form, numpy": lambda: numpy_closed_form(p),
     }

@@ -1,14 +1,16 @@
 """The compiled operations: arrays in, arrays out.
 
-They know nothing of models, strategies or frameworks. Every function here checks its arguments, allocates its result
-and calls the function of the same name in the compiled core, which releases the GIL, shares the work among the
-threads of `num_threads()` and gives bitwise the same result for any number of them. Long operations raise
-`KeyboardInterrupt` soon after Ctrl-C; those that work in place run to their end first.
+They know nothing of models, strategies or frameworks. Every function here checks its arguments,
+allocates its result and calls the function of the same name in the compiled core, which releases
+the GIL, shares the work among the threads of `num_threads()` and gives bitwise the same result for
+any number of them. Long operations raise `KeyboardInterrupt` soon after Ctrl-C; those that work in
+place run to their end first.
 
-Notation (Mohamadi, Bae, Sutherland, NeurIPS 2022; arXiv 2206.12569): ``S`` is the posterior covariance, ``psi``
-whitened features with ``S(x, x') = <psi(x), psi(x')>``, ``F`` the posterior mean, ``f`` the outputs of the trained
-network, ``lam`` the ridge, ``N`` points, ``k`` classes, ``d`` features. `float` arrays are float32 or float64 and
-decide the type everything pairwise is computed in; sums over points are float64 always.
+Notation (Mohamadi, Bae, Sutherland, NeurIPS 2022; arXiv 2206.12569): ``S`` is the posterior
+covariance, ``psi`` whitened features with ``S(x, x') = <psi(x), psi(x')>``, ``F`` the posterior
+mean, ``f`` the outputs of the trained network, ``lam`` the ridge, ``N`` points, ``k`` classes,
+``d`` features. `float` arrays are float32 or float64 and decide the type everything pairwise is
+computed in; sums over points are float64 always.
 """
 
 from __future__ import annotations
@@ -46,8 +48,14 @@ def _floating(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
         found = getattr(array, "dtype", type(array).__name__)
         raise TypeError(f"{name}: expected a float32 or float64 numpy array, got {found}")
     if not array.dtype.isnative:
-        raise TypeError(f"{name}: expected native byte order; .astype({array.dtype.name!r}) converts")
-    return array if array.ndim != 2 or array.strides[1] == array.itemsize else np.ascontiguousarray(array)
+        raise TypeError(
+            f"{name}: expected native byte order; .astype({array.dtype.name!r}) converts"
+        )
+    return (
+        array
+        if array.ndim != 2 or array.strides[1] == array.itemsize
+        else np.ascontiguousarray(array)
+    )
 
 
 def _in_place(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
@@ -122,10 +130,10 @@ def score_features(
 ) -> Float64:
     r"""Utilities of candidates with the covariance in weight space, ``S(x, c) = <psi(x), psi(c)>``.
 
-    With ``a = S(x, c) / (S(c, c) + noise_c)`` and ``f+ = F(x) + a label_scale (e_y - B(c))`` (eq. 12), where ``B`` is
-    ``F`` for squared loss and ``softmax F`` for cross-entropy, the utility of c is the sum over evaluation points of
-    ``weights`` times the criterion's summand. The N_c x N_x covariance is never stored: each tile of it is scored in
-    cache and dropped.
+    With ``a = S(x, c) / (S(c, c) + noise_c)`` and ``f+ = F(x) + a label_scale (e_y - B(c))`` (eq.
+    12), where ``B`` is ``F`` for squared loss and ``softmax F`` for cross-entropy, the utility of c
+    is the sum over evaluation points of ``weights`` times the criterion's summand. The N_c x N_x
+    covariance is never stored: each tile of it is scored in cache and dropped.
 
     Parameters
     ----------
@@ -159,13 +167,14 @@ def score_features(
     Returns
     -------
     (N_c,) float64
-        Utilities; larger = query first. float32 features: relative error below 1e-5 of the largest for |F / T| <= 100,
-        finite for any finite input.
+        Utilities; larger = query first. float32 features: relative error below 1e-5 of the largest
+        for |F / T| <= 100, finite for any finite input.
 
     Raises
     ------
     ValueError
-        Wrong shapes, indices out of range, or values outside their range; the message names the argument.
+        Wrong shapes, indices out of range, or values outside their range; the message names the
+        argument.
     """
     arguments = _score_arguments(
         criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs,
@@ -196,8 +205,9 @@ def score_dense(
 ) -> Float64:
     """Utilities of candidates with the covariance in function space, ``S - downdate^T downdate``.
 
-    S (N, N) is symmetric and is not changed; downdate (r, N), of S's dtype, holds the rows that the picks of a batch
-    have added, ``S(., c) / sqrt(S(c, c) + noise_c)`` each. Everything else is as in `score_features`.
+    S (N, N) is symmetric and is not changed; downdate (r, N), of S's dtype, holds the rows that the
+    picks of a batch have added, ``S(., c) / sqrt(S(c, c) + noise_c)`` each. Everything else is as
+    in `score_features`.
     """
     arguments = _score_arguments(
         criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs,
@@ -212,7 +222,8 @@ def score_dense(
 def condition_features(psi: Floating, U: Float64, C: Float64) -> None:
     """``psi <- psi - (psi U^T) C`` in place: conditioning in weight space, rank b.
 
-    psi (N, d) float; U, C (b, d) float64; products and sums in float64, rounded to psi's dtype once.
+    psi (N, d) float; U, C (b, d) float64; products and sums in float64, rounded to psi's dtype
+    once.
     """
     _core.condition_features(_in_place(psi, "psi"), _float64(U), _float64(C))
 
@@ -220,7 +231,8 @@ def condition_features(psi: Floating, U: Float64, C: Float64) -> None:
 def condition_dense(S: Floating, V: Float64) -> None:
     """``S <- S - V^T V`` in place: conditioning in function space, rank b.
 
-    S (N, N) float, symmetric before and bitwise symmetric after, computed in its type; V (b, N) float64.
+    S (N, N) float, symmetric before and bitwise symmetric after, computed in its type; V (b, N)
+    float64.
     """
     _core.condition_dense(_in_place(S, "S"), _float64(V))
 
@@ -242,7 +254,7 @@ def product(X: Floating, B: Float64) -> Float64:
 
 
 def weighted_gram(X: Floating, weights: Float64) -> Float64:
-    """``sum_i weights_i x_i x_i^T``, (d, d) float64; X (N, d) float, products and sums in float64."""
+    """``sum_i weights_i x_i x_i^T``, (d, d) float64, for X (N, d) float; computed in float64."""
     X = _floating(X, "X")
     gram = np.empty((X.shape[-1], X.shape[-1]), dtype=np.float64)
     _core.weighted_gram(X, _float64(weights), gram)
@@ -250,7 +262,7 @@ def weighted_gram(X: Floating, weights: Float64) -> Float64:
 
 
 def quadratic_form(X: Floating, G: Float64) -> Float64:
-    """``x_i^T G x_i``, (N,) float64; X (N, d) float, G (d, d) float64, products and sums in float64."""
+    """``x_i^T G x_i``, (N,) float64, for X (N, d) float, G (d, d) float64; computed in float64."""
     X = _floating(X, "X")
     q = np.empty(X.shape[:1], dtype=np.float64)
     _core.quadratic_form(X, _float64(G), q)
@@ -271,11 +283,17 @@ def downdate_moments(
     """One sequential pick of `variance_reduction` without pairs, in one pass over psi.
 
     With ``alpha_x = <psi_x, g>``: ``q_x -= 2 alpha_x <psi_x, h> / D - alpha_x^2 gGg / D^2`` and
-    ``s_x -= alpha_x^2 / D``. psi (N, d) float; g, h (d,) float64; q, s (N,) float64, in place. Products and sums in
-    float64: these updates subtract.
+    ``s_x -= alpha_x^2 / D``. psi (N, d) float; g, h (d,) float64; q, s (N,) float64, in place.
+    Products and sums in float64: these updates subtract.
     """
     _core.downdate_moments(
-        _floating(psi, "psi"), _float64(g), _float64(h), g_G_g, D, _in_place(q, "q"), _in_place(s, "s")
+        _floating(psi, "psi"),
+        _float64(g),
+        _float64(h),
+        g_G_g,
+        D,
+        _in_place(q, "q"),
+        _in_place(s, "s"),
     )
 
 

@@ -8,15 +8,26 @@ namespace {
 
 constexpr std::int64_t kRows = 4096;  // rows of psi U^T held at a time
 
-template <class T>
+template <class T, class Dots, class Subtract>
 void condition(const GemmKernels<T, double, double, double>& project,
-               const GemmKernels<double, double, double, T>& update, const TensorView& psi_view,
-               const TensorView& U_view, const TensorView& C_view) {
+               const GemmKernels<double, double, double, T>& update, Dots dots, Subtract subtract,
+               const TensorView& psi_view, const TensorView& U_view, const TensorView& C_view) {
   const MatrixView<T> psi = matrix<T>(psi_view, "psi", -1, -1);
   const MatrixView<double> U = matrix<double>(U_view, "U", -1, psi.cols);
   const MatrixView<double> C = matrix<double>(C_view, "C", U.rows, psi.cols);
   const std::int64_t rank = U.rows;
   if (rank == 0 || psi.rows == 0) return;
+  if (rank <= kFewLabels) {
+    constexpr std::int64_t kFewRows = 64;  // stay in cache between the two steps
+    parallel_for(ceil_div(psi.rows, kFewRows), [&](std::int64_t unit, int) {
+      const std::int64_t first = unit * kFewRows, rows = std::min(kFewRows, psi.rows - first);
+      double projection[kFewRows * kFewLabels];
+      T* x = psi.data + first * psi.row_stride;
+      dots(x, psi.row_stride, rows, psi.cols, U.data, U.row_stride, rank, projection);
+      subtract(x, psi.row_stride, rows, psi.cols, projection, C.data, C.row_stride, rank);
+    });
+    return;
+  }
   const Buffer memory(std::min(kRows, psi.rows) * rank * std::int64_t{sizeof(double)});
   for (std::int64_t i = 0; i < psi.rows; i += kRows) {
     const MatrixView<T> rows = psi.block(i, 0, std::min(kRows, psi.rows - i), psi.cols);
@@ -31,9 +42,9 @@ void condition(const GemmKernels<T, double, double, double>& project,
 void condition_features_cpu(const TensorView& psi, const TensorView& U, const TensorView& C) {
   const LinalgKernels& linalg = kernels().linalg;
   if (psi.dtype == DType::kFloat64) {
-    condition<double>(linalg.dddd, linalg.dddd, psi, U, C);
+    condition<double>(linalg.dddd, linalg.dddd, linalg.dots_d, linalg.subtract_d, psi, U, C);
   } else {
-    condition<float>(linalg.fddd, linalg.dddf, psi, U, C);
+    condition<float>(linalg.fddd, linalg.dddf, linalg.dots_f, linalg.subtract_f, psi, U, C);
   }
 }
 

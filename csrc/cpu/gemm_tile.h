@@ -25,8 +25,9 @@ constexpr int kPanelRows = 4, kPanelPacks = 2;
 /// multiple of the panel.
 constexpr int kTileCols = 128;
 constexpr int kTileRows = 112 / kPanelRows * kPanelRows;
-/// Depth of a slice: a right panel of one slice stays in the first-level cache.
-constexpr int kSlice = 256;
+/// Depth of a slice. Panels stream from the second-level cache fast enough; shallower slices, whose
+/// right panel would stay in the first level, lose more by reading and writing the tile again.
+constexpr int kSlice = 4096;
 
 template <class T>
 constexpr int panel_cols() {

@@ -85,6 +85,9 @@ struct ScoreKernels {
   void (*unit)(const Score<T>&, int64_t segment, int64_t group, void* scratch);
 };
 
+/// Labels up to which conditioning makes one pass over psi instead of two matrix products.
+constexpr int64_t kFewLabels = 4;
+
 struct LinalgKernels {
   const char* isa;
   int64_t tile_rows, tile_cols;
@@ -104,11 +107,18 @@ struct LinalgKernels {
                       int64_t cols, double* out);
   void (*dot_rows_dd)(const double* a, int64_t lda, const double* b, int64_t ldb, int64_t rows,
                       int64_t cols, double* out);
-  /// alpha[i] = <x_i, g>, beta[i] = <x_i, h> in double, in one pass over x.
-  void (*two_dots_f)(const float* x, int64_t ld, int64_t rows, int64_t cols, const double* g,
-                     const double* h, double* alpha, double* beta);
-  void (*two_dots_d)(const double* x, int64_t ld, int64_t rows, int64_t cols, const double* g,
-                     const double* h, double* alpha, double* beta);
+  /// out[i * count + j] = <x_i, b_j> for rows b_j of B, products and sums in double, one pass over
+  /// x.
+  void (*dots_f)(const float* x, int64_t ld, int64_t rows, int64_t cols, const double* B,
+                 int64_t ldb, int64_t count, double* out);
+  void (*dots_d)(const double* x, int64_t ld, int64_t rows, int64_t cols, const double* B,
+                 int64_t ldb, int64_t count, double* out);
+  /// x_i -= sum_j factors[i * count + j] c_j for at most kFewLabels rows c_j of C, sums in double,
+  /// rounded once.
+  void (*subtract_f)(float* x, int64_t ld, int64_t rows, int64_t cols, const double* factors,
+                     const double* C, int64_t ldc, int64_t count);
+  void (*subtract_d)(double* x, int64_t ld, int64_t rows, int64_t cols, const double* factors,
+                     const double* C, int64_t ldc, int64_t count);
 };
 
 struct Kernels {

@@ -65,32 +65,65 @@ void solve_block(const double* L, int64_t ld, int64_t n, double* X, int64_t ldx,
   }
 }
 
-/// Four running sums hide the latency of the additions; their order is fixed.
-template <class A, class B>
-NTKFAST_INLINE double dot(const A* a, const B* b, int64_t n) {
-  double sums[16] = {};
-  int64_t j = 0;
-  for (; j + 16 <= n; j += 16)
-    for (int l = 0; l < 16; ++l)
-      sums[l] += static_cast<double>(a[j + l]) * static_cast<double>(b[j + l]);
-  double sum = 0;
-  for (; j < n; ++j) sum += static_cast<double>(a[j]) * static_cast<double>(b[j]);
-  for (int l = 0; l < 16; ++l) sum += sums[l];
-  return sum;
+/// <x, b_j> for M rows b_j. Sixteen running sums each hide the latency of the additions; their
+/// order is fixed.
+template <int M, class A, class B>
+NTKFAST_INLINE void dots(const A* x, const B* b, int64_t ldb, int64_t n, double* out) {
+  constexpr int kLanes = 16;
+  double sums[M][kLanes] = {};
+  int64_t k = 0;
+  for (; k + kLanes <= n; k += kLanes) {
+    for (int j = 0; j < M; ++j)
+      for (int l = 0; l < kLanes; ++l)
+        sums[j][l] += static_cast<double>(x[k + l]) * static_cast<double>(b[j * ldb + k + l]);
+  }
+  for (int j = 0; j < M; ++j) {
+    double sum = 0;
+    for (int64_t i = k; i < n; ++i)
+      sum += static_cast<double>(x[i]) * static_cast<double>(b[j * ldb + i]);
+    for (int l = 0; l < kLanes; ++l) sum += sums[j][l];
+    out[j] = sum;
+  }
 }
 
 template <class A, class B>
 void dot_rows(const A* a, int64_t lda, const B* b, int64_t ldb, int64_t rows, int64_t cols,
               double* out) {
-  for (int64_t i = 0; i < rows; ++i) out[i] = dot(a + i * lda, b + i * ldb, cols);
+  for (int64_t i = 0; i < rows; ++i) dots<1>(a + i * lda, b + i * ldb, 0, cols, out + i);
 }
 
 template <class S>
-void two_dots(const S* x, int64_t ld, int64_t rows, int64_t cols, const double* g, const double* h,
-              double* alpha, double* beta) {
+void dots_rows(const S* x, int64_t ld, int64_t rows, int64_t cols, const double* B, int64_t ldb,
+               int64_t count, double* out) {
   for (int64_t i = 0; i < rows; ++i) {
-    alpha[i] = dot(x + i * ld, g, cols);
-    beta[i] = dot(x + i * ld, h, cols);  // the row comes from cache the second time
+    const S* row = x + i * ld;
+    double* target = out + i * count;
+    int64_t j = 0;
+    for (; j + 2 <= count; j += 2) dots<2>(row, B + j * ldb, ldb, cols, target + j);
+    if (j < count) dots<1>(row, B + j * ldb, ldb, cols, target + j);
+  }
+}
+
+/// x -= sum_j factor[j] c_j for M rows c_j, in double, rounded once.
+template <int M, class S>
+NTKFAST_INLINE void subtract(S* x, int64_t n, const double* factor, const double* C, int64_t ldc) {
+  for (int64_t k = 0; k < n; ++k) {
+    double value = static_cast<double>(x[k]);
+    for (int j = 0; j < M; ++j) value -= factor[j] * C[j * ldc + k];
+    x[k] = static_cast<S>(value);
+  }
+}
+
+template <class S>
+void subtract_rows(S* x, int64_t ld, int64_t rows, int64_t cols, const double* factors,
+                   const double* C, int64_t ldc, int64_t count) {
+  for (int64_t i = 0; i < rows; ++i) {
+    S* row = x + i * ld;
+    const double* factor = factors + i * count;
+    if (count == 1) subtract<1>(row, cols, factor, C, ldc);
+    if (count == 2) subtract<2>(row, cols, factor, C, ldc);
+    if (count == 3) subtract<3>(row, cols, factor, C, ldc);
+    if (count == 4) subtract<4>(row, cols, factor, C, ldc);
   }
 }
 
@@ -121,8 +154,10 @@ const LinalgKernels NTKFAST_JOIN(kLinalg_, NTKFAST_ISA) = {
     dot_rows<float, float>,
     dot_rows<float, double>,
     dot_rows<double, double>,
-    two_dots<float>,
-    two_dots<double>,
+    dots_rows<float>,
+    dots_rows<double>,
+    subtract_rows<float>,
+    subtract_rows<double>,
 };
 
 }  // namespace ntkfast
