@@ -69,8 +69,10 @@ class EmpiricalNTK:
     sketch : {"sparse", "kronecker", None}
         What :meth:`features` returns. ``"sparse"``: count-sketch of the whole gradient to `dim`
         numbers (all draws together), unbiased with a relative error of about ``dim ** -0.5``, and
-        exact when the gradient is no longer than `dim`. None: the exact gradient, refused above
-        `memory_budget`. Gram matrices are always exact.
+        exact when the gradient is no longer than `dim`. ``"kronecker"``: every weight gradient is
+        compressed from both sides before it is formed; unbiased and cheaper, but the error falls
+        as ``dim ** -0.25`` only. None: the exact gradient, refused above `memory_budget`. Gram
+        matrices are always exact.
     dim : int
         Number of features of a sketch.
     seed : int
@@ -90,9 +92,23 @@ class EmpiricalNTK:
     Notes
     -----
     Gradients are taken in the model's dtype and accumulated in it (float32 for half precision), so
-    features and Gram matrices are float64 for a float64 model and float32 otherwise. Source:
-    Mohamadi, Bae, Sutherland (NeurIPS 2022), eq. 3 for the kernel; "pNTK" from Mohamadi, Bae,
-    Sutherland (ICML 2023).
+    features and Gram matrices are float64 for a float64 model and float32 otherwise.
+
+    One forward and one backward pass per batch give every layer's input and output gradient, from
+    which the gradients of known layers (linear, convolution, normalisation, embedding,
+    self-attention) are contracted. Other parameters fall back to torch.func, and
+    :meth:`explain` says which. Every call first compares the gradients of two points with
+    autograd, and refuses to go on if they differ.
+
+    Source of the kernel and of ``"single"``: Mohamadi, Bae, Sutherland (NeurIPS 2022, arXiv
+    2206.12569); of ``"sum"``: their "pNTK" (ICML 2023).
+
+    Examples
+    --------
+    >>> ntk = EmpiricalNTK(model, dim=2048)
+    >>> features = ntk.features(images)  # (N, 2048)
+    >>> kernel = ntk.gram(images)  # (N, N), exact
+    >>> print(ntk.explain(images))
     """
 
     def __init__(
@@ -543,24 +559,24 @@ class _GramWork:
     def n_steps(self) -> int:
         total = 0
         for i, missing in self._blocks():
-            total += self._n_batches(self._rows, i) + len(missing)
+            total += self._n_batches(self._rows, i) + len(missing) * len(self._ntk._names)
             total += sum(
                 self._n_batches(self._columns, j) for j in missing if not self._is_diagonal(i, j)
             )
         return total
 
     def steps(self) -> Iterator[None]:
+        ntk, combinations = self._ntk, self._setup.combinations
         for i, missing in self._blocks():
             left = yield from self._panel(self._rows, i)
             for j in missing:
                 right = left
                 if not self._is_diagonal(i, j):
                     right = yield from self._panel(self._columns, j)
-                block = panels.gram_block(
-                    left, right, self._pairs, self._setup.combinations, self._floats
+                block = yield from panels.gram_block(
+                    ntk._names, left, right, self._pairs, combinations, self._floats
                 )
-                self._store(block.div_(self._ntk._draws), i, j)
-                yield
+                self._store(block.div_(ntk._draws), i, j)
                 del right, block
 
     def _panel(self, inputs: Inputs, start: int) -> Generator[None, None, panels.Panel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,11 +95,19 @@ def _dense(gradient: Gradient, n: int, dtype: torch.dtype) -> Tensor:
     return gradient if isinstance(gradient, Tensor) else contract.dense(gradient, n, dtype)
 
 
-def gram_block(a: Panel, b: Panel, pairs: bool, combinations: int, floats: int) -> Tensor:
-    """(n R, m R) or (n, m): kernel between the points of two panels (symmetric when `a` is `b`)."""
+def gram_block(
+    names: Sequence[str], a: Panel, b: Panel, pairs: bool, combinations: int, floats: int
+) -> Generator[None, None, Tensor]:
+    """Contract two panels (symmetric when `a` is `b`) to (n R, m R) or (n, m), step by step.
+
+    Yields after each parameter, so that the caller can show progress.
+    """
     scale = combinations if pairs else 1
     out = torch.zeros((a.n * scale, b.n * scale), dtype=a.dtype, device=a.device)
-    for name in a.parts.keys() & b.parts.keys():
+    for name in names:
+        yield
+        if name not in a.parts or name not in b.parts:
+            continue
         first, second = a.parts[name], b.parts[name]
         if isinstance(first, list) and isinstance(second, list):
             direct, ghost = contract.costs(first, second, a.n, b.n, pairs)
