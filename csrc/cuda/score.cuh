@@ -10,6 +10,11 @@
 namespace ntkfast {
 namespace {
 
+/// Blocks wanted of a large call: several times what a GPU holds. Fixed, so that the order of every sum is too.
+constexpr int64_t kWantedBlocks = 1024;
+/// Prepared arrays are padded to this many points, so that every tile of every kernel may read whole rows.
+constexpr int64_t kPadding = 128;
+
 /// One call in compute type T. `points` and `prepared` hold element j of point or candidate i at [j * ld + i].
 template <class T>
 struct ScoreArgs {
@@ -35,6 +40,7 @@ struct ScoreArgs {
   int64_t tiles_per_group, num_groups;
   double* partial;  // [group][candidate_ld]
   double* utilities;
+  int64_t wanted_blocks = kWantedBlocks;  // tests want fewer, and so several tiles per block
 };
 
 template <class Visitor>
@@ -225,28 +231,24 @@ struct SumGroups {
 
 // --- Drivers: the launches of one call, on whatever `launcher` runs them ------------------------
 
-/// Blocks wanted of a large call: several times what a GPU holds. Fixed, so that the order of every sum is too.
-constexpr int64_t kWantedBlocks = 1024;
-/// Prepared arrays are padded to this many points, so that every tile of every kernel may read whole rows.
-constexpr int64_t kPadding = 128;
-
 struct ScoreSizes {
   int64_t points, prepared, partial;  // bytes, each a multiple of 256
   int64_t total() const { return points + prepared + partial; }
 };
 
 inline int64_t groups_of(int64_t num_candidates, int64_t num_evaluation, int tile,
-                         int64_t* tiles_per_group) {
+                         int64_t wanted_blocks, int64_t* tiles_per_group) {
   const int64_t candidate_tiles = div_up(num_candidates, tile);
   const int64_t point_tiles = div_up(num_evaluation, tile);
-  int64_t groups = div_up(kWantedBlocks, candidate_tiles > 0 ? candidate_tiles : 1);
+  int64_t groups = div_up(wanted_blocks, candidate_tiles > 0 ? candidate_tiles : 1);
   groups = groups < point_tiles ? groups : point_tiles;
   *tiles_per_group = groups > 0 ? div_up(point_tiles, groups) : 0;
   return groups > 0 ? div_up(point_tiles, *tiles_per_group) : 0;
 }
 
 inline ScoreSizes score_sizes(int criterion, int64_t k, int64_t num_candidates,
-                              int64_t num_evaluation, int element_bytes, int tile) {
+                              int64_t num_evaluation, int element_bytes, int tile,
+                              int64_t wanted_blocks = kWantedBlocks) {
   int64_t point_size = 0, candidate_size = 0, tiles_per_group = 0;
   visit_criterion(criterion, [&](auto c) {
     point_size = decltype(c)::point_size(static_cast<int>(k));
@@ -255,7 +257,8 @@ inline ScoreSizes score_sizes(int criterion, int64_t k, int64_t num_candidates,
   const int64_t candidate_ld = round_to(num_candidates, kPadding);
   return {round_to((1 + point_size) * round_to(num_evaluation, kPadding) * element_bytes, 256),
           round_to(candidate_size * candidate_ld * element_bytes, 256),
-          round_to(groups_of(num_candidates, num_evaluation, tile, &tiles_per_group) *
+          round_to(groups_of(num_candidates, num_evaluation, tile, wanted_blocks,
+                             &tiles_per_group) *
                        candidate_ld * int64_t{sizeof(double)},
                    256)};
 }
@@ -265,15 +268,15 @@ template <class T>
 void place_workspace(ScoreArgs<T>& args, void* memory, int tile) {
   const ScoreSizes sizes =
       score_sizes(args.criterion, args.settings.classes, args.num_candidates, args.num_evaluation,
-                  int{sizeof(T)}, tile);
+                  int{sizeof(T)}, tile, args.wanted_blocks);
   char* bytes = static_cast<char*>(memory);
   args.points = reinterpret_cast<T*>(bytes);
   args.prepared = reinterpret_cast<T*>(bytes + sizes.points);
   args.partial = reinterpret_cast<double*>(bytes + sizes.points + sizes.prepared);
   args.point_ld = round_to(args.num_evaluation, kPadding);
   args.candidate_ld = round_to(args.num_candidates, kPadding);
-  args.num_groups =
-      groups_of(args.num_candidates, args.num_evaluation, tile, &args.tiles_per_group);
+  args.num_groups = groups_of(args.num_candidates, args.num_evaluation, tile, args.wanted_blocks,
+                              &args.tiles_per_group);
 }
 
 template <class Launcher, class T>

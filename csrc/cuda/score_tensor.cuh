@@ -12,6 +12,9 @@
 namespace ntkfast {
 namespace {
 
+/// Candidates, and points, of a block.
+constexpr int kTensorTile = 128;
+
 /// How products are formed; sums are float32 always.
 struct Bf16Products {  // psi in bfloat16: exact products
   using Element = BFloat16;
@@ -42,7 +45,7 @@ struct TensorScoreArgs {
 template <class Products, class Criterion, int K>
 struct ScorePairsTensor {
   static constexpr int kThreads = 256;
-  static constexpr int kTile = 128;
+  static constexpr int kTile = kTensorTile;
   static constexpr int kStages = 3;
   static constexpr int kSlice = 128;  // bytes of a row
   static constexpr int kChunks = kSlice / 16;
@@ -311,24 +314,30 @@ struct ScorePairsTensor {
   }
 };
 
-/// The whole call on tensor cores. `args` lacks its workspace.
-template <class Products, class Launcher>
-void launch_score_tensor(Launcher& launcher, TensorScoreArgs args, void* workspace) {
-  constexpr int kTile = 128;
+/// The whole call with one criterion and number of classes (see visit_classes). `args` lacks its workspace.
+template <class Products, class Criterion, int K, class Launcher>
+void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* workspace) {
   ScoreArgs<float>& score = args.score;
   if (score.num_candidates == 0) return;
-  place_workspace(score, workspace, kTile);
+  place_workspace(score, workspace, kTensorTile);
   if (score.num_evaluation > 0) {
     launch_prepare(launcher, score);
-    visit_criterion(score.criterion, [&](auto criterion) {
-      using Criterion = decltype(criterion);
-      visit_classes<Criterion>(score.settings.classes, [&](auto classes) {
-        launch_pairs<ScorePairsTensor<Products, Criterion, decltype(classes)::value>>(
-            launcher, args, score.num_candidates, score.num_groups, score.settings.classes);
-      });
-    });
+    launch_pairs<ScorePairsTensor<Products, Criterion, K>>(
+        launcher, args, score.num_candidates, score.num_groups, score.settings.classes);
   }
   launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0, score);
+}
+
+/// The whole call on tensor cores.
+template <class Products, class Launcher>
+void launch_score_tensor(Launcher& launcher, const TensorScoreArgs& args, void* workspace) {
+  visit_criterion(args.score.criterion, [&](auto criterion) {
+    using Criterion = decltype(criterion);
+    visit_classes<Criterion>(args.score.settings.classes, [&](auto classes) {
+      launch_score_tensor_as<Products, Criterion, decltype(classes)::value>(launcher, args,
+                                                                            workspace);
+    });
+  });
 }
 
 }  // namespace

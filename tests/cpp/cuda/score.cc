@@ -8,9 +8,11 @@ namespace ntkfast {
 namespace {
 
 template <class T>
-std::vector<double> run_features(const Problem& problem, const emulation::Options& options) {
+std::vector<double> run_features(const Problem& problem, const emulation::Options& options,
+                                 int64_t wanted_blocks = kWantedBlocks) {
   const std::vector<T> psi(problem.psi.begin(), problem.psi.end());
   ScoreArgs<T> args = problem.args<T>();
+  args.wanted_blocks = wanted_blocks;
   args.candidate_factor = {psi.data(), problem.d, 1, problem.candidates.data()};
   args.evaluation_factor = {psi.data(), problem.d, 1, problem.evaluation.data()};
   args.depth = problem.d;
@@ -51,10 +53,11 @@ NTKFAST_TEST(score_features_large_steps) {  // every pair takes the guarded path
   }
 }
 NTKFAST_TEST(score_features_any_order_of_threads) {
-  const Problem problem(2, 10, 70, 33, 65, 18);
-  const auto expected = run_features<float>(problem, {});
+  const Problem problem(2, 10, 140, 33, 135, 18);
+  const auto expected = run_features<float>(problem, {}, 1);
+  compare(problem, expected, 2e-5);
   for (const emulation::Order order : emulation::kOrders)
-    test::expect(run_features<float>(problem, {order, false}) == expected,
+    test::expect(run_features<float>(problem, {order, false}, 1) == expected,
                  "the result depends on the order of threads");
 }
 NTKFAST_TEST(score_features_empty) {

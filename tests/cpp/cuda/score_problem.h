@@ -170,7 +170,7 @@ std::vector<double> run_score(const Problem& problem, ScoreArgs<T>& args, int ti
                               const emulation::Options& options) {
   const auto bytes = static_cast<std::size_t>(
       score_sizes(problem.criterion, problem.k, problem.Nc, problem.Nx,
-                  static_cast<int>(element_bytes), tile)
+                  static_cast<int>(element_bytes), tile, args.wanted_blocks)
           .total());
   // A GPU allocation is aligned like this one; its end is the sanitizer's.
   const std::unique_ptr<unsigned char, decltype(&std::free)> workspace(

@@ -18,10 +18,18 @@ Element element_of(double value) {
   }
 }
 
-/// `shift` elements before the first row and `gap` between rows make the rows unaligned.
-template <class Products>
+/// Which compiled kernel a call takes. One per call keeps this file's compile time bounded; the choice itself is
+/// visit_classes, which the reference kernel's tests run through.
+template <class Criterion_, int K_>
+struct As {
+  using Criterion = Criterion_;
+  static constexpr int K = K_;
+};
+
+/// `gap` elements between rows make the rows unaligned.
+template <class Products, class Choice>
 std::vector<double> run_tensor(const Problem& problem, const emulation::Options& options,
-                               int gap = 0) {
+                               int gap = 0, int64_t wanted_blocks = kWantedBlocks) {
   using Element = typename Products::Element;
   constexpr int kPerChunk = 16 / int{sizeof(Element)};
   const int stride = (problem.d + kPerChunk - 1) / kPerChunk * kPerChunk + gap;
@@ -35,80 +43,93 @@ std::vector<double> run_tensor(const Problem& problem, const emulation::Options&
           element_of<Element>(problem.psi[static_cast<std::size_t>(i * problem.d + j)]);
   TensorScoreArgs args{};
   args.score = problem.args<float>();
+  args.score.wanted_blocks = wanted_blocks;
   args.features = psi.get();
   args.row_bytes = stride * int64_t{sizeof(Element)};
   args.depth_bytes = problem.d * int64_t{sizeof(Element)};
   args.aligned = args.row_bytes % 16 == 0;
   return run_score(problem, args.score, 128, sizeof(float), [&](auto& launcher, void* workspace) {
-    launch_score_tensor<Products>(launcher, args, workspace);
+    launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K>(launcher, args, workspace);
   }, options);
 }
 
-template <class Products>
-void check_every_criterion(int d, double tolerance) {
-  for (int criterion = 0; criterion < Criteria::size; ++criterion) {
-    for (const int k : {2, 3, 10}) {
-      const Problem problem(criterion, k, 150, 37, 133, d);
-      compare(problem, run_tensor<Products>(problem, {}), tolerance);
-    }
-  }
+/// A small ragged problem for the kernel unrolled for K classes, or the loop over any number.
+template <class Products, int K>
+void check_every_criterion(int classes, int d) {
+  int index = 0;
+  const auto check = [&](auto criterion) {
+    using Criterion = decltype(criterion);
+    const Problem problem(index++, classes, 150, 37, 133, d);
+    constexpr int kClasses = Criterion::kUsesLabels ? K : 1;
+    compare(problem, run_tensor<Products, As<Criterion, kClasses>>(problem, {}), 2e-5);
+  };
+  for (int i = 0; i < Criteria::size; ++i) visit_criterion(i, check);
 }
 // The problems' features have eight significant bits: every kind of products is exact.
-NTKFAST_TEST(score_tensor_bf16) { check_every_criterion<Bf16Products>(19, 2e-5); }
-NTKFAST_TEST(score_tensor_tf32) { check_every_criterion<Tf32Products>(37, 2e-5); }
+NTKFAST_TEST(score_tensor_bf16) { check_every_criterion<Bf16Products, kAnyClasses>(3, 19); }
+NTKFAST_TEST(score_tensor_tf32) { check_every_criterion<Tf32Products, 2>(2, 37); }
+
+using Entropy = As<ExpectedEntropy, kAnyClasses>;
+constexpr int kEntropy = 2;
+using Mutual = As<Epig, 1>;
+constexpr int kMutual = 7;
 
 NTKFAST_TEST(score_tensor_split_tf32) {
-  for (const int criterion : {0, 2, 6}) {
-    Problem problem(criterion, 10, 60, 21, 35, 41);
-    std::mt19937 random(3);
-    std::normal_distribution<double> normal;
-    for (double& value : problem.psi) value = static_cast<float>(0.25 * normal(random));
-    compare(problem, run_tensor<SplitTf32Products>(problem, {}), 2e-5);
-    // One tf32 product is visibly worse; were it not, the test would show nothing.
-    const auto single = run_tensor<Tf32Products>(problem, {});
-    compare(problem, single, 5e-3);
-    bool worse = false;
-    try {
-      compare(problem, single, 2e-6);
-    } catch (const std::runtime_error&) {
-      worse = true;
-    }
-    test::expect(worse, "tf32 features were expected to lose bits");
+  Problem problem(kEntropy, 10, 60, 21, 35, 41);
+  std::mt19937 random(3);
+  std::normal_distribution<double> normal;
+  for (double& value : problem.psi) value = static_cast<float>(0.25 * normal(random));
+  using Ten = As<ExpectedEntropy, 10>;
+  compare(problem, run_tensor<SplitTf32Products, Ten>(problem, {}), 2e-6);
+  // One tf32 product is visibly worse; were it not, the test would show nothing.
+  const auto single = run_tensor<Tf32Products, Entropy>(problem, {});
+  compare(problem, single, 5e-3);
+  bool worse = false;
+  try {
+    compare(problem, single, 2e-6);
+  } catch (const std::runtime_error&) {
+    worse = true;
   }
+  test::expect(worse, "tf32 features were expected to lose bits");
 }
-NTKFAST_TEST(score_tensor_many_slices_and_tiles) {  // several tiles per block, deep and shallow streams
+NTKFAST_TEST(score_tensor_many_slices_and_tiles) {  // deep and shallow streams, several tiles per block
   for (const int d : {1, 32, 33, 100, 260}) {
-    const Problem problem(7, 2, 300, 9, 290, d);
-    TensorScoreArgs unused{};
-    static_cast<void>(unused);
-    for (const bool at_wait : {false, true})
-      compare(problem, run_tensor<Tf32Products>(problem, {emulation::Order::kForward, at_wait}), 2e-5);
+    const Problem problem(kMutual, 2, 300, 9, 290, d);
+    for (const bool at_wait : {false, true}) {
+      const emulation::Options options{emulation::Order::kForward, at_wait};
+      compare(problem, run_tensor<Tf32Products, Mutual>(problem, options, 0, 1), 2e-5);
+    }
   }
+  const Problem problem(kEntropy, 10, 300, 9, 290, 40);
+  compare(problem, run_tensor<Bf16Products, Entropy>(problem, {}, 0, 1), 2e-5);
 }
 NTKFAST_TEST(score_tensor_unaligned_rows) {
-  const Problem problem(2, 10, 60, 21, 35, 41);
-  compare(problem, run_tensor<Tf32Products>(problem, {}, 1), 2e-5);
-  compare(problem, run_tensor<Bf16Products>(problem, {}, 3), 2e-5);
+  const Problem problem(kMutual, 10, 60, 21, 35, 41);
+  compare(problem, run_tensor<Tf32Products, Mutual>(problem, {}, 1), 2e-5);
+  compare(problem, run_tensor<Bf16Products, Mutual>(problem, {}, 3), 2e-5);
 }
 NTKFAST_TEST(score_tensor_any_order_of_threads) {
-  const Problem problem(2, 10, 150, 130, 140, 70);
-  const auto expected = run_tensor<Tf32Products>(problem, {});
-  for (const emulation::Order order : emulation::kOrders)
-    for (const bool at_wait : {false, true})
-      test::expect(run_tensor<Tf32Products>(problem, {order, at_wait}) == expected,
-                   "the result depends on the order of threads or copies");
+  const Problem problem(kMutual, 10, 150, 130, 140, 40);
+  const auto expected = run_tensor<Tf32Products, Mutual>(problem, {}, 0, 1);
+  for (const emulation::Order order : emulation::kOrders) {
+    const bool at_wait = order != emulation::Order::kBackward;
+    const auto result = run_tensor<Tf32Products, Mutual>(problem, {order, at_wait}, 0, 1);
+    test::expect(result == expected, "the result depends on the order of threads or copies");
+  }
 }
 NTKFAST_TEST(score_tensor_many_classes) {
   for (const int k : {26, 100, 1000}) {
-    const Problem problem(2, k, 12, 5, 9, 8);
-    compare(problem, run_tensor<Bf16Products>(problem, {}), 2e-5);
+    const Problem problem(kEntropy, k, 12, 5, 9, 8);
+    compare(problem, run_tensor<Bf16Products, Entropy>(problem, {}), 2e-5);
   }
 }
 NTKFAST_TEST(score_tensor_empty) {
-  const Problem no_points(2, 3, 5, 4, 0, 4), no_candidates(2, 3, 5, 0, 4, 4), no_depth(2, 3, 20, 8, 11, 0);
-  for (const double u : run_tensor<Tf32Products>(no_points, {})) test::expect(u == 0, "not zero");
-  test::expect(run_tensor<Tf32Products>(no_candidates, {}).empty(), "not empty");
-  compare(no_depth, run_tensor<Tf32Products>(no_depth, {}), 2e-5);
+  const Problem no_points(kMutual, 3, 5, 4, 0, 4), no_candidates(kMutual, 3, 5, 0, 4, 4),
+      no_depth(kMutual, 3, 20, 8, 11, 0);
+  for (const double u : run_tensor<Tf32Products, Mutual>(no_points, {}))
+    test::expect(u == 0, "not zero");
+  test::expect(run_tensor<Tf32Products, Mutual>(no_candidates, {}).empty(), "not empty");
+  compare(no_depth, run_tensor<Tf32Products, Mutual>(no_depth, {}), 2e-5);
 }
 
 }  // namespace

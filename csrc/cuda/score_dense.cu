@@ -1,0 +1,76 @@
+#include "cuda/arguments.cuh"
+#include "cuda/score_products.h"
+
+namespace ntkfast {
+namespace {
+
+template <class T>
+void score(ScoreArgs<T> args, const Workspace& workspace, void* stream) {
+  args.candidate_factor.index = args.candidates;
+  args.evaluation_factor.index = args.evaluation;
+  check_score_workspace(args, workspace, kTileSize);
+  Launcher launcher(stream_of(stream));
+  launch_score(launcher, args, workspace.data);
+}
+
+template <class T>
+void score_features(const TensorView& psi, const ScoreCall& call, const Workspace& workspace,
+                    void* stream) {
+  const MatrixView<T> features = device_matrix<T>(psi, "psi", -1, -1);
+  const DeviceGuard guard(score_device(psi, {}, call));
+  ScoreArgs<T> args = score_args<T>(call, features.rows);
+  args.candidate_factor = args.evaluation_factor = {features.data, features.row_stride, 1};
+  args.depth = features.cols;
+  score(args, workspace, stream);
+}
+
+template <class T>
+void score_dense(const TensorView& S, const TensorView& downdate, bool update,
+                 const ScoreCall& call, const Workspace& workspace, void* stream) {
+  const std::int64_t num_points = S.ndim == 2 ? S.shape[0] : -1;
+  const MatrixView<T> covariance = device_matrix<T>(S, "S", num_points, num_points);
+  require(!update || (call.candidates.ndim == 0 && call.evaluation.ndim == 0),
+          "update: S is updated as a whole, with all points as candidates and evaluation points");
+  const DeviceGuard guard(score_device(S, downdate, call));
+  ScoreArgs<T> args = score_args<T>(call, num_points);
+  args.dense = covariance.data;
+  args.dense_stride = covariance.row_stride;
+  args.updated = update ? covariance.data : nullptr;
+  args.subtract = true;
+  if (downdate.ndim > 0) {
+    const MatrixView<T> U = device_matrix<T>(downdate, "downdate", -1, num_points);
+    args.depth = U.rows;
+    args.candidate_factor = args.evaluation_factor = {U.data, 1, U.row_stride};
+  }
+  score(args, workspace, stream);
+}
+
+}  // namespace
+
+void score_features_plain_cuda(const TensorView& psi, const ScoreCall& call,
+                               const Workspace& workspace, void* stream) {
+  if (psi.dtype == DType::kFloat64) {
+    score_features<double>(psi, call, workspace, stream);
+  } else {
+    score_features<float>(psi, call, workspace, stream);
+  }
+}
+
+std::int64_t score_dense_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
+                                        std::int64_t num_candidates, std::int64_t num_evaluation,
+                                        DType dtype) {
+  return score_sizes(criterion_index(criterion), num_classes, num_candidates, num_evaluation,
+                     dtype == DType::kFloat64 ? 8 : 4, kTileSize)
+      .total();
+}
+
+void score_dense_cuda(const TensorView& S, const TensorView& downdate, bool update,
+                      const ScoreCall& call, const Workspace& workspace, void* stream) {
+  if (S.dtype == DType::kFloat64) {
+    score_dense<double>(S, downdate, update, call, workspace, stream);
+  } else {
+    score_dense<float>(S, downdate, update, call, workspace, stream);
+  }
+}
+
+}  // namespace ntkfast

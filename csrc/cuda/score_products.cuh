@@ -1,0 +1,30 @@
+// The launcher shared by score_features_{bf16,tf32,tf32x3}.cu.
+#pragma once
+
+#include "cuda/arguments.cuh"
+#include "cuda/score_products.h"
+#include "cuda/score_tensor.cuh"
+
+namespace ntkfast {
+namespace {
+
+template <class Products>
+void score_features_tensor(const TensorView& psi, const ScoreCall& call, const Workspace& workspace,
+                           void* stream) {
+  using Element = typename Products::Element;
+  const MatrixView<Element> features = device_matrix<Element>(psi, "psi", -1, -1);
+  const DeviceGuard guard(score_device(psi, {}, call));
+  TensorScoreArgs args{};
+  args.score = score_args<float>(call, features.rows);
+  args.features = features.data;
+  args.row_bytes = features.row_stride * std::int64_t{sizeof(Element)};
+  args.depth_bytes = features.cols * std::int64_t{sizeof(Element)};
+  args.aligned =
+      args.row_bytes % 16 == 0 && reinterpret_cast<std::uintptr_t>(features.data) % 16 == 0;
+  check_score_workspace(args.score, workspace, kTensorTile);
+  Launcher launcher(stream_of(stream));
+  launch_score_tensor<Products>(launcher, args, workspace.data);
+}
+
+}  // namespace
+}  // namespace ntkfast
