@@ -5,8 +5,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,6 +30,7 @@
 #include "cpu/triangular_solve.h"
 #include "cpu/weighted_gram.h"
 #include "cpu/whiten.h"
+#include "cuda/operations.h"
 
 namespace py = pybind11;
 
@@ -109,6 +112,271 @@ struct ScoreArguments {
     call.utilities = writable_view_of(utilities, "utilities");
   }
 };
+
+// --- The same operations on a GPU; ntkfast/cuda_ops.py makes the views -------------------------------------------
+
+/// Address, shape, strides in elements, dtype and device number of an array in GPU memory.
+using DeviceArray = std::tuple<std::uintptr_t, std::vector<std::int64_t>, std::vector<std::int64_t>,
+                               std::string, int>;
+using OptionalDeviceArray = std::optional<DeviceArray>;
+/// Address and bytes.
+using DeviceMemory = std::pair<std::uintptr_t, std::int64_t>;
+
+TensorView view_of(const DeviceArray& array, const char* name) {
+  const auto& [address, shape, strides, dtype, device] = array;
+  require(shape.size() == strides.size() && !shape.empty() && shape.size() <= TensorView::kMaxDims,
+          std::string(name) + ": expected between 1 and 4 dimensions");
+  TensorView view;
+  if (dtype == "float32") {
+    view.dtype = DType::kFloat32;
+  } else if (dtype == "float64") {
+    view.dtype = DType::kFloat64;
+  } else if (dtype == "bfloat16") {
+    view.dtype = DType::kBFloat16;
+  } else if (dtype == "int64") {
+    view.dtype = DType::kInt64;
+  } else {
+    throw InvalidArgument(std::string(name) + ": unsupported dtype " + dtype);
+  }
+  view.data = reinterpret_cast<void*>(address);
+  view.device = Device::kCuda;
+  view.device_index = device;
+  view.ndim = static_cast<int>(shape.size());
+  for (int i = 0; i < view.ndim; ++i) {
+    view.shape[i] = shape[static_cast<std::size_t>(i)];
+    view.stride[i] = strides[static_cast<std::size_t>(i)];
+  }
+  return view;
+}
+TensorView view_of(const OptionalDeviceArray& array, const char* name) {
+  return array ? view_of(*array, name) : TensorView{};
+}
+Workspace workspace_of(const DeviceMemory& memory) {
+  return {reinterpret_cast<void*>(memory.first), memory.second};
+}
+void* stream_of(std::uintptr_t stream) { return reinterpret_cast<void*>(stream); }
+
+void register_cuda(py::module_& m) {
+  m.def("cuda_compiled", &cuda_compiled);
+  m.def("cuda_problem", &cuda_problem, py::call_guard<py::gil_scoped_release>());
+  m.def("cuda_available", [] {
+    const py::gil_scoped_release no_gil;
+    return cuda_compiled() && cuda_problem().empty();
+  });
+
+  const auto score_call =
+      [](const std::string& criterion, const OptionalDeviceArray& candidates,
+         const OptionalDeviceArray& evaluation, const DeviceArray& mean, const DeviceArray& outputs,
+         const DeviceArray& variance, const DeviceArray& noise, double ridge,
+         const DeviceArray& label_probs, const DeviceArray& weights, double label_scale,
+         bool cross_entropy, double temperature, const OptionalDeviceArray& log_loss_targets,
+         const DeviceArray& utilities) {
+        ScoreCall call;
+        call.criterion = criterion;
+        call.candidates = view_of(candidates, "candidates");
+        call.evaluation = view_of(evaluation, "evaluation");
+        call.mean = view_of(mean, "mean");
+        call.outputs = view_of(outputs, "outputs");
+        call.variance = view_of(variance, "variance");
+        call.noise = view_of(noise, "noise");
+        call.ridge = ridge;
+        call.label_probs = view_of(label_probs, "label_probs");
+        call.weights = view_of(weights, "weights");
+        call.label_scale = label_scale;
+        call.cross_entropy = cross_entropy;
+        call.temperature = temperature;
+        call.log_loss_targets = view_of(log_loss_targets, "log_loss_targets");
+        call.utilities = view_of(utilities, "utilities");
+        return call;
+      };
+
+  m.def("cuda_score_features_workspace", &score_features_cuda_workspace, py::arg("criterion"),
+        py::arg("num_classes"), py::arg("num_candidates"), py::arg("num_evaluation"),
+        py::arg("precision"));
+  m.def(
+      "cuda_score_features",
+      [score_call](const DeviceArray& psi, const std::string& precision,
+                   const std::string& criterion, const OptionalDeviceArray& candidates,
+                   const OptionalDeviceArray& evaluation, const DeviceArray& mean,
+                   const DeviceArray& outputs, const DeviceArray& variance,
+                   const DeviceArray& noise, double ridge, const DeviceArray& label_probs,
+                   const DeviceArray& weights, double label_scale, bool cross_entropy,
+                   double temperature, const OptionalDeviceArray& log_loss_targets,
+                   const DeviceArray& utilities, const DeviceMemory& workspace,
+                   std::uintptr_t stream) {
+        const ScoreCall call =
+            score_call(criterion, candidates, evaluation, mean, outputs, variance, noise, ridge,
+                       label_probs, weights, label_scale, cross_entropy, temperature,
+                       log_loss_targets, utilities);
+        const TensorView psi_view = view_of(psi, "psi");
+        released([&] {
+          score_features_cuda(psi_view, call, precision, workspace_of(workspace),
+                              stream_of(stream));
+        });
+      },
+      py::arg("psi"), py::arg("precision"), py::arg("criterion"), py::arg("candidates"),
+      py::arg("evaluation"), py::arg("mean"), py::arg("outputs"), py::arg("variance"),
+      py::arg("noise"), py::arg("ridge"), py::arg("label_probs"), py::arg("weights"),
+      py::arg("label_scale"), py::arg("cross_entropy"), py::arg("temperature"),
+      py::arg("log_loss_targets"), py::arg("utilities"), py::arg("workspace"), py::arg("stream"));
+
+  m.def(
+      "cuda_score_dense_workspace",
+      [](const std::string& criterion, std::int64_t num_classes, std::int64_t num_candidates,
+         std::int64_t num_evaluation, bool double_precision) {
+        return score_dense_cuda_workspace(criterion, num_classes, num_candidates, num_evaluation,
+                                          double_precision ? DType::kFloat64 : DType::kFloat32);
+      },
+      py::arg("criterion"), py::arg("num_classes"), py::arg("num_candidates"),
+      py::arg("num_evaluation"), py::arg("double_precision"));
+  m.def(
+      "cuda_score_dense",
+      [score_call](const DeviceArray& S, const OptionalDeviceArray& downdate, bool update,
+                   const std::string& criterion, const OptionalDeviceArray& candidates,
+                   const OptionalDeviceArray& evaluation, const DeviceArray& mean,
+                   const DeviceArray& outputs, const DeviceArray& variance,
+                   const DeviceArray& noise, double ridge, const DeviceArray& label_probs,
+                   const DeviceArray& weights, double label_scale, bool cross_entropy,
+                   double temperature, const OptionalDeviceArray& log_loss_targets,
+                   const DeviceArray& utilities, const DeviceMemory& workspace,
+                   std::uintptr_t stream) {
+        const ScoreCall call =
+            score_call(criterion, candidates, evaluation, mean, outputs, variance, noise, ridge,
+                       label_probs, weights, label_scale, cross_entropy, temperature,
+                       log_loss_targets, utilities);
+        const TensorView S_view = view_of(S, "S"), U_view = view_of(downdate, "downdate");
+        released([&] {
+          score_dense_cuda(S_view, U_view, update, call, workspace_of(workspace),
+                           stream_of(stream));
+        });
+      },
+      py::arg("S"), py::arg("downdate"), py::arg("update"), py::arg("criterion"),
+      py::arg("candidates"), py::arg("evaluation"), py::arg("mean"), py::arg("outputs"),
+      py::arg("variance"), py::arg("noise"), py::arg("ridge"), py::arg("label_probs"),
+      py::arg("weights"), py::arg("label_scale"), py::arg("cross_entropy"), py::arg("temperature"),
+      py::arg("log_loss_targets"), py::arg("utilities"), py::arg("workspace"), py::arg("stream"));
+
+  m.def("cuda_condition_features_workspace", &condition_features_cuda_workspace,
+        py::arg("num_points"), py::arg("rank"));
+  m.def(
+      "cuda_condition_features",
+      [](const DeviceArray& psi, const DeviceArray& U, const DeviceArray& C,
+         const DeviceMemory& workspace, std::uintptr_t stream) {
+        const TensorView psi_view = view_of(psi, "psi"), U_view = view_of(U, "U"),
+                         C_view = view_of(C, "C");
+        released([&] {
+          condition_features_cuda(psi_view, U_view, C_view, workspace_of(workspace),
+                                  stream_of(stream));
+        });
+      },
+      py::arg("psi"), py::arg("U"), py::arg("C"), py::arg("workspace"), py::arg("stream"));
+  m.def(
+      "cuda_condition_dense",
+      [](const DeviceArray& S, const DeviceArray& V, std::uintptr_t stream) {
+        const TensorView S_view = view_of(S, "S"), V_view = view_of(V, "V");
+        released([&] { condition_dense_cuda(S_view, V_view, stream_of(stream)); });
+      },
+      py::arg("S"), py::arg("V"), py::arg("stream"));
+  m.def(
+      "cuda_whiten",
+      [](const DeviceArray& features, const DeviceArray& W, const DeviceArray& psi,
+         std::uintptr_t stream) {
+        const TensorView features_view = view_of(features, "features"), W_view = view_of(W, "W"),
+                         psi_view = view_of(psi, "psi");
+        released([&] { whiten_cuda(features_view, W_view, psi_view, stream_of(stream)); });
+      },
+      py::arg("features"), py::arg("W"), py::arg("psi"), py::arg("stream"));
+  m.def(
+      "cuda_weighted_gram",
+      [](const DeviceArray& X, const DeviceArray& weights, const DeviceArray& G,
+         std::uintptr_t stream) {
+        const TensorView X_view = view_of(X, "X"), weights_view = view_of(weights, "weights"),
+                         G_view = view_of(G, "G");
+        released([&] { weighted_gram_cuda(X_view, weights_view, G_view, stream_of(stream)); });
+      },
+      py::arg("X"), py::arg("weights"), py::arg("G"), py::arg("stream"));
+  m.def(
+      "cuda_quadratic_form",
+      [](const DeviceArray& X, const DeviceArray& G, const DeviceArray& q, std::uintptr_t stream) {
+        const TensorView X_view = view_of(X, "X"), G_view = view_of(G, "G"),
+                         q_view = view_of(q, "q");
+        released([&] { quadratic_form_cuda(X_view, G_view, q_view, stream_of(stream)); });
+      },
+      py::arg("X"), py::arg("G"), py::arg("q"), py::arg("stream"));
+  m.def(
+      "cuda_squared_norms",
+      [](const DeviceArray& X, const DeviceArray& s, std::uintptr_t stream) {
+        const TensorView X_view = view_of(X, "X"), s_view = view_of(s, "s");
+        released([&] { squared_norms_cuda(X_view, s_view, stream_of(stream)); });
+      },
+      py::arg("X"), py::arg("s"), py::arg("stream"));
+  m.def(
+      "cuda_downdate_moments",
+      [](const DeviceArray& psi, const DeviceArray& g, const DeviceArray& h,
+         const DeviceArray& scalars, const DeviceArray& q, const DeviceArray& s,
+         std::uintptr_t stream) {
+        const TensorView psi_view = view_of(psi, "psi"), g_view = view_of(g, "g"),
+                         h_view = view_of(h, "h"), scalars_view = view_of(scalars, "scalars"),
+                         q_view = view_of(q, "q"), s_view = view_of(s, "s");
+        released([&] {
+          downdate_moments_cuda(psi_view, g_view, h_view, scalars_view, q_view, s_view,
+                                stream_of(stream));
+        });
+      },
+      py::arg("psi"), py::arg("g"), py::arg("h"), py::arg("scalars"), py::arg("q"), py::arg("s"),
+      py::arg("stream"));
+  m.def("cuda_select_variance_reduction_workspace", &select_variance_reduction_cuda_workspace,
+        py::arg("num_candidates"), py::arg("num_features"));
+  m.def(
+      "cuda_select_variance_reduction",
+      [](const DeviceArray& psi, const OptionalDeviceArray& candidates, const DeviceArray& G,
+         const DeviceArray& q, const DeviceArray& s, const DeviceArray& noise,
+         const DeviceArray& picked, const DeviceArray& utilities, const DeviceMemory& workspace,
+         std::uintptr_t stream) {
+        const TensorView psi_view = view_of(psi, "psi"),
+                         candidates_view = view_of(candidates, "candidates"),
+                         G_view = view_of(G, "G"), q_view = view_of(q, "q"),
+                         s_view = view_of(s, "s"), noise_view = view_of(noise, "noise"),
+                         picked_view = view_of(picked, "picked"),
+                         utilities_view = view_of(utilities, "utilities");
+        released([&] {
+          select_variance_reduction_cuda(psi_view, candidates_view, G_view, q_view, s_view,
+                                         noise_view, picked_view, utilities_view,
+                                         workspace_of(workspace), stream_of(stream));
+        });
+      },
+      py::arg("psi"), py::arg("candidates"), py::arg("G"), py::arg("q"), py::arg("s"),
+      py::arg("noise"), py::arg("picked"), py::arg("utilities"), py::arg("workspace"),
+      py::arg("stream"));
+  m.def(
+      "cuda_cholesky",
+      [](const DeviceArray& L, const DeviceArray& failed, std::uintptr_t stream) {
+        const TensorView L_view = view_of(L, "A"), failed_view = view_of(failed, "failed");
+        released([&] { cholesky_cuda(L_view, failed_view, stream_of(stream)); });
+      },
+      py::arg("L"), py::arg("failed"), py::arg("stream"));
+  m.def(
+      "cuda_cholesky_append",
+      [](const DeviceArray& L, const DeviceArray& cross, const DeviceArray& corner,
+         const DeviceArray& out, const DeviceArray& failed, std::uintptr_t stream) {
+        const TensorView L_view = view_of(L, "L"), cross_view = view_of(cross, "cross"),
+                         corner_view = view_of(corner, "corner"), out_view = view_of(out, "out"),
+                         failed_view = view_of(failed, "failed");
+        released([&] {
+          cholesky_append_cuda(L_view, cross_view, corner_view, out_view, failed_view,
+                               stream_of(stream));
+        });
+      },
+      py::arg("L"), py::arg("cross"), py::arg("corner"), py::arg("out"), py::arg("failed"),
+      py::arg("stream"));
+  m.def(
+      "cuda_triangular_solve",
+      [](const DeviceArray& L, const DeviceArray& X, bool transpose, std::uintptr_t stream) {
+        const TensorView L_view = view_of(L, "L"), X_view = view_of(X, "B");
+        released([&] { triangular_solve_cuda(L_view, X_view, transpose, stream_of(stream)); });
+      },
+      py::arg("L"), py::arg("X"), py::arg("transpose"), py::arg("stream"));
+}
 
 }  // namespace
 
@@ -271,6 +539,8 @@ PYBIND11_MODULE(_core, m) {
         released([&] { triangular_solve_cpu(L_view, X_view, transpose, interrupt_pending); });
       },
       py::arg("L"), py::arg("X"), py::arg("transpose"));
+
+  register_cuda(m);
 }
 
 }  // namespace ntkfast
