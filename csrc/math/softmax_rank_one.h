@@ -177,14 +177,15 @@ NTKFAST_HD NTKFAST_INLINE void any_labels(int k, V A, const Point& F, const Cand
     const V b = select(is_largest, top.second, top.first);
     const V R = select(is_largest, S2, fma_of(S2 - scratch.w[y], shrink, one));
     const V N = select(is_largest, N2, fma_of(top.first - scratch.u[y], w, N1));
-    const V rise = scratch.u[y] + A - b;
+    const V raised = scratch.u[y] + A;
+    const V rise = raised - b;
     const V h = max_of(rise, zero);
     const V small = exp2_of(-abs_of(rise));
     const auto rises = rise > zero;
     const V old = select(rises, small, one);  // 2^(b - g)
     const V e = select(rises, one, small);    // 2^(l_y + A - g)
     const V Z = fma_of(R, old, e);
-    body(y, LabelSums<V>{Z, fma_of(fma_of(-h, R, N), old, e * (rise - h)), one, b + h});
+    body(y, LabelSums<V>{Z, fma_of(fma_of(-h, R, N), old, e * (rise - h)), one, max_of(raised, b)});
   }
 }
 
