@@ -3,6 +3,7 @@ Compiled operations of ntkfast; see ntkfast.ops.
 """
 
 from __future__ import annotations
+import collections.abc
 import numpy
 import typing
 
@@ -13,6 +14,26 @@ __all__: list[str] = [
     "condition_features",
     "cpu_isa",
     "criteria",
+    "cuda_available",
+    "cuda_cholesky",
+    "cuda_cholesky_append",
+    "cuda_compiled",
+    "cuda_condition_dense",
+    "cuda_condition_features",
+    "cuda_condition_features_workspace",
+    "cuda_downdate_moments",
+    "cuda_problem",
+    "cuda_quadratic_form",
+    "cuda_score_dense",
+    "cuda_score_dense_workspace",
+    "cuda_score_features",
+    "cuda_score_features_workspace",
+    "cuda_select_variance_reduction",
+    "cuda_select_variance_reduction_workspace",
+    "cuda_squared_norms",
+    "cuda_triangular_solve",
+    "cuda_weighted_gram",
+    "cuda_whiten",
     "downdate_moments",
     "num_threads",
     "product",
@@ -33,6 +54,537 @@ def condition_dense(S: numpy.ndarray, V: numpy.ndarray) -> None: ...
 def condition_features(psi: numpy.ndarray, U: numpy.ndarray, C: numpy.ndarray) -> None: ...
 def cpu_isa() -> str: ...
 def criteria() -> list[str]: ...
+def cuda_available() -> bool: ...
+def cuda_cholesky(
+    L: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    failed: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_cholesky_append(
+    L: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    cross: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    corner: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    out: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    failed: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_compiled() -> bool: ...
+def cuda_condition_dense(
+    S: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    V: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_condition_features(
+    psi: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    U: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    C: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    workspace: tuple[
+        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_condition_features_workspace(
+    num_points: typing.SupportsInt | typing.SupportsIndex,
+    rank: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def cuda_downdate_moments(
+    psi: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    g: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    h: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    scalars: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    q: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    s: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_problem() -> str: ...
+def cuda_quadratic_form(
+    X: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    G: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    q: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_score_dense(
+    S: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    downdate: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
+    update: bool,
+    criterion: str,
+    candidates: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
+    evaluation: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
+    mean: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    outputs: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    variance: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    noise: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    ridge: typing.SupportsFloat | typing.SupportsIndex,
+    label_probs: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    weights: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    label_scale: typing.SupportsFloat | typing.SupportsIndex,
+    cross_entropy: bool,
+    temperature: typing.SupportsFloat | typing.SupportsIndex,
+    log_loss_targets: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
+    utilities: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    workspace: tuple[
+        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_score_dense_workspace(
+    criterion: str,
+    num_classes: typing.SupportsInt | typing.SupportsIndex,
+    num_candidates: typing.SupportsInt | typing.SupportsIndex,
+    num_evaluation: typing.SupportsInt | typing.SupportsIndex,
+    double_precision: bool,
+) -> int: ...
+def cuda_score_features(
+    psi: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    precision: str,
+    criterion: str,
+    candidates: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
+    evaluation: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
+    mean: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    outputs: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    variance: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    noise: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    ridge: typing.SupportsFloat | typing.SupportsIndex,
+    label_probs: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    weights: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    label_scale: typing.SupportsFloat | typing.SupportsIndex,
+    cross_entropy: bool,
+    temperature: typing.SupportsFloat | typing.SupportsIndex,
+    log_loss_targets: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
+    utilities: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    workspace: tuple[
+        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_score_features_workspace(
+    criterion: str,
+    num_classes: typing.SupportsInt | typing.SupportsIndex,
+    num_candidates: typing.SupportsInt | typing.SupportsIndex,
+    num_evaluation: typing.SupportsInt | typing.SupportsIndex,
+    precision: str,
+) -> int: ...
+def cuda_select_variance_reduction(
+    psi: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    candidates: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ]
+    | None,
+    G: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    q: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    s: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    noise: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    picked: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    utilities: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    workspace: tuple[
+        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_select_variance_reduction_workspace(
+    num_candidates: typing.SupportsInt | typing.SupportsIndex,
+    num_features: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def cuda_squared_norms(
+    X: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    s: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_triangular_solve(
+    L: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    X: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    transpose: bool,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_weighted_gram(
+    X: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    weights: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    G: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_whiten(
+    features: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    W: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    psi: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def downdate_moments(
     psi: numpy.ndarray,
     g: numpy.ndarray,

@@ -39,7 +39,7 @@ cat "$build"/*.cu.log | c++filt | awk '
   }
   /bytes stack frame/ { stack = $1; spill = $5 + $9 }
   /Used [0-9]+ registers/ {
-    match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5)
+    match($0, /Used [0-9]+/); registers = substr($0, RSTART + 5, RLENGTH - 5) + 0
     smem = match($0, /[0-9]+ bytes smem/) ? substr($0, RSTART, RLENGTH - 11) : 0
     printf "%-7s %3d registers %4d spilled %4d stack %6d static shared  %s\n",
            arch, registers, spill, stack, smem, kernel

@@ -39,8 +39,7 @@ inline int common_device(std::initializer_list<const TensorView*> views) {
     if (!first) first = view;
     require(view->device_index == first->device_index,
             "all arrays of a call must be on one device, got devices " +
-                std::to_string(first->device_index) + " and " +
-                std::to_string(view->device_index));
+                std::to_string(first->device_index) + " and " + std::to_string(view->device_index));
   }
   return first ? first->device_index : 0;
 }
@@ -81,11 +80,12 @@ ScoreArgs<T> score_args(const ScoreCall& call, std::int64_t num_points) {
   args.outputs = device_array<double>(call.outputs, "outputs", {num_points, k});
   args.variance = device_array<double>(call.variance, "variance", {num_points});
   args.noise = device_array<double>(call.noise, "noise", {args.num_candidates});
-  args.label_probs = device_array<double>(call.label_probs, "label_probs", {args.num_candidates, k});
+  args.label_probs =
+      device_array<double>(call.label_probs, "label_probs", {args.num_candidates, k});
   args.weights = device_array<double>(call.weights, "weights", {args.num_evaluation});
   if (call.log_loss_targets.ndim > 0)
-    args.targets = device_array<double>(call.log_loss_targets, "log_loss_targets",
-                                        {args.num_evaluation, k});
+    args.targets =
+        device_array<double>(call.log_loss_targets, "log_loss_targets", {args.num_evaluation, k});
   args.utilities = device_array<double>(call.utilities, "utilities", {args.num_candidates});
   require(k >= 1 && k < (1 << 24), "mean: expected between 1 and 2^24 - 1 classes");
   bool uses_labels = false;

@@ -10,8 +10,8 @@ void condition(const TensorView& psi_view, const TensorView& U_view, const Tenso
   const MatrixView<T> psi = device_matrix<T>(psi_view, "psi", -1, -1);
   const MatrixView<double> U = device_matrix<double>(U_view, "U", -1, psi.cols);
   const MatrixView<double> C = device_matrix<double>(C_view, "C", U.rows, psi.cols);
-  const DeviceGuard guard(common_device({&psi_view, &U_view, &C_view}));
   check_workspace(workspace, condition_features_cuda_workspace(psi.rows, U.rows));
+  const DeviceGuard guard(common_device({&psi_view, &U_view, &C_view}));
   Launcher launcher(stream_of(stream));
   launch_condition_features<T>(launcher, psi.data, psi.row_stride, psi.rows, psi.cols, U.data,
                                U.row_stride, C.data, C.row_stride, U.rows,

@@ -1,9 +1,10 @@
 // What a kernel sees of the machine it runs on.
 //
-// Every kernel is a struct with `kThreads` and a static function template `body(ctx, args)`. On a GPU ctx is the Context
-// below; in the tests it is emulation::Context (tests/cpp/cuda/emulation.h), which has the same members and runs the same
-// body on the CPU, one fiber per thread. So bodies touch shared memory only through ctx.shared(), and meet other threads
-// only through the collectives of ctx.
+// Every kernel is a struct with `kThreads` and a static function template `body(ctx, args)`. On a
+// GPU ctx is the Context below; in the tests it is emulation::Context (tests/cpp/cuda/emulation.h),
+// which has the same members and runs the same body on the CPU, one fiber per thread. So bodies
+// touch shared memory only through ctx.shared(), and meet other threads only through the
+// collectives of ctx.
 #pragma once
 
 #include <stdint.h>
@@ -72,10 +73,12 @@ struct Context {
     return __shfl_xor_sync(0xffffffffu, value, bits);
   }
 
-  /// Copies 16 bytes to shared memory behind the thread's back; all but the first `valid` bytes become zero.
+  /// Copies 16 bytes to shared memory behind the thread's back; all but the first `valid` bytes
+  /// become zero.
   NTKFAST_DEVICE void copy_async(unsigned char* to, const void* from, int valid) const {
     const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+                 "r"(valid)
                  : "memory");
   }
   /// Closes the group of copies issued since the last call.
@@ -86,8 +89,8 @@ struct Context {
     asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
   }
 
-  /// Four 8 x 16-byte matrices, lane l giving the address of row l % 8 of matrix l / 8: register i of lane l is 4-byte
-  /// word l % 4 of row l / 4 of matrix i.
+  /// Four 8 x 16-byte matrices, lane l giving the address of row l % 8 of matrix l / 8: register i
+  /// of lane l is 4-byte word l % 4 of row l / 4 of matrix i.
   NTKFAST_DEVICE void load_matrices(const unsigned char* row, uint32_t (&out)[4]) const {
     const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -100,7 +103,8 @@ struct Context {
   NTKFAST_DEVICE void multiply(Tf32, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                uint32_t b1) const {
     asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -109,7 +113,8 @@ struct Context {
   NTKFAST_DEVICE void multiply(Bf16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                uint32_t b1) const {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

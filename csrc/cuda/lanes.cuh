@@ -1,8 +1,10 @@
-// A few numbers in the registers of one GPU thread, with the operations that csrc/math needs (scalar.h lists them).
+// A few numbers in the registers of one GPU thread, with the operations that csrc/math needs
+// (scalar.h lists them).
 //
-// Two neighbouring evaluation points share what is loaded of the candidate, and the fragments of the tensor cores come in
-// such pairs. Single precision uses the special-function unit where its error (about 2^-22) is small against what a
-// criterion promises; the emulation on the CPU computes the same functions in full precision.
+// Two neighbouring evaluation points share what is loaded of the candidate, and the fragments of
+// the tensor cores come in such pairs. Single precision uses the special-function unit where its
+// error (about 2^-22) is small against what a criterion promises; the emulation on the CPU computes
+// the same functions in full precision.
 #pragma once
 
 #include "cuda/context.cuh"
@@ -28,15 +30,17 @@ struct LaneMask {
 };
 
 #define NTKFAST_EACH_LANE(expression) \
-  NTKFAST_UNROLL_DEVICE \
+  NTKFAST_UNROLL_DEVICE               \
   for (int i = 0; i < N; ++i) expression
 
-#define NTKFAST_LANES template <class T, int N> NTKFAST_HD NTKFAST_INLINE
-#define NTKFAST_BINARY(name, expression)                   \
+#define NTKFAST_LANES       \
+  template <class T, int N> \
+  NTKFAST_HD NTKFAST_INLINE
+#define NTKFAST_BINARY(name, expression)                         \
   NTKFAST_LANES Lanes<T, N> name(Lanes<T, N> a, Lanes<T, N> b) { \
-    Lanes<T, N> r;                                         \
-    NTKFAST_EACH_LANE(r.v[i] = expression);                \
-    return r;                                              \
+    Lanes<T, N> r;                                               \
+    NTKFAST_EACH_LANE(r.v[i] = expression);                      \
+    return r;                                                    \
   }
 NTKFAST_BINARY(operator+, a.v[i] + b.v[i])
 NTKFAST_BINARY(operator-, a.v[i] - b.v[i])
@@ -46,11 +50,11 @@ NTKFAST_BINARY(max_of, max_of(a.v[i], b.v[i]))
 NTKFAST_BINARY(min_of, min_of(a.v[i], b.v[i]))
 NTKFAST_BINARY(scale_by_power_of_two, scale_by_power_of_two(a.v[i], b.v[i]))
 #undef NTKFAST_BINARY
-#define NTKFAST_UNARY(name, expression)      \
+#define NTKFAST_UNARY(name, expression)           \
   NTKFAST_LANES Lanes<T, N> name(Lanes<T, N> a) { \
-    Lanes<T, N> r;                           \
-    NTKFAST_EACH_LANE(r.v[i] = expression);  \
-    return r;                                \
+    Lanes<T, N> r;                                \
+    NTKFAST_EACH_LANE(r.v[i] = expression);       \
+    return r;                                     \
   }
 NTKFAST_UNARY(operator-, -a.v[i])
 NTKFAST_UNARY(abs_of, abs_of(a.v[i]))
@@ -58,11 +62,11 @@ NTKFAST_UNARY(sqrt_of, sqrt_of(a.v[i]))
 NTKFAST_UNARY(floor_of, floor_of(a.v[i]))
 NTKFAST_UNARY(log2_one_minus, log2_one_minus(a.v[i]))
 #undef NTKFAST_UNARY
-#define NTKFAST_COMPARE(op)                                        \
+#define NTKFAST_COMPARE(op)                                             \
   NTKFAST_LANES LaneMask<N> operator op(Lanes<T, N> a, Lanes<T, N> b) { \
-    LaneMask<N> r;                                                 \
-    NTKFAST_EACH_LANE(r.v[i] = a.v[i] op b.v[i]);                  \
-    return r;                                                      \
+    LaneMask<N> r;                                                      \
+    NTKFAST_EACH_LANE(r.v[i] = a.v[i] op b.v[i]);                       \
+    return r;                                                           \
   }
 NTKFAST_COMPARE(<)
 NTKFAST_COMPARE(>)
@@ -134,12 +138,12 @@ NTKFAST_HD NTKFAST_INLINE float fast_reciprocal(float x) {
   return 1.0f / x;
 #endif
 }
-#define NTKFAST_FAST(name, function)                                             \
-  template <int N>                                                               \
-  NTKFAST_HD NTKFAST_INLINE Lanes<float, N> name(Lanes<float, N> a) {            \
-    Lanes<float, N> r;                                                           \
-    NTKFAST_EACH_LANE(r.v[i] = function(a.v[i]));                                \
-    return r;                                                                    \
+#define NTKFAST_FAST(name, function)                                  \
+  template <int N>                                                    \
+  NTKFAST_HD NTKFAST_INLINE Lanes<float, N> name(Lanes<float, N> a) { \
+    Lanes<float, N> r;                                                \
+    NTKFAST_EACH_LANE(r.v[i] = function(a.v[i]));                     \
+    return r;                                                         \
   }
 NTKFAST_FAST(exp2_of, fast_exp2)
 NTKFAST_FAST(log2_of, fast_log2)
@@ -161,8 +165,8 @@ NTKFAST_DEVICE Pair<T> load_pair(const T* p) {
   return *reinterpret_cast<const Pair<T>*>(p);
 }
 
-/// As many classes as the caller says, and nothing kept between the two passes over the labels: a thread's registers
-/// hold a few classes, not a hundred.
+/// As many classes as the caller says, and nothing kept between the two passes over the labels: a
+/// thread's registers hold a few classes, not a hundred.
 constexpr int kAnyClasses = 0;
 
 /// moderate_labels of softmax_rank_one.h, computing u and w again in the second pass.
@@ -232,8 +236,9 @@ NTKFAST_HD NTKFAST_INLINE void any_labels_again(int k, V A, const Point& F, cons
   }
 }
 
-/// What the criteria call on a GPU thread: the unrolled registers of softmax_rank_one.h for a few classes and moderate
-/// steps, loops that keep nothing otherwise (a register array indexed by a loop would live in memory).
+/// What the criteria call on a GPU thread: the unrolled registers of softmax_rank_one.h for a few
+/// classes and moderate steps, loops that keep nothing otherwise (a register array indexed by a
+/// loop would live in memory).
 template <int K, class T, int N, class Point, class Candidate, class Body>
 NTKFAST_HD NTKFAST_INLINE void for_each_label(int k, Lanes<T, N> A, Lanes<T, N> bound,
                                               const Point& F, const Candidate& B, Lanes<T, N>*,

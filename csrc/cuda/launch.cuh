@@ -1,4 +1,5 @@
-// Launches kernels on the caller's stream. Nothing here allocates, synchronises or creates a stream.
+// Launches kernels on the caller's stream. Nothing here allocates, synchronises or creates a
+// stream.
 #pragma once
 
 #include <cuda_runtime.h>

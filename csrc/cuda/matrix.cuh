@@ -1,5 +1,5 @@
-// Matrix kernels: general product, quadratic forms, row norms, triangular blocks. Float64 sums wherever the CPU engine
-// has them.
+// Matrix kernels: general product, quadratic forms, row norms, triangular blocks. Float64 sums
+// wherever the CPU engine has them.
 #pragma once
 
 #include "cuda/tile.cuh"
@@ -7,9 +7,13 @@
 namespace ntkfast {
 namespace {
 
-// --- C = beta C + alpha A B^T ----------------------------------------------------------------------------------
+// --- C = beta C + alpha A B^T ---
 
-enum class Part { kAll, kLower, kMirrored };  // kMirrored: the lower part is computed and copied to the upper one
+enum class Part {
+  kAll,
+  kLower,
+  kMirrored
+};  // kMirrored: the lower part is computed and copied to the upper one
 
 template <class SA, class SB, class O>
 struct GemmArgs {
@@ -65,7 +69,7 @@ void launch_gemm(Launcher& launcher, const GemmArgs<SA, SB, O>& args) {
       args);
 }
 
-// --- Rows ---------------------------------------------------------------------------------------------------------
+// --- Rows ---
 
 template <class S>
 struct RowArgs {
@@ -131,9 +135,10 @@ struct QuadraticForm {
   }
 };
 
-// --- Triangular blocks --------------------------------------------------------------------------------------------
+// --- Triangular blocks ---
 
-constexpr int kTriangle = 64;  // rows of a block solved by substitution; everything else is products
+constexpr int kTriangle =
+    64;  // rows of a block solved by substitution; everything else is products
 
 struct TriangleArgs {
   double* L;  // (n, n), row stride L_stride
@@ -142,7 +147,8 @@ struct TriangleArgs {
   int64_t row_stride, col_stride, cols;
   bool transpose;
   int64_t first_row;  // of the block in the whole matrix
-  int64_t* failed;    // 1 + the first row at which the matrix shows not to be positive definite; 0: none
+  int64_t*
+      failed;  // 1 + the first row at which the matrix shows not to be positive definite; 0: none
 };
 
 /// X <- L^-1 X or L^-T X for one block of at most 64 rows; a thread per column of X.
@@ -174,7 +180,8 @@ struct SolveTriangle {
   }
 };
 
-/// Cholesky factor of one block of at most 64 rows, in place; one block of threads. The upper part becomes zero.
+/// Cholesky factor of one block of at most 64 rows, in place; one block of threads. The upper part
+/// becomes zero.
 struct FactorTriangle {
   static constexpr int kThreads = 64;
   static constexpr int kStride = kTriangle + 1;
@@ -233,7 +240,7 @@ struct Fill {
   }
 };
 
-// --- Drivers ------------------------------------------------------------------------------------------------------
+// --- Drivers ---
 
 template <class Launcher>
 void launch_fill(Launcher& launcher, const FillArgs& args) {
@@ -254,15 +261,22 @@ void launch_triangular_solve(Launcher& launcher, const double* L, int64_t L_stri
       const int64_t from = transpose ? i + rows : 0, depth = transpose ? n - from : i;
       const Factor<double> factor = transpose ? Factor<double>{L + from * L_stride + i, 1, L_stride}
                                               : Factor<double>{L + i * L_stride, L_stride, 1};
-      launch_gemm<double>(
-          launcher, GemmArgs<double, double, double>{
-                        factor, {X + from * row_stride, col_stride, row_stride}, rows, cols, depth,
-                        X + i * row_stride, row_stride, col_stride, -1.0, 1.0});
+      launch_gemm<double>(launcher, GemmArgs<double, double, double>{
+                                        factor,
+                                        {X + from * row_stride, col_stride, row_stride},
+                                        rows,
+                                        cols,
+                                        depth,
+                                        X + i * row_stride,
+                                        row_stride,
+                                        col_stride,
+                                        -1.0,
+                                        1.0});
     }
     launcher.template run<SolveTriangle>(
         {div_up(cols, SolveTriangle::kThreads), 1}, SolveTriangle::shared_bytes(),
-        TriangleArgs{const_cast<double*>(L) + i * L_stride + i, L_stride, rows,
-                     X + i * row_stride, row_stride, col_stride, cols, transpose, 0, nullptr});
+        TriangleArgs{const_cast<double*>(L) + i * L_stride + i, L_stride, rows, X + i * row_stride,
+                     row_stride, col_stride, cols, transpose, 0, nullptr});
   }
 }
 
@@ -282,9 +296,17 @@ void launch_cholesky(Launcher& launcher, double* L, int64_t stride, int64_t n, i
     launcher.template run<SolveTriangle>(
         {div_up(below, SolveTriangle::kThreads), 1}, SolveTriangle::shared_bytes(),
         TriangleArgs{diagonal, stride, width, panel, 1, stride, below, false, 0, nullptr});
-    launch_gemm<double>(launcher, GemmArgs<double, double, double>{
-                                      {panel, stride, 1}, {panel, stride, 1}, below, below, width,
-                                      panel + width, stride, 1, -1.0, 1.0, Part::kLower});
+    launch_gemm<double>(launcher, GemmArgs<double, double, double>{{panel, stride, 1},
+                                                                   {panel, stride, 1},
+                                                                   below,
+                                                                   below,
+                                                                   width,
+                                                                   panel + width,
+                                                                   stride,
+                                                                   1,
+                                                                   -1.0,
+                                                                   1.0,
+                                                                   Part::kLower});
     launch_fill(launcher, {diagonal + width, stride, width, below, nullptr, 0, 0, false});
   }
 }
@@ -317,36 +339,33 @@ void launch_cholesky_append(Launcher& launcher, const double* L, int64_t L_strid
   launch_cholesky(launcher, rest, out_stride, m, n, failed);
 }
 
-/// psi <- psi - (psi U^T) C; `projection` (rows, rank) is workspace. Products and sums in double: U and C carry the
-/// condition of the labelled Gram matrix, which would multiply the rounding of float.
+/// psi <- psi - (psi U^T) C; `projection` (rows, rank) is workspace. Products and sums in double: U
+/// and C carry the condition of the labelled Gram matrix, which would multiply the rounding of
+/// float.
 template <class S, class Launcher>
 void launch_condition_features(Launcher& launcher, S* psi, int64_t stride, int64_t rows,
                                int64_t cols, const double* U, int64_t U_stride, const double* C,
                                int64_t C_stride, int64_t rank, double* projection) {
   if (rank == 0) return;
-  launch_gemm<double>(launcher,
-                      GemmArgs<S, double, double>{{psi, stride, 1}, {U, U_stride, 1}, rows, rank,
-                                                  cols, projection, rank, 1, 1.0, 0.0});
-  launch_gemm<double>(launcher,
-                      GemmArgs<double, double, S>{{projection, rank, 1}, {C, 1, C_stride}, rows,
-                                                  cols, rank, psi, stride, 1, -1.0, 1.0});
+  launch_gemm<double>(
+      launcher,
+      GemmArgs<S, double, double>{
+          {psi, stride, 1}, {U, U_stride, 1}, rows, rank, cols, projection, rank, 1, 1.0, 0.0});
+  launch_gemm<double>(
+      launcher,
+      GemmArgs<double, double, S>{
+          {projection, rank, 1}, {C, 1, C_stride}, rows, cols, rank, psi, stride, 1, -1.0, 1.0});
 }
 
-/// S <- S - V^T V; both parts are computed, with the same products in the same order, so S stays symmetric bitwise.
+/// S <- S - V^T V; both parts are computed, with the same products in the same order, so S stays
+/// symmetric bitwise.
 template <class T, class Launcher>
 void launch_condition_dense(Launcher& launcher, T* S, int64_t stride, int64_t n, const double* V,
                             int64_t V_stride, int64_t rank) {
   if (rank == 0) return;
-  launch_gemm<T>(launcher, GemmArgs<double, double, T>{{V, 1, V_stride},
-                                                       {V, 1, V_stride},
-                                                       n,
-                                                       n,
-                                                       rank,
-                                                       S,
-                                                       stride,
-                                                       1,
-                                                       -1.0,
-                                                       1.0});
+  launch_gemm<T>(launcher,
+                 GemmArgs<double, double, T>{
+                     {V, 1, V_stride}, {V, 1, V_stride}, n, n, rank, S, stride, 1, -1.0, 1.0});
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// variance_reduction in weight space without pairs (shared document "method", section 4): the downdate of all moments
-// after a pick, and the whole sequential selection without a round trip to the host.
+// variance_reduction in weight space without pairs (shared document "method", section 4): the
+// downdate of all moments after a pick, and the whole sequential selection without a round trip to
+// the host.
 #pragma once
 
 #include "cuda/tile.cuh"
@@ -7,8 +8,8 @@
 namespace ntkfast {
 namespace {
 
-/// Four rows per warp: g and h, in shared memory, are read once for all of them, and four loads are on their way at a
-/// time.
+/// Four rows per warp: g and h, in shared memory, are read once for all of them, and four loads are
+/// on their way at a time.
 constexpr int kMomentThreads = 256;
 constexpr int kMomentRows = 4;
 constexpr int kMomentRowsPerBlock = kMomentThreads / 32 * kMomentRows;
@@ -19,21 +20,23 @@ struct MomentArgs {
   int64_t row_stride, cols;
   const int64_t* index;  // rows of psi that count, or nullptr: all
   int64_t rows;
-  const double *g, *h;   // (cols,)
+  const double *g, *h;    // (cols,)
   const double* scalars;  // {g^T G g, D}, or nullptr: {0, 1}
-  double *q, *s;         // (rows,), updated
-  const double* noise;   // (rows,), selection only
-  double* best_value;    // per block, selection only (else nullptr)
+  double *q, *s;          // (rows,), updated
+  const double* noise;    // (rows,), selection only
+  double* best_value;     // per block, selection only (else nullptr)
   int64_t* best_row;
 };
 
-/// Whether (value, row) is a better pick than (best, best_row): larger, ties to the lowest row, NaN never.
+/// Whether (value, row) is a better pick than (best, best_row): larger, ties to the lowest row, NaN
+/// never.
 NTKFAST_HD inline bool better_pick(double value, int64_t row, double best, int64_t best_row) {
   return value > best || (value == best && row < best_row);
 }
 
-/// With alpha_x = <psi_x, g>: q_x -= 2 alpha_x <psi_x, h> / D - alpha_x^2 gGg / D^2, s_x -= alpha_x^2 / D, in one pass
-/// over psi, products and sums in double; then, for a selection, the best of this block's rows.
+/// With alpha_x = <psi_x, g>: q_x -= 2 alpha_x <psi_x, h> / D - alpha_x^2 gGg / D^2, s_x -=
+/// alpha_x^2 / D, in one pass over psi, products and sums in double; then, for a selection, the
+/// best of this block's rows.
 template <class S>
 struct DowndateMoments {
   static constexpr int kThreads = kMomentThreads;
@@ -55,7 +58,8 @@ struct DowndateMoments {
       h[j] = args.h[j];
     }
     ctx.barrier();
-    const double gGg = args.scalars ? args.scalars[0] : 0.0, D = args.scalars ? args.scalars[1] : 1.0;
+    const double gGg = args.scalars ? args.scalars[0] : 0.0,
+                 D = args.scalars ? args.scalars[1] : 1.0;
     double best = -HUGE_VAL;
     int64_t best_row = INT64_MAX;
     // Blocks stride over the rows, so that g and h are loaded once per block.
@@ -160,9 +164,8 @@ struct TakePick {
     }
     ctx.barrier();
     const int64_t row = chosen[0];
-    const S* x = row < INT64_MAX
-                     ? args.psi + (args.index ? args.index[row] : row) * args.row_stride
-                     : nullptr;
+    const S* x = row < INT64_MAX ? args.psi + (args.index ? args.index[row] : row) * args.row_stride
+                                 : nullptr;
     for (int64_t j = ctx.thread(); j < args.cols; j += kThreads)
       args.pick[j] = x ? static_cast<double>(x[j]) : 0.0;
   }
@@ -172,7 +175,7 @@ struct MatVecArgs {
   const double* M;  // (n, n), contiguous
   int64_t n;
   const double* v;
-  double* out;        // M v
+  double* out;             // M v
   const double* dot_with;  // adds one row: *dot_out = <dot_with, v>
   double* dot_out;
 };
@@ -207,16 +210,17 @@ struct OuterDowndate {
     if (e >= args.n * args.n) return;
     const int64_t i = e / args.n, j = e % args.n;
     // The smaller index first, so that C stays symmetric bitwise.
-    args.C[e] = args.g == nullptr ? (i == j ? 1.0 : 0.0)
-                                  : args.C[e] - (args.g[i < j ? i : j] / args.scalars[1]) *
-                                                    args.g[i < j ? j : i];
+    args.C[e] = args.g == nullptr
+                    ? (i == j ? 1.0 : 0.0)
+                    : args.C[e] - (args.g[i < j ? i : j] / args.scalars[1]) * args.g[i < j ? j : i];
   }
 };
 
 /// g and h fit in the shared memory of a block (227 KB from sm_90 on, 99 KB on the smallest).
 constexpr int64_t kMaxMomentColumns = 6000;
 
-/// Blocks of a pass over psi: every warp of a large GPU busy, g and h loaded a few times per multiprocessor.
+/// Blocks of a pass over psi: every warp of a large GPU busy, g and h loaded a few times per
+/// multiprocessor.
 constexpr int64_t kMomentBlocks = 528;
 
 inline int64_t moment_blocks(int64_t rows) {
@@ -241,15 +245,16 @@ struct SelectionArgs {
   int64_t row_stride, cols;
   const int64_t* candidates;  // rows of psi that may be picked, or nullptr: all
   int64_t rows;
-  const double* G;            // (cols, cols), contiguous: sum_x v psi_x psi_x^T
-  double *q, *s;              // (rows,): psi^T G psi and |psi|^2; changed
-  const double* noise;        // (rows,)
-  int64_t count;              // picks wanted, at most `rows`
-  int64_t* picked;            // (count,) positions among the candidates
-  double* utilities;          // (count,)
+  const double* G;      // (cols, cols), contiguous: sum_x v psi_x psi_x^T
+  double *q, *s;        // (rows,): psi^T G psi and |psi|^2; changed
+  const double* noise;  // (rows,)
+  int64_t count;        // picks wanted, at most `rows`
+  int64_t* picked;      // (count,) positions among the candidates
+  double* utilities;    // (count,)
 };
 
-/// Sequential variance_reduction: g = C psi_c, h = C G g, D = s_c + lam_c, one pass over psi, C -= g g^T / D, per pick.
+/// Sequential variance_reduction: g = C psi_c, h = C G g, D = s_c + lam_c, one pass over psi, C -=
+/// g g^T / D, per pick.
 template <class Launcher, class S>
 void launch_selection(Launcher& launcher, const SelectionArgs<S>& args, double* workspace) {
   if (args.count == 0) return;
@@ -266,9 +271,9 @@ void launch_selection(Launcher& launcher, const SelectionArgs<S>& args, double* 
   const Grid vector{div_up(d + 1, MatVec::kThreads / 32), 1};
   launcher.template run<OuterDowndate>(square, 0, OuterArgs{C, d, nullptr, nullptr});
   // A downdate without columns changes nothing, and finds the first pick.
-  launch_downdate_moments(launcher, MomentArgs<S>{args.psi, args.row_stride, 0, args.candidates,
-                                                  args.rows, g, h, nullptr, args.q, args.s,
-                                                  args.noise, best_value, best_row});
+  launch_downdate_moments(
+      launcher, MomentArgs<S>{args.psi, args.row_stride, 0, args.candidates, args.rows, g, h,
+                              nullptr, args.q, args.s, args.noise, best_value, best_row});
   for (int64_t t = 0; t < args.count; ++t) {
     launcher.template run<TakePick<S>>(
         {1, 1}, int{sizeof(int64_t)},
@@ -279,9 +284,9 @@ void launch_selection(Launcher& launcher, const SelectionArgs<S>& args, double* 
     launcher.template run<MatVec>(vector, 0, MatVecArgs{C, d, pick, g, nullptr, nullptr});
     launcher.template run<MatVec>(vector, 0, MatVecArgs{args.G, d, g, Gg, nullptr, nullptr});
     launcher.template run<MatVec>(vector, 0, MatVecArgs{C, d, Gg, h, g, scalars});
-    launch_downdate_moments(launcher, MomentArgs<S>{args.psi, args.row_stride, d, args.candidates,
-                                                    args.rows, g, h, scalars, args.q, args.s,
-                                                    args.noise, best_value, best_row});
+    launch_downdate_moments(
+        launcher, MomentArgs<S>{args.psi, args.row_stride, d, args.candidates, args.rows, g, h,
+                                scalars, args.q, args.s, args.noise, best_value, best_row});
     launcher.template run<OuterDowndate>(square, 0, OuterArgs{C, d, g, scalars});
   }
 }

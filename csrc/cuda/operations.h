@@ -1,10 +1,13 @@
-// The operations of ntkfast on a GPU: the CPU engine's (csrc/cpu/<operation>.h), on views of device memory and a stream.
+// The operations of ntkfast on a GPU: the CPU engine's (csrc/cpu/<operation>.h), on views of device
+// memory and a stream.
 //
-// All views of a call lie on one device. A call checks its arguments, launches kernels on `stream` (a cudaStream_t) and
-// returns: it never allocates, synchronises or creates a stream, so it may be captured in a CUDA graph. Where an
-// operation needs workspace, <operation>_cuda_workspace gives the bytes; any device memory aligned to 256 bytes will do,
-// and it is free again once the stream has passed the call. Wrong arguments: InvalidArgument; whatever CUDA refuses:
-// std::runtime_error naming the expression. Built without CUDA, every function but cuda_compiled and cuda_problem throws.
+// All views of a call lie on one device. A call checks its arguments, launches kernels on `stream`
+// (a cudaStream_t) and returns: it never allocates, synchronises or creates a stream, so it may be
+// captured in a CUDA graph. Where an operation needs workspace, <operation>_cuda_workspace gives
+// the bytes; any device memory aligned to 256 bytes will do, and it is free again once the stream
+// has passed the call. Wrong arguments: InvalidArgument; whatever CUDA refuses: std::runtime_error
+// naming the expression. Built without CUDA, every function but cuda_compiled and cuda_problem
+// throws.
 #pragma once
 
 #include <string>
@@ -24,23 +27,23 @@ struct Workspace {
   std::int64_t bytes = 0;
 };
 
-/// How products of features are formed: "float32" and "float64" without tensor cores; "bf16" from bfloat16 features;
-/// "tf32" and "tf32x3" (three products, nearly float32's accuracy) from float32 features. Sums of products are float32,
-/// or float64 for "float64"; sums over points are float64 always.
+/// How products of features are formed: "float32" and "float64" without tensor cores; "bf16" from
+/// bfloat16 features; "tf32" and "tf32x3" (three products, nearly float32's accuracy) from float32
+/// features. Sums of products are float32, or float64 for "float64"; sums over points are float64
+/// always.
 std::int64_t score_features_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
-                                           std::int64_t num_candidates,
-                                           std::int64_t num_evaluation,
+                                           std::int64_t num_candidates, std::int64_t num_evaluation,
                                            const std::string& precision);
-/// Candidates and evaluation with ndim 0 stand for all points in order. Indices are not checked: that would need a
-/// synchronisation.
+/// Candidates and evaluation with ndim 0 stand for all points in order. Indices are not checked:
+/// that would need a synchronisation.
 void score_features_cuda(const TensorView& psi, const ScoreCall& call, const std::string& precision,
                          const Workspace& workspace, void* stream);
 
 std::int64_t score_dense_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
                                         std::int64_t num_candidates, std::int64_t num_evaluation,
                                         DType dtype);
-/// With `update`, S - downdate^T downdate is also stored in S, in the same pass; candidates and evaluation must then have
-/// ndim 0.
+/// With `update`, S - downdate^T downdate is also stored in S, in the same pass; candidates and
+/// evaluation must then have ndim 0.
 void score_dense_cuda(const TensorView& S, const TensorView& downdate, bool update,
                       const ScoreCall& call, const Workspace& workspace, void* stream);
 
@@ -64,16 +67,18 @@ void downdate_moments_cuda(const TensorView& psi, const TensorView& g, const Ten
 
 std::int64_t select_variance_reduction_cuda_workspace(std::int64_t num_candidates,
                                                       std::int64_t num_features);
-/// Sequential variance_reduction: picked (b,) int64 positions among the candidates (ndim 0: all points) and their
-/// utilities at the time of the pick. q and s, psi^T G psi and |psi|^2 of the candidates, are downdated in place; q of a
-/// pick becomes -inf. A position of -1 means that only NaN was left to compare.
+/// Sequential variance_reduction: picked (b,) int64 positions among the candidates (ndim 0: all
+/// points) and their utilities at the time of the pick. q and s, psi^T G psi and |psi|^2 of the
+/// candidates, are downdated in place; q of a pick becomes -inf. A position of -1 means that only
+/// NaN was left to compare.
 void select_variance_reduction_cuda(const TensorView& psi, const TensorView& candidates,
                                     const TensorView& G, const TensorView& q, const TensorView& s,
                                     const TensorView& noise, const TensorView& picked,
                                     const TensorView& utilities, const Workspace& workspace,
                                     void* stream);
 
-/// In place; failed (1,) int64, zero before: 1 + the first row at which the matrix shows not to be positive definite.
+/// In place; failed (1,) int64, zero before: 1 + the first row at which the matrix shows not to be
+/// positive definite.
 void cholesky_cuda(const TensorView& L, const TensorView& failed, void* stream);
 void cholesky_append_cuda(const TensorView& L, const TensorView& cross, const TensorView& corner,
                           const TensorView& out, const TensorView& failed, void* stream);

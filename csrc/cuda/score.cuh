@@ -1,8 +1,9 @@
-// Scoring on a GPU: prepare points and candidates, then covariance tile -> criterion -> sum over points, then the sum
-// over groups of points. Every sum has a fixed order (no atomics), so results are bitwise reproducible.
+// Scoring on a GPU: prepare points and candidates, then covariance tile -> criterion -> sum over
+// points, then the sum over groups of points. Every sum has a fixed order (no atomics), so results
+// are bitwise reproducible.
 //
-// score_features and score_dense share everything here but where the covariance comes from; the tensor-core version of
-// the pairwise kernel is in score_tensor.cuh.
+// score_features and score_dense share everything here but where the covariance comes from; the
+// tensor-core version of the pairwise kernel is in score_tensor.cuh.
 #pragma once
 
 #include "cuda/tile.cuh"
@@ -10,12 +11,15 @@
 namespace ntkfast {
 namespace {
 
-/// Blocks wanted of a large call: several times what a GPU holds. Fixed, so that the order of every sum is too.
+/// Blocks wanted of a large call: several times what a GPU holds. Fixed, so that the order of every
+/// sum is too.
 constexpr int64_t kWantedBlocks = 1024;
-/// Prepared arrays are padded to this many points, so that every tile of every kernel may read whole rows.
+/// Prepared arrays are padded to this many points, so that every tile of every kernel may read
+/// whole rows.
 constexpr int64_t kPadding = 128;
 
-/// One call in compute type T. `points` and `prepared` hold element j of point or candidate i at [j * ld + i].
+/// One call in compute type T. `points` and `prepared` hold element j of point or candidate i at [j
+/// * ld + i].
 template <class T>
 struct ScoreArgs {
   Settings settings;
@@ -74,11 +78,12 @@ struct PrepareCandidate {
     Criterion::prepare_candidate(settings, inputs, out);
   }
 };
-struct PointSize {
-  int k, size;
+struct PreparedSizes {
+  int k, point, candidate;
   template <class Criterion>
   NTKFAST_DEVICE void operator()(Criterion) {
-    size = Criterion::point_size(k);
+    point = Criterion::point_size(k);
+    candidate = Criterion::candidate_size(k);
   }
 };
 
@@ -93,9 +98,9 @@ struct PreparePoints {
     T* out = args.points + i;
     const int64_t ld = args.point_ld, k = args.settings.classes;
     if (i >= args.num_evaluation) {
-      PointSize size{args.settings.classes, 0};
-      visit_on_device(args.criterion, size, Criteria{});
-      for (int j = 0; j <= size.size; ++j) out[j * ld] = T(0);
+      PreparedSizes sizes{args.settings.classes, 0, 0};
+      visit_on_device(args.criterion, sizes, Criteria{});
+      for (int j = 0; j <= sizes.point; ++j) out[j * ld] = T(0);
       return;
     }
     const int64_t x = args.evaluation ? args.evaluation[i] : i;
@@ -107,14 +112,20 @@ struct PreparePoints {
   }
 };
 
-/// One thread per candidate.
+/// One thread per candidate; whole tiles are copied, so places beyond the last one become zero.
 template <class T>
 struct PrepareCandidates {
   static constexpr int kThreads = 128;
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
     const int64_t i = ctx.block_x() * kThreads + ctx.thread();
-    if (i >= args.num_candidates) return;
+    if (i >= args.candidate_ld) return;
+    if (i >= args.num_candidates) {
+      PreparedSizes sizes{args.settings.classes, 0, 0};
+      visit_on_device(args.criterion, sizes, Criteria{});
+      for (int j = 0; j < sizes.candidate; ++j) args.prepared[j * args.candidate_ld + i] = T(0);
+      return;
+    }
     const int64_t c = args.candidates ? args.candidates[i] : i, k = args.settings.classes;
     const CandidateInputs inputs{args.mean + c * k, args.outputs + c * k, args.label_probs + i * k,
                                  args.variance[c], args.noise[i]};
@@ -138,8 +149,9 @@ struct CandidateColumn {
   NTKFAST_DEVICE T operator()(int j) const { return first[j * ld]; }
 };
 
-/// The pairwise kernel without tensor cores, in float or double: the reference of the others and the one for dense
-/// covariances. A block scores 64 candidates against one group of tiles of 64 points.
+/// The pairwise kernel without tensor cores, in float or double: the reference of the others and
+/// the one for dense covariances. A block scores 64 candidates against one group of tiles of 64
+/// points.
 template <class T, class Criterion, int K>
 struct ScorePairs {
   static constexpr int kThreads = kTileThreads;
@@ -166,16 +178,16 @@ struct ScorePairs {
         Pair<T> sum(T(0));
         if (c < args.num_candidates) {
           const CandidateColumn<T, const T*, int64_t> candidate{args.prepared + c,
-                                                               args.candidate_ld};
+                                                                args.candidate_ld};
           NTKFAST_UNROLL_DEVICE
           for (int j = 0; j < 2; ++j) {
             const int64_t x = x0 + col + 32 * j;
             if (x >= args.num_evaluation) continue;
             const T* first = args.points + x;
             const PointPair<const T*, int64_t> point{first + args.point_ld, args.point_ld};
-            const Pair<T> value = Criterion::template value<K>(
-                args.settings.classes, tile.value[i][j], point, candidate,
-                static_cast<Pair<T>*>(nullptr));
+            const Pair<T> value =
+                Criterion::template value<K>(args.settings.classes, tile.value[i][j], point,
+                                             candidate, static_cast<Pair<T>*>(nullptr));
             sum = fma_of(load_pair(first), value, sum);
           }
         }
@@ -229,7 +241,7 @@ struct SumGroups {
   }
 };
 
-// --- Drivers: the launches of one call, on whatever `launcher` runs them ------------------------
+// --- Drivers: the launches of one call, on whatever `launcher` runs them ---
 
 struct ScoreSizes {
   int64_t points, prepared, partial;  // bytes, each a multiple of 256
@@ -255,12 +267,12 @@ inline ScoreSizes score_sizes(int criterion, int64_t k, int64_t num_candidates,
     candidate_size = decltype(c)::candidate_size(static_cast<int>(k));
   });
   const int64_t candidate_ld = round_to(num_candidates, kPadding);
-  return {round_to((1 + point_size) * round_to(num_evaluation, kPadding) * element_bytes, 256),
-          round_to(candidate_size * candidate_ld * element_bytes, 256),
-          round_to(groups_of(num_candidates, num_evaluation, tile, wanted_blocks,
-                             &tiles_per_group) *
-                       candidate_ld * int64_t{sizeof(double)},
-                   256)};
+  return {
+      round_to((1 + point_size) * round_to(num_evaluation, kPadding) * element_bytes, 256),
+      round_to(candidate_size * candidate_ld * element_bytes, 256),
+      round_to(groups_of(num_candidates, num_evaluation, tile, wanted_blocks, &tiles_per_group) *
+                   candidate_ld * int64_t{sizeof(double)},
+               256)};
 }
 
 /// Fills the workspace part of `args`, which is score_sizes(...).total() bytes at `memory`.
@@ -282,7 +294,7 @@ void place_workspace(ScoreArgs<T>& args, void* memory, int tile) {
 template <class Launcher, class T>
 void launch_prepare(Launcher& launcher, const ScoreArgs<T>& args) {
   launcher.template run<PreparePoints<T>>({div_up(args.point_ld, 128), 1}, 0, args);
-  launcher.template run<PrepareCandidates<T>>({div_up(args.num_candidates, 128), 1}, 0, args);
+  launcher.template run<PrepareCandidates<T>>({div_up(args.candidate_ld, 128), 1}, 0, args);
 }
 
 template <class Pairs, class Launcher, class Args>
@@ -316,8 +328,8 @@ void launch_score(Launcher& launcher, ScoreArgs<T> args, void* workspace) {
     visit_criterion(args.criterion, [&](auto criterion) {
       using Criterion = decltype(criterion);
       if constexpr (std::is_same<T, double>::value && Criterion::kUsesLabels) {
-        launch_pairs<ScorePairs<T, Criterion, kAnyClasses>>(
-            launcher, args, args.num_candidates, args.num_groups, args.settings.classes);
+        launch_pairs<ScorePairs<T, Criterion, kAnyClasses>>(launcher, args, args.num_candidates,
+                                                            args.num_groups, args.settings.classes);
       } else {
         visit_classes<Criterion>(args.settings.classes, [&](auto classes) {
           launch_pairs<ScorePairs<T, Criterion, decltype(classes)::value>>(

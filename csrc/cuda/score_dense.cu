@@ -5,10 +5,11 @@ namespace ntkfast {
 namespace {
 
 template <class T>
-void score(ScoreArgs<T> args, const Workspace& workspace, void* stream) {
+void score(ScoreArgs<T> args, int device, const Workspace& workspace, void* stream) {
   args.candidate_factor.index = args.candidates;
   args.evaluation_factor.index = args.evaluation;
   check_score_workspace(args, workspace, kTileSize);
+  const DeviceGuard guard(device);
   Launcher launcher(stream_of(stream));
   launch_score(launcher, args, workspace.data);
 }
@@ -17,11 +18,10 @@ template <class T>
 void score_features(const TensorView& psi, const ScoreCall& call, const Workspace& workspace,
                     void* stream) {
   const MatrixView<T> features = device_matrix<T>(psi, "psi", -1, -1);
-  const DeviceGuard guard(score_device(psi, {}, call));
   ScoreArgs<T> args = score_args<T>(call, features.rows);
   args.candidate_factor = args.evaluation_factor = {features.data, features.row_stride, 1};
   args.depth = features.cols;
-  score(args, workspace, stream);
+  score(args, score_device(psi, {}, call), workspace, stream);
 }
 
 template <class T>
@@ -31,7 +31,6 @@ void score_dense(const TensorView& S, const TensorView& downdate, bool update,
   const MatrixView<T> covariance = device_matrix<T>(S, "S", num_points, num_points);
   require(!update || (call.candidates.ndim == 0 && call.evaluation.ndim == 0),
           "update: S is updated as a whole, with all points as candidates and evaluation points");
-  const DeviceGuard guard(score_device(S, downdate, call));
   ScoreArgs<T> args = score_args<T>(call, num_points);
   args.dense = covariance.data;
   args.dense_stride = covariance.row_stride;
@@ -42,7 +41,7 @@ void score_dense(const TensorView& S, const TensorView& downdate, bool update,
     args.depth = U.rows;
     args.candidate_factor = args.evaluation_factor = {U.data, 1, U.row_stride};
   }
-  score(args, workspace, stream);
+  score(args, score_device(S, downdate, call), workspace, stream);
 }
 
 }  // namespace

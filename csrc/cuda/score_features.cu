@@ -29,8 +29,7 @@ const Kind& kind_of(const std::string& precision) {
 }  // namespace
 
 std::int64_t score_features_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
-                                           std::int64_t num_candidates,
-                                           std::int64_t num_evaluation,
+                                           std::int64_t num_candidates, std::int64_t num_evaluation,
                                            const std::string& precision) {
   const Kind& kind = kind_of(precision);
   return score_sizes(criterion_index(criterion), num_classes, num_candidates, num_evaluation,

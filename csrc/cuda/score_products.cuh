@@ -13,7 +13,6 @@ void score_features_tensor(const TensorView& psi, const ScoreCall& call, const W
                            void* stream) {
   using Element = typename Products::Element;
   const MatrixView<Element> features = device_matrix<Element>(psi, "psi", -1, -1);
-  const DeviceGuard guard(score_device(psi, {}, call));
   TensorScoreArgs args{};
   args.score = score_args<float>(call, features.rows);
   args.features = features.data;
@@ -22,6 +21,7 @@ void score_features_tensor(const TensorView& psi, const ScoreCall& call, const W
   args.aligned =
       args.row_bytes % 16 == 0 && reinterpret_cast<std::uintptr_t>(features.data) % 16 == 0;
   check_score_workspace(args.score, workspace, kTensorTile);
+  const DeviceGuard guard(score_device(psi, {}, call));
   Launcher launcher(stream_of(stream));
   launch_score_tensor<Products>(launcher, args, workspace.data);
 }

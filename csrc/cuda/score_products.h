@@ -1,4 +1,5 @@
-// The tensor-core kernels, one translation unit per kind of products so that they compile side by side.
+// The tensor-core kernels, one translation unit per kind of products so that they compile side by
+// side.
 #pragma once
 
 #include "cuda/operations.h"

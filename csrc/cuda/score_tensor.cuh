@@ -1,10 +1,11 @@
-// Feature-space scoring on tensor cores: mma.sync fed by cp.async, the criterion in the epilogue, from the same prepared
-// points and candidates as the reference kernel of score.cuh.
+// Feature-space scoring on tensor cores: mma.sync fed by cp.async, the criterion in the epilogue,
+// from the same prepared points and candidates as the reference kernel of score.cuh.
 //
-// A block scores 128 candidates against one group of tiles of 128 points. Its 8 warps hold 64 x 32 sums each. Rows of psi
-// stream through kStages slices of 128 bytes in shared memory; the stream runs on into the next tile while the criterion
-// of this one is computed. Rows of a slice are eight chunks of 16 bytes, chunk c of row r at place c ^ (r % 8), so that
-// neither the copies nor ldmatrix meet a bank twice.
+// A block scores 128 candidates against one group of tiles of 128 points. Its 8 warps hold 64 x 32
+// sums each. Rows of psi stream through kStages slices of 128 bytes in shared memory; the stream
+// runs on into the next tile while the criterion of this one is computed. Rows of a slice are eight
+// chunks of 16 bytes, chunk c of row r at place c ^ (r % 8), so that neither the copies nor
+// ldmatrix meet a bank twice.
 #pragma once
 
 #include "cuda/score.cuh"
@@ -26,7 +27,8 @@ struct Tf32Products {  // psi in float32, rounded to tf32
   using Operand = Tf32;
   static constexpr bool kSplit = false;
 };
-/// psi in float32 as a sum of two tf32 numbers; the product of the small parts is dropped: nearly float32's accuracy.
+/// psi in float32 as a sum of two tf32 numbers; the product of the small parts is dropped: nearly
+/// float32's accuracy.
 struct SplitTf32Products {
   using Element = float;
   using Operand = Tf32;
@@ -53,8 +55,8 @@ struct ScorePairsTensor {
   static constexpr int kWarpColumns = 4;  // 2 x 4 warps
   static constexpr int kTotals = kStages * kStageBytes;
   static constexpr int kPlanes = kTotals + kWarpColumns * kTile * int{sizeof(double)};
-  /// A few classes: what is prepared of a tile fits in shared memory beside the slices. More: it is read from the
-  /// first-level cache.
+  /// A few classes: what is prepared of a tile fits in shared memory beside the slices. More: it is
+  /// read from the first-level cache.
   static constexpr bool kPlanesShared = K > 0;
 
   static int shared_bytes(int classes) {
@@ -72,10 +74,10 @@ struct ScorePairsTensor {
     const int64_t first_tile = group * score.tiles_per_group;
     const int64_t tiles =
         (first_tile + score.tiles_per_group < num_tiles ? first_tile + score.tiles_per_group
-                                                        : num_tiles) - first_tile;
-    const int slices = args.depth_bytes > kSlice
-                           ? static_cast<int>(div_up(args.depth_bytes, kSlice))
-                           : 1;
+                                                        : num_tiles) -
+        first_tile;
+    const int slices =
+        args.depth_bytes > kSlice ? static_cast<int>(div_up(args.depth_bytes, kSlice)) : 1;
     const int64_t steps = tiles * slices;
 
     const int k = score.settings.classes;
@@ -139,8 +141,8 @@ struct ScorePairsTensor {
         if (step + kStages - 1 < steps) issue(step + kStages - 1);
         ctx.commit_copies();
         const auto stage = slice_memory + (step % kStages) * kStageBytes;
-        multiply_slice(ctx, stage + warp_row * kSlice,
-                       stage + (kTile + 32 * warp_column) * kSlice, lane, sums);
+        multiply_slice(ctx, stage + warp_row * kSlice, stage + (kTile + 32 * warp_column) * kSlice,
+                       lane, sums);
       }
       if (kPlanesShared && slices < kStages) {  // otherwise a wait above has covered the planes
         ctx.template wait_copies<0>();
@@ -151,8 +153,8 @@ struct ScorePairsTensor {
         epilogue(ctx, score, c0, x0, planes, candidates, kTile, kTile, totals, sums);
       } else {
         epilogue(ctx, score, c0, x0, score.points + x0,
-                 static_cast<const float*>(score.prepared) + c0, score.point_ld,
-                 score.candidate_ld, totals, sums);
+                 static_cast<const float*>(score.prepared) + c0, score.point_ld, score.candidate_ld,
+                 totals, sums);
       }
     }
     ctx.template wait_copies<0>();
@@ -176,7 +178,8 @@ struct ScorePairsTensor {
     }
   }
 
-  /// Starts copying one slice of the rows into shared memory; what lies beyond the data becomes zero.
+  /// Starts copying one slice of the rows into shared memory; what lies beyond the data becomes
+  /// zero.
   template <class Ctx, class Memory>
   static NTKFAST_DEVICE void copy_slice(const Ctx& ctx, const TensorScoreArgs& args,
                                         const int64_t (&rows)[4], int slice, Memory to) {
@@ -197,7 +200,8 @@ struct ScorePairsTensor {
         NTKFAST_UNROLL_DEVICE
         for (int e = 0; e < 16; e += int{sizeof(typename Products::Element)}) {
           typename Products::Element value{};
-          if (inside && e < valid) value = *reinterpret_cast<const typename Products::Element*>(from + e);
+          if (inside && e < valid)
+            value = *reinterpret_cast<const typename Products::Element*>(from + e);
           store_element(place, e, value);
         }
       }
@@ -227,8 +231,8 @@ struct ScorePairsTensor {
     const int row = lane % 8, matrix = lane / 8;
     NTKFAST_UNROLL_DEVICE
     for (int s = 0; s < kSlice / 32; ++s) {
-      // Registers of A: rows 0-7 and 8-15 of the first 16 bytes, then of the second. Of B: first and second 16 bytes of
-      // columns 0-7, then of columns 8-15.
+      // Registers of A: rows 0-7 and 8-15 of the first 16 bytes, then of the second. Of B: first
+      // and second 16 bytes of columns 0-7, then of columns 8-15.
       uint32_t right[2][4], right_small[2][4];
       NTKFAST_UNROLL_DEVICE
       for (int n = 0; n < 2; ++n) {
@@ -284,7 +288,8 @@ struct ScorePairsTensor {
     const int lane = ctx.thread() % 32, warp = ctx.thread() / 32;
     const int first_row = 64 * (warp / kWarpColumns) + lane / 4;
     const int first_col = 32 * (warp % kWarpColumns) + 2 * (lane % 4);
-    // A loop over the rows: unrolled over all 32 pairs, the code would not fit the instruction cache.
+    // A loop over the rows: unrolled over all 32 pairs, the code would not fit the instruction
+    // cache.
     NTKFAST_KEEP_LOOP
     for (int r = 0; r < 8; ++r) {
       const int row = first_row + 8 * r;
@@ -314,7 +319,8 @@ struct ScorePairsTensor {
   }
 };
 
-/// The whole call with one criterion and number of classes (see visit_classes). `args` lacks its workspace.
+/// The whole call with one criterion and number of classes (see visit_classes). `args` lacks its
+/// workspace.
 template <class Products, class Criterion, int K, class Launcher>
 void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* workspace) {
   ScoreArgs<float>& score = args.score;

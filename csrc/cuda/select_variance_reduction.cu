@@ -29,8 +29,8 @@ void select(const TensorView& psi_view, const TensorView& candidates, const Tens
   args.noise = device_array<double>(noise, "noise", {args.rows});
   check_view<std::int64_t>(picked, "picked", {-1}, Device::kCuda);
   args.count = picked.shape[0];
-  require(args.count <= args.rows, "picked: cannot pick " + std::to_string(args.count) +
-                                       " of " + std::to_string(args.rows) + " candidates");
+  require(args.count <= args.rows, "picked: cannot pick " + std::to_string(args.count) + " of " +
+                                       std::to_string(args.rows) + " candidates");
   args.picked = device_array<std::int64_t>(picked, "picked", {args.count});
   args.utilities = device_array<double>(utilities, "utilities", {args.count});
   check_workspace(workspace, select_variance_reduction_cuda_workspace(args.rows, args.cols));

@@ -1,5 +1,6 @@
-// The plain matrix product under everything that does not run on tensor cores: a tile of 64 x 64 numbers in the registers
-// of 256 threads, in float or double. What happens to the tile next (storing, scoring) is the caller's business.
+// The plain matrix product under everything that does not run on tensor cores: a tile of 64 x 64
+// numbers in the registers of 256 threads, in float or double. What happens to the tile next
+// (storing, scoring) is the caller's business.
 #pragma once
 
 #include "cuda/lanes.cuh"
@@ -10,7 +11,8 @@ namespace {
 constexpr int kTileThreads = 256;
 constexpr int kTileSize = 64;
 constexpr int kTileDepth = 16;
-/// Even, so that pairs stay aligned; 16 numbers along the depth and two rows fall into different banks.
+/// Even, so that pairs stay aligned; 16 numbers along the depth and two rows fall into different
+/// banks.
 constexpr int kTileStride = kTileSize + 2;
 
 template <class T>
@@ -18,7 +20,8 @@ constexpr int tile_shared_bytes() {
   return 2 * kTileDepth * kTileStride * int{sizeof(T)};
 }
 
-/// A matrix operand: element (row, k) at data[index[row] * row_stride + k * col_stride], times scale[k].
+/// A matrix operand: element (row, k) at data[index[row] * row_stride + k * col_stride], times
+/// scale[k].
 template <class S>
 struct Factor {
   const S* data;
@@ -51,12 +54,13 @@ NTKFAST_DEVICE T element(const Factor<S>& from, int64_t row, int64_t rows, int64
   return from.depth_scale ? value * static_cast<T>(from.depth_scale[k]) : value;
 }
 
-/// tile(i, j) += sum_k left(row0 + i, k) right(col0 + j, k), k in [0, depth) in this order; rows and columns beyond the
-/// operands' ends count as zero. Uses the first tile_shared_bytes<T>() of shared memory, free again when it returns.
+/// tile(i, j) += sum_k left(row0 + i, k) right(col0 + j, k), k in [0, depth) in this order; rows
+/// and columns beyond the operands' ends count as zero. Uses the first tile_shared_bytes<T>() of
+/// shared memory, free again when it returns.
 template <class Ctx, class T, class SA, class SB>
 NTKFAST_DEVICE void multiply_tile(const Ctx& ctx, int64_t depth, const Factor<SA>& left,
-                                  int64_t row0, int64_t rows, const Factor<SB>& right,
-                                  int64_t col0, int64_t cols, Tile<T>& tile) {
+                                  int64_t row0, int64_t rows, const Factor<SB>& right, int64_t col0,
+                                  int64_t cols, Tile<T>& tile) {
   constexpr int kElements = kTileDepth * kTileStride;
   const auto a = ctx.template shared<T>(0, kElements);
   const auto b = ctx.template shared<T>(kElements * int{sizeof(T)}, kElements);

@@ -11,9 +11,17 @@ void weighted_gram(const TensorView& X_view, const TensorView& weights_view,
   const double* weights = device_array<double>(weights_view, "weights", {X.rows});
   const MatrixView<double> G = device_matrix<double>(G_view, "G", X.cols, X.cols);
   const DeviceGuard guard(common_device({&X_view, &weights_view, &G_view}));
-  GemmArgs<T, T, double> args{{X.data, 1, X.row_stride}, {X.data, 1, X.row_stride},
-                              X.cols, X.cols, X.rows,
-                              G.data, G.row_stride, 1, 1.0, 0.0, Part::kMirrored};
+  GemmArgs<T, T, double> args{{X.data, 1, X.row_stride},
+                              {X.data, 1, X.row_stride},
+                              X.cols,
+                              X.cols,
+                              X.rows,
+                              G.data,
+                              G.row_stride,
+                              1,
+                              1.0,
+                              0.0,
+                              Part::kMirrored};
   args.left.depth_scale = weights;
   Launcher launcher(stream_of(stream));
   launch_gemm<double>(launcher, args);

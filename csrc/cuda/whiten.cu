@@ -12,11 +12,16 @@ void whiten(const TensorView& features_view, const TensorView& W_view, const Ten
   const MatrixView<T> psi = device_matrix<T>(psi_view, "psi", features.rows, features.cols);
   const DeviceGuard guard(common_device({&features_view, &W_view, &psi_view}));
   Launcher launcher(stream_of(stream));
-  launch_gemm<double>(
-      launcher, GemmArgs<T, double, T>{{features.data, features.row_stride, 1},
-                                       {W.data, W.row_stride, 1},
-                                       psi.rows, psi.cols, psi.cols,
-                                       psi.data, psi.row_stride, 1, 1.0, 0.0});
+  launch_gemm<double>(launcher, GemmArgs<T, double, T>{{features.data, features.row_stride, 1},
+                                                       {W.data, W.row_stride, 1},
+                                                       psi.rows,
+                                                       psi.cols,
+                                                       psi.cols,
+                                                       psi.data,
+                                                       psi.row_stride,
+                                                       1,
+                                                       1.0,
+                                                       0.0});
 }
 
 }  // namespace

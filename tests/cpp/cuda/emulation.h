@@ -1,14 +1,16 @@
-// Runs GPU kernels on the CPU, to prove their indexing, barriers, reductions and fragment layouts without a GPU.
+// Runs GPU kernels on the CPU, to prove their indexing, barriers, reductions and fragment layouts
+// without a GPU.
 //
-// One fiber per thread of a block; a collective (barrier, shuffle, ldmatrix, mma) stores its operands and yields, and is
-// carried out when all threads it concerns stand at the same place in the source. Runnable fibers run in one of four
-// orders. Shared memory starts unwritten and is shadowed: reading what nothing wrote, what a copy is still writing, or
-// what another thread wrote since the last barrier is an error, and so is writing what another thread touched since
-// then. Asynchronous copies land either at once or at the wait. Global memory is the test's own: the address sanitizer
-// watches its ends.
+// One fiber per thread of a block; a collective (barrier, shuffle, ldmatrix, mma) stores its
+// operands and yields, and is carried out when all threads it concerns stand at the same place in
+// the source. Runnable fibers run in one of four orders. Shared memory starts unwritten and is
+// shadowed: reading what nothing wrote, what a copy is still writing, or what another thread wrote
+// since the last barrier is an error, and so is writing what another thread touched since then.
+// Asynchronous copies land either at once or at the wait. Global memory is the test's own: the
+// address sanitizer watches its ends.
 //
-// Not proven here: approximate instructions, the rounding inside the tensor cores, memory ordering between blocks, and
-// anything about speed.
+// Not proven here: approximate instructions, the rounding inside the tensor cores, memory ordering
+// between blocks, and anything about speed.
 #pragma once
 
 #include <ucontext.h>
@@ -448,8 +450,9 @@ class Context {
     } operands{{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
     block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) {
       const auto lane = [&](int l) -> Operands& { return *static_cast<Operands*>(lanes[l]); };
-      // Words of four bytes: word (row, w) of A is register row / 8 + 2 (w / 4) of lane 4 (row % 8) + w % 4; word
-      // (w, column) of B is register w / 4 of lane 4 column + w % 4 (PTX manual, matrix fragments of m16n8k8 and m16n8k16).
+      // Words of four bytes: word (row, w) of A is register row / 8 + 2 (w / 4) of lane 4 (row % 8)
+      // + w % 4; word (w, column) of B is register w / 4 of lane 4 column + w % 4 (PTX manual,
+      // matrix fragments of m16n8k8 and m16n8k16).
       for (int row = 0; row < 16; ++row) {
         for (int col = 0; col < 8; ++col) {
           double sum = 0;

@@ -131,8 +131,7 @@ struct UnfinishedCopy {
   static constexpr int kThreads = 32;
   template <class Ctx>
   static void body(const Ctx& ctx, float*) {
-    if (ctx.thread() == 0)
-      ctx.copy_async(ctx.template shared<unsigned char>(0, 16), kSource, 16);
+    if (ctx.thread() == 0) ctx.copy_async(ctx.template shared<unsigned char>(0, 16), kSource, 16);
     ctx.commit_copies();
   }
 };
@@ -157,7 +156,8 @@ NTKFAST_TEST(mistakes_are_found) {
   }
 }
 
-/// One warp multiplies row-major A (16 x 8 words) and B (8 columns of 8 words) through ldmatrix and mma.
+/// One warp multiplies row-major A (16 x 8 words) and B (8 columns of 8 words) through ldmatrix and
+/// mma.
 template <class Type>
 struct Multiply {
   static constexpr int kThreads = 32;

@@ -43,7 +43,8 @@ std::vector<double> positive_definite(int64_t n, unsigned seed) {
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       double sum = i == j ? 1.0 : 0.0;
-      for (int64_t p = 0; p < n; ++p) sum += at(X, n, i, p) * at(X, n, j, p) / static_cast<double>(n);
+      for (int64_t p = 0; p < n; ++p)
+        sum += at(X, n, i, p) * at(X, n, j, p) / static_cast<double>(n);
       A[static_cast<std::size_t>(i * n + j)] = sum;
     }
   }
@@ -119,8 +120,9 @@ NTKFAST_TEST(whiten) {
       for (int64_t p = 0; p < d; ++p)
         expected[static_cast<std::size_t>(i * d + j)] += at(X, d, i, p) * at(W, d, j, p);
   emulation::Launcher launcher;
-  launch_gemm<double>(launcher, GemmArgs<float, double, float>{
-                                    {X.data(), d, 1}, {W.data(), d, 1}, N, d, d, psi.data(), d, 1, 1.0, 0.0});
+  launch_gemm<double>(launcher,
+                      GemmArgs<float, double, float>{
+                          {X.data(), d, 1}, {W.data(), d, 1}, N, d, d, psi.data(), d, 1, 1.0, 0.0});
   expect_close(psi, expected, 1e-7, "whiten");
 }
 
@@ -135,7 +137,8 @@ NTKFAST_TEST(weighted_gram_and_quadratic_form) {
         expected[static_cast<std::size_t>(i * d + j)] +=
             weights[static_cast<std::size_t>(x)] * at(X, d, x, i) * at(X, d, x, j);
   emulation::Launcher launcher;
-  GemmArgs<float, float, double> args{{X.data(), 1, d}, {X.data(), 1, d}, d, d, N, G.data(), d, 1, 1.0, 0.0};
+  GemmArgs<float, float, double> args{
+      {X.data(), 1, d}, {X.data(), 1, d}, d, d, N, G.data(), d, 1, 1.0, 0.0};
   args.left.depth_scale = weights.data();
   args.part = Part::kMirrored;
   launch_gemm<double>(launcher, args);
@@ -197,13 +200,15 @@ NTKFAST_TEST(cholesky_append) {
     for (const int64_t m : {0, 3, 66}) {
       const int64_t total = n + m;
       const auto A = positive_definite(total, 13);
-      std::vector<double> L(static_cast<std::size_t>(n * n)), cross(static_cast<std::size_t>(m * n)),
-          corner(static_cast<std::size_t>(m * m));
+      std::vector<double> L(static_cast<std::size_t>(n * n)),
+          cross(static_cast<std::size_t>(m * n)), corner(static_cast<std::size_t>(m * m));
       for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < n; ++j) L[static_cast<std::size_t>(i * n + j)] = at(A, total, i, j);
       for (int64_t i = 0; i < m; ++i) {
-        for (int64_t j = 0; j < n; ++j) cross[static_cast<std::size_t>(i * n + j)] = at(A, total, n + i, j);
-        for (int64_t j = 0; j < m; ++j) corner[static_cast<std::size_t>(i * m + j)] = at(A, total, n + i, n + j);
+        for (int64_t j = 0; j < n; ++j)
+          cross[static_cast<std::size_t>(i * n + j)] = at(A, total, n + i, j);
+        for (int64_t j = 0; j < m; ++j)
+          corner[static_cast<std::size_t>(i * m + j)] = at(A, total, n + i, n + j);
       }
       int64_t failed = 0;
       emulation::Launcher launcher;
@@ -235,9 +240,9 @@ void check_downdate_moments(int64_t d) {
     expected_s[static_cast<std::size_t>(i)] -= alpha * alpha / 2.5;
   }
   emulation::Launcher launcher;
-  launch_downdate_moments(launcher, MomentArgs<S>{psi.data(), d, d, nullptr, N, g.data(), h.data(),
-                                                  scalars.data(), q.data(), s.data(), nullptr,
-                                                  nullptr, nullptr});
+  launch_downdate_moments(
+      launcher, MomentArgs<S>{psi.data(), d, d, nullptr, N, g.data(), h.data(), scalars.data(),
+                              q.data(), s.data(), nullptr, nullptr, nullptr});
   expect_close(q, expected_q, 1e-13, "downdate_moments q");
   expect_close(s, expected_s, 1e-13, "downdate_moments s");
 }
@@ -264,7 +269,8 @@ NTKFAST_TEST(select_variance_reduction) {
   const auto form = [&](const std::vector<double>& M, int64_t row) {
     double sum = 0;
     for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = 0; j < d; ++j) sum += at(psi, d, row, i) * at(M, d, i, j) * at(psi, d, row, j);
+      for (int64_t j = 0; j < d; ++j)
+        sum += at(psi, d, row, i) * at(M, d, i, j) * at(psi, d, row, j);
     return sum;
   };
   const auto product = [&](const std::vector<double>& A, const std::vector<double>& B) {
@@ -288,9 +294,11 @@ NTKFAST_TEST(select_variance_reduction) {
     int64_t best = -1;
     double best_utility = -1;
     for (int64_t i = 0; i < rows; ++i) {
-      if (std::find(expected_picks.begin(), expected_picks.end(), i) != expected_picks.end()) continue;
+      if (std::find(expected_picks.begin(), expected_picks.end(), i) != expected_picks.end())
+        continue;
       const auto place = static_cast<std::size_t>(i);
-      const double utility = form(CGC, candidates[place]) / (form(C, candidates[place]) + noise[place]);
+      const double utility =
+          form(CGC, candidates[place]) / (form(C, candidates[place]) + noise[place]);
       if (utility > best_utility) {
         best_utility = utility;
         best = i;
@@ -302,10 +310,12 @@ NTKFAST_TEST(select_variance_reduction) {
     const double D = form(C, row) + noise[static_cast<std::size_t>(best)];
     std::vector<double> g(d);
     for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = 0; j < d; ++j) g[static_cast<std::size_t>(i)] += at(C, d, i, j) * at(psi, d, row, j);
+      for (int64_t j = 0; j < d; ++j)
+        g[static_cast<std::size_t>(i)] += at(C, d, i, j) * at(psi, d, row, j);
     for (int64_t i = 0; i < d; ++i)
       for (int64_t j = 0; j < d; ++j)
-        C[static_cast<std::size_t>(i * d + j)] -= g[static_cast<std::size_t>(i)] * g[static_cast<std::size_t>(j)] / D;
+        C[static_cast<std::size_t>(i * d + j)] -=
+            g[static_cast<std::size_t>(i)] * g[static_cast<std::size_t>(j)] / D;
   }
   for (const emulation::Order order : {emulation::Order::kForward, emulation::Order::kShuffled}) {
     auto q_run = q, s_run = s;
@@ -313,10 +323,11 @@ NTKFAST_TEST(select_variance_reduction) {
     std::vector<double> utilities(picks, kNaN),
         workspace(static_cast<std::size_t>(selection_workspace(rows, d)), kNaN);
     emulation::Launcher launcher({order, false});
-    launch_selection(launcher, SelectionArgs<float>{psi.data(), d, d, candidates.data(), rows, G.data(),
-                                                    q_run.data(), s_run.data(), noise.data(), picks,
-                                                    picked.data(), utilities.data()},
-                     workspace.data());
+    launch_selection(
+        launcher,
+        SelectionArgs<float>{psi.data(), d, d, candidates.data(), rows, G.data(), q_run.data(),
+                             s_run.data(), noise.data(), picks, picked.data(), utilities.data()},
+        workspace.data());
     test::expect(picked == expected_picks, "other picks");
     expect_close(utilities, expected_utilities, 1e-11, "selection utilities");
   }

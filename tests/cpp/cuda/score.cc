@@ -16,9 +16,9 @@ std::vector<double> run_features(const Problem& problem, const emulation::Option
   args.candidate_factor = {psi.data(), problem.d, 1, problem.candidates.data()};
   args.evaluation_factor = {psi.data(), problem.d, 1, problem.evaluation.data()};
   args.depth = problem.d;
-  return run_score(problem, args, kTileSize, sizeof(T), [&](auto& launcher, void* workspace) {
-    launch_score(launcher, args, workspace);
-  }, options);
+  return run_score(
+      problem, args, kTileSize, sizeof(T),
+      [&](auto& launcher, void* workspace) { launch_score(launcher, args, workspace); }, options);
 }
 
 NTKFAST_TEST(score_features_float32_every_criterion) {
@@ -83,10 +83,9 @@ std::vector<double> run_dense(const Problem& problem, int rank, double tolerance
   args.depth = rank;
   args.candidate_factor = {V.data(), 1, problem.N, problem.candidates.data()};
   args.evaluation_factor = {V.data(), 1, problem.N, problem.evaluation.data()};
-  const auto result =
-      run_score(problem, args, kTileSize, sizeof(T), [&](auto& launcher, void* workspace) {
-        launch_score(launcher, args, workspace);
-      }, {});
+  const auto result = run_score(
+      problem, args, kTileSize, sizeof(T),
+      [&](auto& launcher, void* workspace) { launch_score(launcher, args, workspace); }, {});
   compare_values(result, problem.expected_dense(rank), tolerance, "dense");
   return result;
 }
@@ -98,7 +97,8 @@ NTKFAST_TEST(score_dense_with_downdate) {
     }
   }
 }
-NTKFAST_TEST(downdate_then_score) {  // all points are candidates and evaluation points; S is updated in the same pass
+NTKFAST_TEST(downdate_then_score) {  // all points are candidates and evaluation points; S is
+                                     // updated in the same pass
   const Problem problem(2, 10, 67, 67, 67, 12, 1.0, true);
   std::vector<double> S = problem.covariance(0);
   const auto V = problem.downdate(2);
@@ -109,10 +109,9 @@ NTKFAST_TEST(downdate_then_score) {  // all points are candidates and evaluation
   args.subtract = true;
   args.depth = 2;
   args.candidate_factor = args.evaluation_factor = {V.data(), 1, problem.N, nullptr};
-  const auto result =
-      run_score(problem, args, kTileSize, sizeof(double), [&](auto& launcher, void* workspace) {
-        launch_score(launcher, args, workspace);
-      }, {});
+  const auto result = run_score(
+      problem, args, kTileSize, sizeof(double),
+      [&](auto& launcher, void* workspace) { launch_score(launcher, args, workspace); }, {});
   compare_values(result, problem.expected_dense(2), 1e-11, "downdate then score");
   compare_values(S, problem.covariance(2), 1e-13, "downdated covariance");
   for (int i = 0; i < problem.N; ++i)

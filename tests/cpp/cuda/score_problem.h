@@ -45,8 +45,14 @@ struct Problem {
 
   Problem(int criterion, int k, int N, int Nc, int Nx, int d, double size = 1.0,
           bool in_order = false)
-      : criterion(criterion), k(k), N(N), Nc(Nc), Nx(Nx), d(d),
-        cross_entropy(k % 2 == 0), label_scale(cross_entropy ? 2 * size : 1.0),
+      : criterion(criterion),
+        k(k),
+        N(N),
+        Nc(Nc),
+        Nx(Nx),
+        d(d),
+        cross_entropy(k % 2 == 0),
+        label_scale(cross_entropy ? 2 * size : 1.0),
         temperature(cross_entropy ? 1.0 : 0.3 / size) {
     std::mt19937 random(static_cast<unsigned>(criterion * 1000 + k));
     std::normal_distribution<double> normal;
@@ -62,7 +68,8 @@ struct Problem {
     for (double& f : outputs) f += 0.5 * normal(random);
     variance.assign(static_cast<std::size_t>(N), 0.0);
     for (int i = 0; i < N * d; ++i)
-      variance[static_cast<std::size_t>(i / d)] += psi[static_cast<std::size_t>(i)] * psi[static_cast<std::size_t>(i)];
+      variance[static_cast<std::size_t>(i / d)] +=
+          psi[static_cast<std::size_t>(i)] * psi[static_cast<std::size_t>(i)];
     fill(noise, Nc, [&] { return uniform(random); });
     if (Nc > 2) noise[2] = std::numeric_limits<double>::infinity();
     fill(weights, Nx, [&] { return uniform(random); });
@@ -113,7 +120,8 @@ struct Problem {
       for (int j = 0; j < N; ++j) {
         double sum = 0;
         for (int p = 0; p < d; ++p)
-          sum += psi[static_cast<std::size_t>(i * d + p)] * psi[static_cast<std::size_t>(j * d + p)];
+          sum +=
+              psi[static_cast<std::size_t>(i * d + p)] * psi[static_cast<std::size_t>(j * d + p)];
         for (int r = 0; r < rank; ++r)
           sum -= V[static_cast<std::size_t>(r * N + i)] * V[static_cast<std::size_t>(r * N + j)];
         S[static_cast<std::size_t>(i * N + j)] = sum;

@@ -18,8 +18,8 @@ Element element_of(double value) {
   }
 }
 
-/// Which compiled kernel a call takes. One per call keeps this file's compile time bounded; the choice itself is
-/// visit_classes, which the reference kernel's tests run through.
+/// Which compiled kernel a call takes. One per call keeps this file's compile time bounded; the
+/// choice itself is visit_classes, which the reference kernel's tests run through.
 template <class Criterion_, int K_>
 struct As {
   using Criterion = Criterion_;
@@ -48,9 +48,13 @@ std::vector<double> run_tensor(const Problem& problem, const emulation::Options&
   args.row_bytes = stride * int64_t{sizeof(Element)};
   args.depth_bytes = problem.d * int64_t{sizeof(Element)};
   args.aligned = args.row_bytes % 16 == 0;
-  return run_score(problem, args.score, 128, sizeof(float), [&](auto& launcher, void* workspace) {
-    launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K>(launcher, args, workspace);
-  }, options);
+  return run_score(
+      problem, args.score, 128, sizeof(float),
+      [&](auto& launcher, void* workspace) {
+        launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K>(launcher, args,
+                                                                                workspace);
+      },
+      options);
 }
 
 /// A small ragged problem for the kernel unrolled for K classes, or the loop over any number.
@@ -92,7 +96,8 @@ NTKFAST_TEST(score_tensor_split_tf32) {
   }
   test::expect(worse, "tf32 features were expected to lose bits");
 }
-NTKFAST_TEST(score_tensor_many_slices_and_tiles) {  // deep and shallow streams, several tiles per block
+NTKFAST_TEST(
+    score_tensor_many_slices_and_tiles) {  // deep and shallow streams, several tiles per block
   for (const int d : {1, 32, 33, 100, 260}) {
     const Problem problem(kMutual, 2, 300, 9, 290, d);
     for (const bool at_wait : {false, true}) {

@@ -18,9 +18,9 @@ std::vector<Test>& tests();
 struct Registration {
   Registration(const char* name, void (*run)()) { tests().push_back({name, run}); }
 };
-#define NTKFAST_TEST(name)                                                      \
-  static void name();                                                           \
-  static const ::ntkfast::test::Registration register_##name(#name, name);      \
+#define NTKFAST_TEST(name)                                                 \
+  static void name();                                                      \
+  static const ::ntkfast::test::Registration register_##name(#name, name); \
   static void name()
 
 inline void expect(bool condition, const std::string& what) {

@@ -1,0 +1,504 @@
+r"""The compiled operations on a GPU: torch CUDA tensors or cupy arrays in, the same library out.
+
+The functions mirror `ntkfast.ops`, on arrays that already are on one device, with the dtypes
+written there. They run on the caller's current stream and return at once: nothing here waits for
+the device, copies between devices or creates a stream, so calls may be captured in a CUDA graph.
+Outputs and workspace come from the caller's library. What would need a synchronisation to check is
+not checked: indices must be in range, and a matrix that is not positive definite is reported in an
+array.
+
+Notation as in `ntkfast.ops`: ``S`` posterior covariance, ``psi`` whitened features, ``F`` posterior
+mean, ``f`` outputs of the network, ``N`` points, ``k`` classes, ``d`` features.
+
+Never run on a GPU so far: the kernels are proven by an emulation on the CPU (tests/cpp/cuda).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from typing import Any
+
+from ntkfast import _core
+
+__all__ = [
+    "available",
+    "cholesky",
+    "cholesky_append",
+    "condition_dense",
+    "condition_features",
+    "downdate_moments",
+    "problem",
+    "quadratic_form",
+    "score_dense",
+    "score_features",
+    "select_variance_reduction",
+    "squared_norms",
+    "triangular_solve",
+    "weighted_gram",
+    "whiten",
+]
+
+Array = Any  # torch.Tensor or cupy.ndarray
+_View = tuple[int, list[int], list[int], str, int]
+
+
+def available() -> bool:
+    """Whether this build holds GPU kernels and this machine can run them. Initialises CUDA."""
+    return _core.cuda_available()
+
+
+def problem() -> str:
+    """Return what is missing for `available`, or an empty string."""
+    return _core.cuda_problem()
+
+
+class _Torch:
+    """What is needed of torch. An instance belongs to one device."""
+
+    def __init__(self, like: Array) -> None:
+        self.torch: Any = sys.modules["torch"]
+        self.device = like.device
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.device)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return self.torch.zeros(shape, dtype=getattr(self.torch, dtype), device=self.device)
+
+    def copy(self, array: Array) -> Array:
+        return array.clone(memory_format=self.torch.contiguous_format)
+
+    def pointer(self, array: Array) -> int:
+        return int(array.data_ptr())
+
+    def stream(self) -> int:
+        return int(self.torch.cuda.current_stream(self.device).cuda_stream)
+
+
+class _Cupy:
+    """What is needed of cupy. Arrays are made on the device of `like`."""
+
+    def __init__(self, like: Array) -> None:
+        self.cupy: Any = importlib.import_module("cupy")
+        self.device = like.device
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        with self.device:
+            return self.cupy.empty(shape, dtype=dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
+        with self.device:
+            return self.cupy.zeros(shape, dtype=dtype)
+
+    def copy(self, array: Array) -> Array:
+        with self.device:
+            return self.cupy.array(array, order="C")
+
+    def pointer(self, array: Array) -> int:
+        return int(array.data.ptr)
+
+    def stream(self) -> int:
+        return int(self.cupy.cuda.get_current_stream().ptr)
+
+
+def _is_torch(array: Array) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _is_cupy(array: Array) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy" and hasattr(array, "data")
+
+
+def _library(name: str, array: Array) -> _Torch | _Cupy:
+    """Return the library of `array`; every function asks this of its main argument first."""
+    if not _core.cuda_compiled():
+        raise RuntimeError(_core.cuda_problem())
+    _view(name, array)
+    return _Torch(array) if _is_torch(array) else _Cupy(array)
+
+
+def _view(name: str, array: Array) -> _View:
+    """Describe an array in GPU memory to the compiled core, without a copy."""
+    if _is_torch(array):
+        if array.device.type != "cuda":
+            raise TypeError(f"{name} is on device '{array.device}'; expected a CUDA tensor")
+        dtype = str(array.dtype).removeprefix("torch.")
+        return (
+            array.data_ptr(),
+            list(array.shape),
+            list(array.stride()),
+            dtype,
+            array.device.index,
+        )
+    if _is_cupy(array):
+        strides = [stride // array.itemsize for stride in array.strides]
+        return (array.data.ptr, list(array.shape), strides, array.dtype.name, array.device.id)
+    raise TypeError(
+        f"{name} is a {type(array).__name__}; expected a torch CUDA tensor or a cupy array"
+    )
+
+
+def _optional(name: str, array: Array | None) -> _View | None:
+    return None if array is None else _view(name, array)
+
+
+class _Workspace:
+    """Device memory for one call; the allocator orders its reuse by stream."""
+
+    def __init__(self, library: _Torch | _Cupy, size: int) -> None:
+        self.array = library.empty((max(1, math.ceil(size / 8)),), "float64")
+        self.memory = (library.pointer(self.array), size)
+
+
+def _score_arguments(
+    library: _Torch | _Cupy,
+    num_points: int,
+    criterion: str,
+    candidates: Array | None,
+    evaluation: Array | None,
+    *,
+    mean: Array,
+    outputs: Array,
+    variance: Array,
+    noise: Array,
+    ridge: float,
+    label_probs: Array,
+    weights: Array,
+    label_scale: float,
+    loss: str,
+    temperature: float,
+    log_loss_targets: Array | None,
+) -> tuple[dict[str, Any], Array]:
+    if loss not in ("squared", "cross_entropy"):
+        raise ValueError(f"loss: expected 'squared' or 'cross_entropy', got {loss!r}")
+    count = num_points if candidates is None else candidates.shape[0]
+    utilities = library.empty((count,), "float64")
+    arguments = dict(
+        criterion=criterion,
+        candidates=_optional("candidates", candidates),
+        evaluation=_optional("evaluation", evaluation),
+        mean=_view("mean", mean),
+        outputs=_view("outputs", outputs),
+        variance=_view("variance", variance),
+        noise=_view("noise", noise),
+        ridge=float(ridge),
+        label_probs=_view("label_probs", label_probs),
+        weights=_view("weights", weights),
+        label_scale=float(label_scale),
+        cross_entropy=loss == "cross_entropy",
+        temperature=float(temperature),
+        log_loss_targets=_optional("log_loss_targets", log_loss_targets),
+        utilities=_view("utilities", utilities),
+    )
+    return arguments, utilities
+
+
+def _sizes(
+    num_points: int, mean: Array, candidates: Array | None, evaluation: Array | None
+) -> tuple[int, int, int]:
+    if len(mean.shape) != 2:
+        raise ValueError(f"mean has shape {tuple(mean.shape)}; expected (N, k)")
+    return (
+        mean.shape[1],
+        num_points if candidates is None else candidates.shape[0],
+        num_points if evaluation is None else evaluation.shape[0],
+    )
+
+
+def _matrix(name: str, array: Array) -> tuple[int, int]:
+    if len(array.shape) != 2:
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected a matrix")
+    return array.shape[0], array.shape[1]
+
+
+def score_features(
+    criterion: str,
+    psi: Array,
+    candidates: Array | None,
+    evaluation: Array | None,
+    *,
+    mean: Array,
+    outputs: Array,
+    variance: Array,
+    noise: Array,
+    ridge: float,
+    label_probs: Array,
+    weights: Array,
+    label_scale: float,
+    loss: str,
+    temperature: float,
+    log_loss_targets: Array | None,
+    precision: str = "auto",
+) -> Array:
+    r"""Utilities of candidates with the covariance in weight space, ``S(x, c) = <psi(x), psi(c)>``.
+
+    The formula and the other arguments are those of `ntkfast.ops.score_features`.
+
+    Parameters
+    ----------
+    criterion : str
+        One of `ntkfast.ops.criteria`.
+    psi : (N, d) float32, float64 or bfloat16
+        Rows contiguous; rows that start at multiples of 16 bytes are read faster.
+    candidates, evaluation : (N_c,), (N_x,) int64 or None
+        Indices in range; None: all points in order.
+    mean, outputs, variance, noise, ridge, label_probs, weights, label_scale, loss, temperature, \
+log_loss_targets
+        As in `ntkfast.ops.score_features`, float64 on the device.
+    precision : {"auto", "float32", "float64", "tf32", "tf32x3", "bf16"}
+        How products are formed. "auto": tf32 for float32 features, bf16 for bfloat16, float64 for
+        float64. "tf32x3": three tf32 products, nearly float32's accuracy; "float32": without tensor
+        cores. Products are summed in float32 (float64 for float64), points in float64.
+
+    Returns
+    -------
+    (N_c,) float64
+        Utilities, bitwise the same from run to run.
+
+    Raises
+    ------
+    RuntimeError
+        No GPU kernels in this build, or CUDA refuses a launch.
+    TypeError, ValueError
+        Arrays elsewhere, of the wrong dtype or shape; the message names the argument.
+    """
+    library = _library("psi", psi)
+    num_points, _ = _matrix("psi", psi)
+    if precision == "auto":
+        dtype = _view("psi", psi)[3]
+        precision = {"float32": "tf32", "bfloat16": "bf16"}.get(dtype, "float64")
+    arguments, utilities = _score_arguments(
+        library, num_points, criterion, candidates, evaluation, mean=mean, outputs=outputs,
+        variance=variance, noise=noise, ridge=ridge, label_probs=label_probs, weights=weights,
+        label_scale=label_scale, loss=loss, temperature=temperature,
+        log_loss_targets=log_loss_targets,
+    )  # fmt: skip
+    sizes = _sizes(num_points, mean, candidates, evaluation)
+    workspace = _Workspace(
+        library, _core.cuda_score_features_workspace(criterion, *sizes, precision)
+    )
+    _core.cuda_score_features(
+        psi=_view("psi", psi),
+        precision=precision,
+        workspace=workspace.memory,
+        stream=library.stream(),
+        **arguments,
+    )
+    return utilities
+
+
+def score_dense(
+    criterion: str,
+    S: Array,
+    candidates: Array | None,
+    evaluation: Array | None,
+    *,
+    mean: Array,
+    outputs: Array,
+    variance: Array,
+    noise: Array,
+    ridge: float,
+    label_probs: Array,
+    weights: Array,
+    label_scale: float,
+    loss: str,
+    temperature: float,
+    log_loss_targets: Array | None,
+    downdate: Array | None = None,
+    update: bool = False,
+) -> Array:
+    """Utilities of candidates with the covariance in function space, ``S - downdate^T downdate``.
+
+    As `ntkfast.ops.score_dense`. With `update` the downdated covariance is also stored in S, in the
+    same pass over it; candidates and evaluation must then be None (all points: give the points that
+    do not count weight 0, and drop their utilities).
+
+    Parameters
+    ----------
+    criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs, \
+weights, label_scale, loss, temperature, log_loss_targets
+        As in `score_features`.
+    S : (N, N) float32 or float64
+        Symmetric; its dtype is the compute type.
+    downdate : (r, N) of S's dtype, optional
+        What the picks of a batch take away.
+    update : bool
+        Whether S is changed.
+
+    Returns
+    -------
+    (N_c,) float64
+        Utilities.
+    """
+    library = _library("S", S)
+    num_points, _ = _matrix("S", S)
+    arguments, utilities = _score_arguments(
+        library, num_points, criterion, candidates, evaluation, mean=mean, outputs=outputs,
+        variance=variance, noise=noise, ridge=ridge, label_probs=label_probs, weights=weights,
+        label_scale=label_scale, loss=loss, temperature=temperature,
+        log_loss_targets=log_loss_targets,
+    )  # fmt: skip
+    sizes = _sizes(num_points, mean, candidates, evaluation)
+    double = _view("S", S)[3] == "float64"
+    workspace = _Workspace(library, _core.cuda_score_dense_workspace(criterion, *sizes, double))
+    _core.cuda_score_dense(
+        S=_view("S", S),
+        downdate=_optional("downdate", downdate),
+        update=update,
+        workspace=workspace.memory,
+        stream=library.stream(),
+        **arguments,
+    )
+    return utilities
+
+
+def condition_features(psi: Array, U: Array, C: Array) -> None:
+    """``psi <- psi - (psi U^T) C`` in place; psi (N, d) float32 or float64; U, C (b, d) float64."""
+    library = _library("psi", psi)
+    (num_points, _), (rank, _) = _matrix("psi", psi), _matrix("U", U)
+    workspace = _Workspace(library, _core.cuda_condition_features_workspace(num_points, rank))
+    _core.cuda_condition_features(
+        _view("psi", psi), _view("U", U), _view("C", C), workspace.memory, library.stream()
+    )
+
+
+def condition_dense(S: Array, V: Array) -> None:
+    """``S <- S - V^T V`` in place, bitwise symmetric; S (N, N) float, V (b, N) float64."""
+    library = _library("S", S)
+    _core.cuda_condition_dense(_view("S", S), _view("V", V), library.stream())
+
+
+def whiten(features: Array, W: Array) -> Array:
+    """Return ``features W^T`` in the features' dtype; W (d, d) float64, sums in float64."""
+    library = _library("features", features)
+    psi = library.empty(_matrix("features", features), _view("features", features)[3])
+    _core.cuda_whiten(
+        _view("features", features), _view("W", W), _view("psi", psi), library.stream()
+    )
+    return psi
+
+
+def weighted_gram(X: Array, weights: Array) -> Array:
+    """Return ``sum_i weights_i x_i x_i^T``, (d, d) float64; weights (N,) float64."""
+    library = _library("X", X)
+    _, d = _matrix("X", X)
+    gram = library.empty((d, d), "float64")
+    _core.cuda_weighted_gram(
+        _view("X", X), _view("weights", weights), _view("G", gram), library.stream()
+    )
+    return gram
+
+
+def quadratic_form(X: Array, G: Array) -> Array:
+    """Return ``x_i^T G x_i``, (N,) float64; G (d, d) float64."""
+    library = _library("X", X)
+    q = library.empty(_matrix("X", X)[:1], "float64")
+    _core.cuda_quadratic_form(_view("X", X), _view("G", G), _view("q", q), library.stream())
+    return q
+
+
+def squared_norms(X: Array) -> Array:
+    """Return ``|x_i|^2``, (N,) float64."""
+    library = _library("X", X)
+    norms = library.empty(_matrix("X", X)[:1], "float64")
+    _core.cuda_squared_norms(_view("X", X), _view("s", norms), library.stream())
+    return norms
+
+
+def downdate_moments(psi: Array, g: Array, h: Array, scalars: Array, q: Array, s: Array) -> None:
+    """One sequential pick of `variance_reduction` in one pass over psi; see `ntkfast.ops`.
+
+    scalars (2,) float64 on the device: ``g^T G g`` and D; q, s (N,) float64, in place.
+    """
+    library = _library("psi", psi)
+    _core.cuda_downdate_moments(
+        _view("psi", psi), _view("g", g), _view("h", h), _view("scalars", scalars), _view("q", q),
+        _view("s", s), library.stream(),
+    )  # fmt: skip
+
+
+def select_variance_reduction(
+    psi: Array,
+    candidates: Array | None,
+    count: int,
+    *,
+    gram: Array,
+    q: Array,
+    s: Array,
+    noise: Array,
+) -> tuple[Array, Array]:
+    """Sequential `variance_reduction` picks without pairs and without a round trip to the host.
+
+    Parameters
+    ----------
+    psi : (N, d) float32 or float64
+        Whitened features; products and sums in float64.
+    candidates : (N_c,) int64 or None
+        Which points may be picked; None: all.
+    count : int
+        Picks wanted, at most N_c.
+    gram : (d, d) float64
+        ``sum_x v(x) psi_x psi_x^T`` (`weighted_gram`).
+    q, s : (N_c,) float64, changed
+        ``psi^T gram psi`` and ``|psi|^2`` of the candidates (`quadratic_form`, `squared_norms`).
+    noise : (N_c,) float64
+        lam_c, in (0, inf].
+
+    Returns
+    -------
+    picked : (count,) int64
+        Positions among the candidates, in the order of the picks; ties go to the lowest. -1: only
+        NaN was left.
+    utilities : (count,) float64
+        The utility of each when it was picked.
+    """
+    library = _library("psi", psi)
+    num_points, d = _matrix("psi", psi)
+    rows = num_points if candidates is None else candidates.shape[0]
+    picked, utilities = library.empty((count,), "int64"), library.empty((count,), "float64")
+    workspace = _Workspace(library, _core.cuda_select_variance_reduction_workspace(rows, d))
+    _core.cuda_select_variance_reduction(
+        _view("psi", psi), _optional("candidates", candidates), _view("gram", gram), _view("q", q),
+        _view("s", s), _view("noise", noise), _view("picked", picked),
+        _view("utilities", utilities), workspace.memory, library.stream(),
+    )  # fmt: skip
+    return picked, utilities
+
+
+def cholesky(A: Array) -> tuple[Array, Array]:
+    """Lower factor L of ``A = L L^T`` (n, n) float64, and whether that failed.
+
+    Returns
+    -------
+    L : (n, n) float64
+        The factor; NaN from the row on at which A shows not to be positive definite.
+    failed : (1,) int64
+        1 + that row, or 0.
+    """
+    library = _library("A", A)
+    L, failed = library.copy(A), library.zeros((1,), "int64")
+    _core.cuda_cholesky(_view("A", L), _view("failed", failed), library.stream())
+    return L, failed
+
+
+def cholesky_append(L: Array, cross: Array, corner: Array) -> tuple[Array, Array]:
+    """Cholesky factor of ``[[L L^T, cross^T], [cross, corner]]``, and `failed` as in `cholesky`."""
+    library = _library("L", L)
+    size = L.shape[0] + corner.shape[0]
+    out, failed = library.empty((size, size), "float64"), library.zeros((1,), "int64")
+    _core.cuda_cholesky_append(
+        _view("L", L), _view("cross", cross), _view("corner", corner), _view("out", out),
+        _view("failed", failed), library.stream(),
+    )  # fmt: skip
+    return out, failed
+
+
+def triangular_solve(L: Array, B: Array, *, transpose: bool = False) -> Array:
+    """``L^-1 B``, or ``L^-T B`` when `transpose`; L (n, n) lower triangular, B (n, m), float64."""
+    library = _library("L", L)
+    X = library.copy(B)
+    _core.cuda_triangular_solve(_view("L", L), _view("B", X), transpose, library.stream())
+    return X

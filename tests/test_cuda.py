@@ -1,0 +1,356 @@
+"""The operations on a GPU against the plain numpy reference; tests marked `gpu` need a device.
+
+On a machine without one they are skipped, unless NTKFAST_REQUIRE_GPU=1: then they fail, so that a
+skipped test is never read as a pass.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import reference
+from score_problems import problem
+
+from ntkfast import _core, cuda_ops, ops
+
+torch = pytest.importorskip("torch")
+REQUIRED = os.environ.get("NTKFAST_REQUIRE_GPU") == "1"
+INDICES = ("candidates", "evaluation")
+ARRAYS = ("mean", "outputs", "variance", "noise", "label_probs", "weights", "log_loss_targets")
+# Relative to the largest utility. Features are rounded to tf32 (11 bits) and bf16 (8 bits).
+TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "tf32x3": 2e-5, "tf32": 2e-2, "bf16": 1e-1}
+
+
+@pytest.fixture
+def gpu():
+    """The device, or a skip, or a failure."""
+    missing = cuda_ops.problem()
+    if not missing and not torch.cuda.is_available():
+        missing = "this torch has no CUDA"
+    if missing:
+        (pytest.fail if REQUIRED else pytest.skip)(missing)
+    return torch.device("cuda")
+
+
+def close(found, expected, tolerance):
+    found = found.detach().cpu().double().numpy()
+    scale = np.abs(expected).max() if expected.size else 1.0
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(scale, 1e-300))
+
+
+def on(device, keywords):
+    """A call's arguments on the device."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(value)).to(device)
+        if name in INDICES + ARRAYS
+        else value
+        for name, value in keywords.items()
+    }
+
+
+def features(psi, precision, device):
+    dtype = {"float64": torch.float64, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    return torch.from_numpy(psi).to(device=device, dtype=dtype)
+
+
+def rounded(psi, precision):
+    """What the kernel sees of the features: bf16 features are rounded before it starts."""
+    return features(psi, precision, "cpu").double().numpy()
+
+
+def score(precision, criterion, psi, keywords, device):
+    return cuda_ops.score_features(
+        criterion, features(psi, precision, device), precision=precision, **on(device, keywords)
+    )
+
+
+# --- Without a device ---------------------------------------------------------------------------
+
+
+def test_import_and_status_need_no_device():
+    assert isinstance(cuda_ops.available(), bool)
+    assert cuda_ops.available() == (cuda_ops.problem() == "")
+    assert cuda_ops.available() <= _core.cuda_compiled()
+
+
+def test_no_silent_fallback():
+    with pytest.raises((RuntimeError, TypeError), match=r"GPU kernels|CUDA tensor"):
+        cuda_ops.squared_norms(torch.zeros(3, 2))
+    with pytest.raises((RuntimeError, TypeError), match=r"GPU kernels|CUDA tensor"):
+        cuda_ops.squared_norms(np.zeros((3, 2)))
+
+
+# --- Scoring ------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("k", [2, 3, 10, 26])
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("criterion", ops.criteria())
+def test_score_features(gpu, criterion, precision, k):
+    psi, keywords = problem(k, N=300, d=37, k=k, candidates=150, evaluation=211)
+    expected = reference.score_features(criterion, rounded(psi, precision), **keywords)
+    tolerance = TOLERANCE[precision] if precision != "bf16" else 2e-5
+    if criterion == "label_flips":  # a rounded logit may decide one comparison
+        tolerance = max(tolerance, 2e-2)
+    close(score(precision, criterion, psi, keywords, gpu), expected, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("k", [100, 1000])
+@pytest.mark.parametrize("precision", ["float32", "tf32x3"])
+def test_score_features_many_classes(gpu, precision, k):
+    psi, keywords = problem(k, N=40, d=20, k=k, candidates=9, evaluation=21)
+    for criterion in ("expected_entropy", "emoc", "label_flips"):
+        expected = reference.score_features(criterion, psi, **keywords)
+        close(score(precision, criterion, psi, keywords, gpu), expected, 2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "tf32x3", "tf32"])
+def test_score_features_extreme_logits(gpu, precision):
+    psi, keywords = problem(1, N=90, d=20, k=10, candidates=40, evaluation=70, spread=1e4)
+    for criterion in ops.criteria():
+        assert torch.isfinite(score(precision, criterion, psi, keywords, gpu)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("d", [1, 31, 33, 500])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_score_features_any_depth(gpu, precision, d):
+    """Unaligned rows too: d = 31 floats are no multiple of 16 bytes."""
+    psi, keywords = problem(d, N=400, d=d, k=2, candidates=300, evaluation=391)
+    expected = reference.score_features("variance_reduction", rounded(psi, precision), **keywords)
+    tolerance = TOLERANCE[precision] if precision != "bf16" else 2e-5
+    close(score(precision, "variance_reduction", psi, keywords, gpu), expected, tolerance)
+
+
+@pytest.mark.gpu
+def test_score_features_large_pool_is_reproducible(gpu):
+    """Many tiles per block; the same bits every time."""
+    psi, keywords = problem(5, N=9000, d=64, k=10, candidates=8000, evaluation=8500)
+    found = score("tf32x3", "expected_entropy", psi, keywords, gpu)
+    for _ in range(3):
+        assert torch.equal(found, score("tf32x3", "expected_entropy", psi, keywords, gpu))
+    expected = ops.score_features("expected_entropy", psi.astype(np.float64), **keywords)
+    close(found, expected, 2e-5)
+    close(score("float32", "expected_entropy", psi, keywords, gpu), expected, 2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("candidates", "evaluation"), [(0, 5), (5, 0), (0, 0)])
+def test_score_features_empty_sets(gpu, candidates, evaluation):
+    psi, keywords = problem(3, candidates=candidates, evaluation=evaluation)
+    found = score("float32", "expected_entropy", psi, keywords, gpu)
+    assert found.shape == (candidates,)
+    assert (found == 0).all()
+
+
+@pytest.mark.gpu
+def test_score_features_of_a_view(gpu):
+    psi, keywords = problem(4, N=60, d=16, k=3, candidates=20, evaluation=30)
+    wide = torch.full((120, 24), float("nan"), device=gpu)
+    view = wide[::2, :16]
+    view.copy_(torch.from_numpy(psi))
+    expected = reference.score_features("epig", psi, **keywords)
+    found = cuda_ops.score_features("epig", view, precision="tf32x3", **on(gpu, keywords))
+    close(found, expected, 2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_score_dense(gpu, dtype, rank):
+    psi, keywords = problem(6, N=150, d=12, k=10, candidates=70, evaluation=131)
+    S = (psi @ psi.T).astype(dtype)
+    V = (0.05 * np.random.default_rng(0).normal(size=(rank, 150))).astype(dtype)
+    for criterion in ops.criteria():
+        expected = reference.score_dense(criterion, S, downdate=V, **keywords)
+        found = cuda_ops.score_dense(
+            criterion,
+            torch.from_numpy(S).to(gpu),
+            downdate=torch.from_numpy(V).to(gpu),
+            **on(gpu, keywords),
+        )
+        close(found, expected, 2e-2 if criterion == "label_flips" else 5e-5)
+
+
+@pytest.mark.gpu
+def test_downdate_then_score(gpu):
+    psi, keywords = problem(7, N=300, d=12, k=10, candidates=300, evaluation=300)
+    everything = np.arange(300)
+    keywords.update(candidates=everything, evaluation=everything)
+    S, V = psi @ psi.T, 0.05 * np.random.default_rng(0).normal(size=(1, 300))
+    expected = reference.score_dense("expected_entropy", S, downdate=V, **keywords)
+    keywords.update(candidates=None, evaluation=None)
+    arrays = {n: v for n, v in keywords.items() if n not in INDICES}
+    covariance = torch.from_numpy(S).to(gpu)
+    found = cuda_ops.score_dense(
+        "expected_entropy", covariance, None, None,
+        downdate=torch.from_numpy(V).to(gpu), update=True, **on(gpu, arrays),
+    )  # fmt: skip
+    close(found, expected, 1e-11)
+    close(covariance, S - V.T @ V, 1e-13)
+    assert torch.equal(covariance, covariance.T)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("precision", "kept"), [("float32", 30), ("tf32x3", 30), ("tf32", 30), ("bf16", 30)]
+)
+def test_rank_agreement_with_ill_conditioned_features(gpu, precision, kept):
+    """Top 30 of 600 with explained directions (median S / K far below 1); method, section 3."""
+    rng = np.random.default_rng(8)
+    d, labelled = 256, 400
+    phi = rng.normal(size=(600 + labelled, d)) * np.exp(-np.arange(d) / 40)
+    ridge = 1e-2 * (phi[600:] ** 2).sum(1).mean()
+    M = np.eye(d) + phi[600:].T @ phi[600:] / ridge
+    psi = np.linalg.solve(np.linalg.cholesky(M), phi[:600].T).T
+    _, keywords = problem(8, N=600, d=1, k=10, candidates=600, evaluation=600)
+    keywords.update(
+        candidates=np.arange(600), evaluation=np.arange(600), variance=(psi**2).sum(1),
+        noise=np.full(600, ridge), ridge=ridge, weights=np.ones(600),
+    )  # fmt: skip
+    exact = ops.score_features("variance_reduction", psi, **keywords)
+    keywords["variance"] = (rounded(psi, precision) ** 2).sum(1)
+    found = score(precision, "variance_reduction", psi, keywords, gpu).cpu().numpy()
+    assert len(set(np.argsort(-exact)[:30]) & set(np.argsort(-found)[:30])) >= kept - 1
+
+
+# --- Streams, graphs, errors ----------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_other_stream_and_graph(gpu):
+    psi, keywords = problem(9, N=200, d=40, k=10, candidates=90, evaluation=150)
+    expected = reference.score_features("expected_error", psi, **keywords)
+    arguments, psi_gpu = on(gpu, keywords), features(psi, "tf32x3", gpu)
+
+    def call():
+        return cuda_ops.score_features("expected_error", psi_gpu, precision="tf32x3", **arguments)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = call()
+    torch.cuda.current_stream().wait_stream(stream)
+    close(found, expected, 2e-5)
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+    found.fill_(float("nan"))
+    graph.replay()
+    close(found, expected, 2e-5)
+
+
+@pytest.mark.gpu
+def test_errors_name_the_argument(gpu):
+    psi, keywords = problem(10)
+    arguments = on(gpu, keywords)
+    psi = features(psi, "float32", gpu)
+    with pytest.raises(ValueError, match="criterion: unknown name"):
+        cuda_ops.score_features("entropy", psi, **arguments)
+    with pytest.raises(ValueError, match="precision"):
+        cuda_ops.score_features("epig", psi, precision="fp8", **arguments)
+    with pytest.raises(ValueError, match=r"bf16.*bfloat16"):
+        cuda_ops.score_features("epig", psi, precision="bf16", **arguments)
+    with pytest.raises(ValueError, match="noise: expected shape"):
+        cuda_ops.score_features("epig", psi, **{**arguments, "noise": arguments["noise"][1:]})
+    with pytest.raises(TypeError, match="weights"):
+        cuda_ops.score_features("epig", psi, **{**arguments, "weights": keywords["weights"]})
+    with pytest.raises(ValueError, match="rows must be contiguous"):
+        cuda_ops.score_features("epig", psi.T.contiguous().T, **arguments)
+    if torch.cuda.device_count() > 1:
+        with pytest.raises(ValueError, match="one device"):
+            elsewhere = {**arguments, "noise": arguments["noise"].to("cuda:1")}
+            cuda_ops.score_features("epig", psi, **elsewhere)
+
+
+# --- Linear algebra -------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_conditioning_and_contractions(gpu, dtype):
+    rng = np.random.default_rng(11)
+    N, d, b = 333, 70, 5
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    psi = rng.normal(size=(N, d)).astype(dtype)
+    U, C, W = rng.normal(size=(b, d)), rng.normal(size=(b, d)), rng.normal(size=(d, d))
+    G, weights, V = W @ W.T, rng.uniform(size=N), 0.1 * rng.normal(size=(b, N))
+    S = (psi @ psi.T).astype(dtype)
+    t = {
+        name: torch.from_numpy(a).to(gpu)
+        for name, a in dict(U=U, C=C, W=W, G=G, V=V, w=weights).items()
+    }
+    x = torch.from_numpy(psi).to(gpu)
+    close(cuda_ops.whiten(x, t["W"]), reference.whiten(psi, W), tolerance)
+    close(cuda_ops.weighted_gram(x, t["w"]), reference.weighted_gram(psi, weights), 1e-12)
+    close(cuda_ops.quadratic_form(x, t["G"]), reference.quadratic_form(psi, G), 1e-12)
+    close(cuda_ops.squared_norms(x), reference.squared_norms(psi), 1e-12)
+    dense = torch.from_numpy(S).to(gpu)
+    cuda_ops.condition_dense(dense, t["V"])
+    reference.condition_dense(S, V)
+    close(dense, S, tolerance)
+    cuda_ops.condition_features(x, t["U"], t["C"])
+    reference.condition_features(psi, U, C)
+    close(x, psi, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [1, 64, 65, 500])
+def test_cholesky(gpu, n):
+    rng = np.random.default_rng(n)
+    X = rng.normal(size=(n + 30, n + 40))
+    A = X @ X.T / (n + 40) + 0.1 * np.eye(n + 30)
+    corner = torch.from_numpy(A[:n, :n].copy()).to(gpu)
+    L, failed = cuda_ops.cholesky(corner)
+    assert failed.item() == 0
+    close(L, np.linalg.cholesky(A[:n, :n]), 1e-11)
+    grown, failed = cuda_ops.cholesky_append(
+        L, torch.from_numpy(A[n:, :n].copy()).to(gpu), torch.from_numpy(A[n:, n:].copy()).to(gpu)
+    )
+    assert failed.item() == 0
+    close(grown, np.linalg.cholesky(A), 1e-11)
+    B = rng.normal(size=(n, 7))
+    for transpose in (False, True):
+        found = cuda_ops.triangular_solve(L, torch.from_numpy(B).to(gpu), transpose=transpose)
+        close(found, reference.triangular_solve(L.cpu().numpy(), B, transpose=transpose), 1e-10)
+    corner[n // 2, n // 2] = -1
+    assert cuda_ops.cholesky(corner)[1].item() == n // 2 + 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_select_variance_reduction(gpu, dtype):
+    rng = np.random.default_rng(12)
+    N, d, picks = 3000, 96, 40
+    psi = (rng.normal(size=(N, d)) * np.exp(-np.arange(d) / 20)).astype(dtype)
+    x, weights = torch.from_numpy(psi).to(gpu), rng.uniform(size=N)
+    G = cuda_ops.weighted_gram(x, torch.from_numpy(weights).to(gpu))
+    q, s = cuda_ops.quadratic_form(x, G), cuda_ops.squared_norms(x)
+    picked, utilities = cuda_ops.select_variance_reduction(
+        x, None, picks, gram=G, q=q, s=s, noise=torch.full((N,), 0.05, device=gpu).double()
+    )
+    exact, C, free = psi.astype(np.float64), np.eye(d), np.ones(N, bool)
+    gram = reference.weighted_gram(psi, weights)
+    for t in range(picks):
+        image = exact @ C
+        score = ((image @ gram) * image).sum(1) / ((image * exact).sum(1) + 0.05)
+        best = int(np.where(free, score, -np.inf).argmax())
+        assert picked[t].item() == best
+        assert utilities[t].item() == pytest.approx(score[best], rel=1e-9)
+        g = image[best]
+        C -= np.outer(g, g) / (g @ exact[best] + 0.05)
+        free[best] = False
+
+
+@pytest.mark.gpu
+def test_cupy_arrays(gpu):
+    cupy = pytest.importorskip("cupy")
+    X = np.random.default_rng(13).normal(size=(50, 20))
+    norms = cuda_ops.squared_norms(cupy.asarray(X))
+    assert isinstance(norms, cupy.ndarray)
+    np.testing.assert_allclose(norms.get(), reference.squared_norms(X), rtol=1e-12)
