@@ -35,11 +35,15 @@ __all__: list[str] = [
     "cuda_weighted_gram",
     "cuda_whiten",
     "downdate_moments",
+    "gram_add",
+    "gram_ghost",
     "num_threads",
     "product",
     "quadratic_form",
     "score_dense",
     "score_features",
+    "sketch_add",
+    "sketch_gradients",
     "squared_norms",
     "triangular_solve",
     "weighted_gram",
@@ -594,6 +598,15 @@ def downdate_moments(
     q: numpy.ndarray,
     s: numpy.ndarray,
 ) -> None: ...
+def gram_add(A: numpy.ndarray, B: numpy.ndarray, out: numpy.ndarray, lower: bool) -> None: ...
+def gram_ghost(
+    left: numpy.ndarray,
+    right: numpy.ndarray,
+    left2: numpy.ndarray,
+    right2: numpy.ndarray,
+    out: numpy.ndarray,
+    lower: bool,
+) -> None: ...
 def num_threads() -> int: ...
 def product(X: numpy.ndarray, B: numpy.ndarray, Y: numpy.ndarray) -> None: ...
 def quadratic_form(X: numpy.ndarray, G: numpy.ndarray, q: numpy.ndarray) -> None: ...
@@ -633,6 +646,25 @@ def score_features(
     temperature: typing.SupportsFloat | typing.SupportsIndex,
     log_loss_targets: numpy.ndarray | None,
     utilities: numpy.ndarray,
+) -> None: ...
+def sketch_add(
+    values: numpy.ndarray,
+    start: typing.SupportsInt | typing.SupportsIndex,
+    sign_key: typing.SupportsInt | typing.SupportsIndex,
+    shift_key: typing.SupportsInt | typing.SupportsIndex,
+    out: numpy.ndarray,
+) -> None: ...
+def sketch_gradients(
+    left: numpy.ndarray,
+    left_positions: numpy.ndarray,
+    left_columns: numpy.ndarray,
+    right: numpy.ndarray,
+    right_positions: numpy.ndarray,
+    right_columns: numpy.ndarray,
+    start: typing.SupportsInt | typing.SupportsIndex,
+    sign_key: typing.SupportsInt | typing.SupportsIndex,
+    shift_key: typing.SupportsInt | typing.SupportsIndex,
+    out: numpy.ndarray,
 ) -> None: ...
 def squared_norms(X: numpy.ndarray, s: numpy.ndarray) -> None: ...
 def triangular_solve(L: numpy.ndarray, X: numpy.ndarray, transpose: bool) -> None: ...

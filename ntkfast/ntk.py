@@ -446,8 +446,14 @@ class EmpiricalNTK:
                 for site in gradient:
                     self._add_embedding(site, offset, block)
                 continue
-            if isinstance(self._sketch, KroneckerSketch):
-                tiles = contract.kronecker_tiles(gradient, n, self._dtype, self._sketch, offset)
+            sketch = self._sketch
+            if type(sketch) is CountSketch and contract.is_compiled(gradient):
+                for r, left, right in contract.factors(gradient, self._dtype):
+                    rows, shift = self._place(r, gradient[0].combinations, block)
+                    sketch.add_gradients(left, right, offset + shift, rows)
+                continue
+            if isinstance(sketch, KroneckerSketch):
+                tiles = contract.kronecker_tiles(gradient, n, self._dtype, sketch, offset)
             else:
                 tiles = contract.gradient_tiles(gradient, n, self._dtype)
             for samples, start, values in tiles:
@@ -464,15 +470,19 @@ class EmpiricalNTK:
             for r in range(combinations):
                 self._add_rows(values[:, r], start + r * self.n_parameters, block[samples])
 
+    def _place(self, r: int, combinations: int, block: Tensor) -> tuple[Tensor, int]:
+        """Rows of the features that combination `r` is added to, and its first parameter."""
+        if self._outputs == "full":
+            return block[r::combinations], 0
+        return block, r * self.n_parameters
+
     def _add_embedding(self, site: Site, start: int, block: Tensor) -> None:
         """Add the gradients of an embedding's rows: only those its points look up."""
         columns = torch.arange(site.size, device=self._device)
         index = start + (site.x[:, :, None] * site.size + columns).flatten(1)
         for r in range(site.combinations):
             values = site.delta[:, r].flatten(1).to(self._dtype)
-            rows, shift = block, r * self.n_parameters
-            if self._outputs == "full":
-                rows, shift = block[r :: site.combinations], 0
+            rows, shift = self._place(r, site.combinations, block)
             if self._sketch is not None:
                 self._sketch.add_scattered(values, index + shift, rows)
             else:

@@ -332,3 +332,111 @@ def triangular_solve(L: Float64, B: Float64, *, transpose: bool = False) -> Floa
     X = np.array(B, dtype=np.float64, order="C")
     _core.triangular_solve(_float64(L), X, transpose)
     return X
+
+
+# --- Contractions of per-sample gradients ---
+
+
+def sketch_add(values: Floating, start: int, sign_key: int, shift_key: int, out: Floating) -> None:
+    """Add the count-sketch of vectors to `out`, in place.
+
+    Entry p of a row is parameter ``start + p`` of a gradient: bucket
+    ``(start + p + shift) mod dim`` with one shift per run of `dim` parameters and the sign of a bit
+    of its own, all from SplitMix64 (`ntkfast._jacobian.sketch` defines them).
+
+    values (n, m), out (n, dim), both float32 or both float64, summed in that type; sign_key,
+    shift_key in [0, 2^64).
+    """
+    _core.sketch_add(_floating(values, "values"), start, sign_key, shift_key, _in_place(out, "out"))
+
+
+def sketch_gradients(
+    left: Floating,
+    left_positions: Indices,
+    left_columns: Indices,
+    right: Floating,
+    right_positions: Indices,
+    right_columns: Indices,
+    start: int,
+    sign_key: int,
+    shift_key: int,
+    out: Floating,
+) -> None:
+    r"""Add the count-sketches of per-sample weight gradients to `out`, in place.
+
+    The gradient of sample i, ``G[r, c] = sum_t L[t, r] R[t, c]`` flattened row by row from
+    parameter `start` on, is formed a strip at a time and added to row i as by `sketch_add`; it
+    never exists in memory. A factor is ``L[t, r] = left[i, left_positions[t] + left_columns[r]]``,
+    so that the windows of a convolution need not be copied out of its input.
+
+    Parameters
+    ----------
+    left, right : (n, a), (n, b) float
+        Numbers the factors of each sample are taken from; float32 or float64, which is also the
+        type of all products and sums.
+    left_positions, right_positions : (T,) int64
+        Offsets of the T positions, at least 0.
+    left_columns, right_columns : (rows,), (size,) int64
+        Offsets of the rows and columns of the gradient, at least 0.
+    start : int
+        Index of the gradient's first entry among all parameters.
+    sign_key, shift_key : int
+        Keys of the sketch, in [0, 2^64).
+    out : (n, dim) float
+        The sketches, of the type of `left`.
+
+    Raises
+    ------
+    ValueError
+        Wrong shapes or types, or offsets that leave `left` or `right`.
+    """
+    _core.sketch_gradients(
+        _floating(left, "left"),
+        _indices(left_positions),
+        _indices(left_columns),
+        _floating(right, "right"),
+        _indices(right_positions),
+        _indices(right_columns),
+        start,
+        sign_key,
+        shift_key,
+        _in_place(out, "out"),
+    )
+
+
+def gram_add(A: Floating, B: Floating, out: Floating, *, lower: bool = False) -> None:
+    """``out += A B^T`` in place: A (n, K), B (m, K), out (n, m), float32 or float64 throughout.
+
+    Products and sums in that type. With `lower`, entries above the diagonal are left undefined,
+    which halves the work of a symmetric product.
+    """
+    _core.gram_add(_floating(A, "A"), _floating(B, "B"), _in_place(out, "out"), lower)
+
+
+def gram_ghost(
+    left: Floating,
+    right: Floating,
+    left2: Floating,
+    right2: Floating,
+    out: Floating,
+    *,
+    lower: bool = False,
+) -> None:
+    """``out[i, j] += sum_ts <left[i, t], left2[j, s]> <right[i, t], right2[j, s]>`` in place.
+
+    The inner products of the weight gradients ``left_i^T right_i`` and ``left2_j^T right2_j``,
+    without the gradients: two tiles of products over pairs of positions are multiplied and summed
+    in cache.
+
+    left (n, T, p), right (n, T, q), left2 (m, S, p), right2 (m, S, q) C-contiguous, out (n, m),
+    float32 or float64 throughout and computed in that type. With `lower`, entries above the
+    diagonal are left undefined.
+    """
+    _core.gram_ghost(
+        np.ascontiguousarray(_floating(left, "left")),
+        np.ascontiguousarray(_floating(right, "right")),
+        np.ascontiguousarray(_floating(left2, "left2")),
+        np.ascontiguousarray(_floating(right2, "right2")),
+        _in_place(out, "out"),
+        lower,
+    )

@@ -167,3 +167,53 @@ def cholesky_append(L, cross, corner):
 
 def triangular_solve(L, B, *, transpose=False):
     return np.linalg.solve(np.tril(L).T if transpose else np.tril(L), B)
+
+
+# --- Contractions of per-sample gradients ---
+
+
+def splitmix64(key, index):
+    """Word `index` of the sequence seeded with `key`, as Python integers."""
+    mask = (1 << 64) - 1
+    z = (key + (index + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def sketch_add(values, start, sign_key, shift_key, out):
+    dim = out.shape[1]
+    total = out.astype(np.float64)
+    for p in range(start, start + values.shape[1]):
+        bucket = (p + splitmix64(shift_key, p // dim)) % dim
+        minus = splitmix64(sign_key, p // 64) >> (p % 64) & 1
+        total[:, bucket] += (1 - 2 * minus) * values[:, p - start].astype(np.float64)
+    out[...] = total
+
+
+def sketch_gradients(
+    left,
+    left_positions,
+    left_columns,
+    right,
+    right_positions,
+    right_columns,
+    start,
+    sign_key,
+    shift_key,
+    out,
+):
+    L = left[:, left_positions[:, None] + left_columns].astype(np.float64)
+    R = right[:, right_positions[:, None] + right_columns].astype(np.float64)
+    gradients = np.einsum("itr,itc->irc", L, R)
+    sketch_add(gradients.reshape(len(out), -1), start, sign_key, shift_key, out)
+
+
+def gram_add(A, B, out, *, lower=False):
+    out += A.astype(np.float64) @ B.astype(np.float64).T
+
+
+def gram_ghost(left, right, left2, right2, out, *, lower=False):
+    first = np.einsum("itp,itq->ipq", left.astype(np.float64), right.astype(np.float64))
+    second = np.einsum("itp,itq->ipq", left2.astype(np.float64), right2.astype(np.float64))
+    out += np.einsum("ipq,jpq->ij", first, second)

@@ -8,10 +8,17 @@
 
 namespace ntkfast {
 
-#define NTKFAST_DECLARE(isa)                            \
-  extern const ScoreKernels<float> kScoreFloat_##isa;   \
-  extern const ScoreKernels<double> kScoreDouble_##isa; \
-  extern const LinalgKernels kLinalg_##isa;
+#define NTKFAST_DECLARE(isa)                                \
+  extern const ScoreKernels<float> kScoreFloat_##isa;       \
+  extern const ScoreKernels<double> kScoreDouble_##isa;     \
+  extern const LinalgKernels kLinalg_##isa;                 \
+  extern const ContractKernels<float> kContractFloat_##isa; \
+  extern const ContractKernels<double> kContractDouble_##isa;
+#define NTKFAST_TABLE(isa)                                                      \
+  Kernels {                                                                     \
+    kScoreFloat_##isa, kScoreDouble_##isa, kLinalg_##isa, kContractFloat_##isa, \
+        kContractDouble_##isa                                                   \
+  }
 NTKFAST_DECLARE(baseline)
 #if defined(NTKFAST_X86_ISAS)
 NTKFAST_DECLARE(avx2)
@@ -20,10 +27,6 @@ NTKFAST_DECLARE(avx512)
 #undef NTKFAST_DECLARE
 
 namespace {
-
-Kernels baseline_kernels() {
-  return {kScoreFloat_baseline, kScoreDouble_baseline, kLinalg_baseline};
-}
 
 #if defined(NTKFAST_X86_ISAS)
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -37,16 +40,14 @@ Kernels choose() {
   const char* forced = std::getenv("NTKFAST_CPU_ISA");
   const std::string isa = forced ? forced : "";
 #if defined(NTKFAST_X86_ISAS)
-  if (has_avx512() && (isa.empty() || isa == "avx512"))
-    return {kScoreFloat_avx512, kScoreDouble_avx512, kLinalg_avx512};
-  if (has_avx2() && (isa.empty() || isa == "avx2"))
-    return {kScoreFloat_avx2, kScoreDouble_avx2, kLinalg_avx2};
+  if (has_avx512() && (isa.empty() || isa == "avx512")) return NTKFAST_TABLE(avx512);
+  if (has_avx2() && (isa.empty() || isa == "avx2")) return NTKFAST_TABLE(avx2);
   require(isa != "avx2" && isa != "avx512",
           "NTKFAST_CPU_ISA=" + isa + ": this processor does not support it");
 #endif
   require(isa.empty() || isa == "baseline",
           "NTKFAST_CPU_ISA=" + isa + ": expected baseline, avx2 or avx512");
-  return baseline_kernels();
+  return NTKFAST_TABLE(baseline);
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // The table of per-instruction-set kernels, and the plain structs they take.
 //
-// kernels_score.cc and kernels_linalg.cc are compiled once per instruction set; dispatch.cc picks a
-// table once, outside every loop. Kernels do one unit of work on one thread, into memory the
-// drivers (one .cc per operation) provide. They include no C++ library and share no code with other
-// units, so that no instruction ends up where it does not belong.
+// kernels_score.cc, kernels_linalg.cc and kernels_contract.cc are compiled once per instruction
+// set; dispatch.cc picks a table once, outside every loop. Kernels do one unit of work on one
+// thread, into memory the drivers (one .cc per operation) provide. They include no C++ library and
+// share no code with other units, so that no instruction ends up where it does not belong.
 #pragma once
 
 #include <stdint.h>
@@ -97,6 +97,7 @@ struct LinalgKernels {
   GemmKernels<float, float, double, double> ffdd;
   GemmKernels<float, double, double, double> fddd;
   GemmKernels<double, double, float, float> ddff;
+  GemmKernels<float, float, float, float> ffff;
   /// X <- L^-1 X (or L^-T X) for a lower triangular block L (n, n) and columns [begin, end) of X.
   void (*solve_block)(const double* L, int64_t ld, int64_t n, double* X, int64_t ldx, int64_t begin,
                       int64_t end, bool transpose);
@@ -121,10 +122,70 @@ struct LinalgKernels {
                      const double* C, int64_t ldc, int64_t count);
 };
 
+/// A count-sketch and the parameters [start, ...) of a gradient to be added to it. Entry p of them
+/// goes to bucket (column + p + shift) mod dim of its run, negated where its sign bit is set.
+struct Sketch {
+  int64_t dim;
+  int64_t column;         // start mod dim
+  int64_t bit;            // sign bit of the first entry
+  const uint8_t* signs;   // bits, lowest first, and two bytes beyond the last
+  const int64_t* shifts;  // of the runs of dim parameters, from that of `start` on
+};
+
+/// Whether 16 positions from a multiple of 16 on follow one another in memory.
+enum class Run : uint8_t { kNone, kHalves, kWhole };
+
+/// A matrix (positions, columns) per sample: element (t, j) of sample i at
+/// data[i * sample_stride + positions[t] + columns[j]]. Windows of a convolution need no copies.
+template <class T>
+struct Gathered {
+  const T* data;
+  int64_t sample_stride;
+  const int32_t* positions;
+  const int32_t* columns;
+  const Run* runs;  // of every 16 positions
+};
+
+/// Sketches of left_i^T right_i, (rows, size) flattened, for every sample i.
+template <class T>
+struct SketchGradients {
+  Gathered<T> left, right;
+  int64_t depth, rows, size;  // depth: number of positions
+  Sketch sketch;
+  T* out;
+  int64_t out_stride;
+};
+
+/// out(i, j) += sum_{t, s} <left_it, left2_js> <right_it, right2_js>; rows of the operands are
+/// (sample, position) pairs.
+template <class T>
+struct Ghost {
+  Operand<T> left, right, left2, right2;
+  int64_t positions, positions2, left_size, right_size;
+  T* out;
+  int64_t out_stride;
+  bool lower;
+  int64_t chunk_begin, chunk_cols;  // rows of left2 and right2 whose packed panels are at hand
+  T* packed;
+};
+
+template <class T>
+struct ContractKernels {
+  int64_t tile_rows, tile_cols;
+  void (*sketch_add)(const Sketch&, const T* values, int64_t count, T* out);
+  int64_t (*sketch_gradients_scratch)(const SketchGradients<T>&);
+  void (*sketch_gradients)(const SketchGradients<T>&, int64_t sample, void* scratch);
+  int64_t (*gram_ghost_scratch)(const Ghost<T>&);
+  void (*gram_ghost_pack)(const Ghost<T>&, int64_t tile);
+  void (*gram_ghost_rows)(const Ghost<T>&, int64_t begin, int64_t end, void* scratch);
+};
+
 struct Kernels {
   ScoreKernels<float> score_float;
   ScoreKernels<double> score_double;
   LinalgKernels linalg;
+  ContractKernels<float> contract_float;
+  ContractKernels<double> contract_double;
 };
 
 /// The table for this processor: the best instruction set it has, or the one NTKFAST_CPU_ISA names

@@ -150,6 +150,7 @@ const LinalgKernels NTKFAST_JOIN(kLinalg_, NTKFAST_ISA) = {
     gemm_kernels<float, float, double, double>(),
     gemm_kernels<float, double, double, double>(),
     gemm_kernels<double, double, float, float>(),
+    gemm_kernels<float, float, float, float>(),
     solve_block,
     dot_rows<float, float>,
     dot_rows<float, double>,

@@ -19,12 +19,16 @@
 #include "cpu/condition_dense.h"
 #include "cpu/condition_features.h"
 #include "cpu/downdate_moments.h"
+#include "cpu/gram_add.h"
+#include "cpu/gram_ghost.h"
 #include "cpu/kernels.h"
 #include "cpu/product.h"
 #include "cpu/quadratic_form.h"
 #include "cpu/score.h"
 #include "cpu/score_dense.h"
 #include "cpu/score_features.h"
+#include "cpu/sketch_add.h"
+#include "cpu/sketch_gradients.h"
 #include "cpu/squared_norms.h"
 #include "cpu/thread_pool.h"
 #include "cpu/triangular_solve.h"
@@ -113,7 +117,7 @@ struct ScoreArguments {
   }
 };
 
-// --- The same operations on a GPU; ntkfast/cuda_ops.py makes the views -------------------------------------------
+// --- The same operations on a GPU; ntkfast/cuda_ops.py makes the views ---
 
 /// Address, shape, strides in elements, dtype and device number of an array in GPU memory.
 using DeviceArray = std::tuple<std::uintptr_t, std::vector<std::int64_t>, std::vector<std::int64_t>,
@@ -164,50 +168,48 @@ void register_cuda(py::module_& m) {
     return cuda_compiled() && cuda_problem().empty();
   });
 
-  const auto score_call =
-      [](const std::string& criterion, const OptionalDeviceArray& candidates,
-         const OptionalDeviceArray& evaluation, const DeviceArray& mean, const DeviceArray& outputs,
-         const DeviceArray& variance, const DeviceArray& noise, double ridge,
-         const DeviceArray& label_probs, const DeviceArray& weights, double label_scale,
-         bool cross_entropy, double temperature, const OptionalDeviceArray& log_loss_targets,
-         const DeviceArray& utilities) {
-        ScoreCall call;
-        call.criterion = criterion;
-        call.candidates = view_of(candidates, "candidates");
-        call.evaluation = view_of(evaluation, "evaluation");
-        call.mean = view_of(mean, "mean");
-        call.outputs = view_of(outputs, "outputs");
-        call.variance = view_of(variance, "variance");
-        call.noise = view_of(noise, "noise");
-        call.ridge = ridge;
-        call.label_probs = view_of(label_probs, "label_probs");
-        call.weights = view_of(weights, "weights");
-        call.label_scale = label_scale;
-        call.cross_entropy = cross_entropy;
-        call.temperature = temperature;
-        call.log_loss_targets = view_of(log_loss_targets, "log_loss_targets");
-        call.utilities = view_of(utilities, "utilities");
-        return call;
-      };
+  const auto score_call = [](const std::string& criterion, const OptionalDeviceArray& candidates,
+                             const OptionalDeviceArray& evaluation, const DeviceArray& mean,
+                             const DeviceArray& outputs, const DeviceArray& variance,
+                             const DeviceArray& noise, double ridge, const DeviceArray& label_probs,
+                             const DeviceArray& weights, double label_scale, bool cross_entropy,
+                             double temperature, const OptionalDeviceArray& log_loss_targets,
+                             const DeviceArray& utilities) {
+    ScoreCall call;
+    call.criterion = criterion;
+    call.candidates = view_of(candidates, "candidates");
+    call.evaluation = view_of(evaluation, "evaluation");
+    call.mean = view_of(mean, "mean");
+    call.outputs = view_of(outputs, "outputs");
+    call.variance = view_of(variance, "variance");
+    call.noise = view_of(noise, "noise");
+    call.ridge = ridge;
+    call.label_probs = view_of(label_probs, "label_probs");
+    call.weights = view_of(weights, "weights");
+    call.label_scale = label_scale;
+    call.cross_entropy = cross_entropy;
+    call.temperature = temperature;
+    call.log_loss_targets = view_of(log_loss_targets, "log_loss_targets");
+    call.utilities = view_of(utilities, "utilities");
+    return call;
+  };
 
   m.def("cuda_score_features_workspace", &score_features_cuda_workspace, py::arg("criterion"),
         py::arg("num_classes"), py::arg("num_candidates"), py::arg("num_evaluation"),
         py::arg("precision"));
   m.def(
       "cuda_score_features",
-      [score_call](const DeviceArray& psi, const std::string& precision,
-                   const std::string& criterion, const OptionalDeviceArray& candidates,
-                   const OptionalDeviceArray& evaluation, const DeviceArray& mean,
-                   const DeviceArray& outputs, const DeviceArray& variance,
-                   const DeviceArray& noise, double ridge, const DeviceArray& label_probs,
-                   const DeviceArray& weights, double label_scale, bool cross_entropy,
-                   double temperature, const OptionalDeviceArray& log_loss_targets,
-                   const DeviceArray& utilities, const DeviceMemory& workspace,
-                   std::uintptr_t stream) {
-        const ScoreCall call =
-            score_call(criterion, candidates, evaluation, mean, outputs, variance, noise, ridge,
-                       label_probs, weights, label_scale, cross_entropy, temperature,
-                       log_loss_targets, utilities);
+      [score_call](
+          const DeviceArray& psi, const std::string& precision, const std::string& criterion,
+          const OptionalDeviceArray& candidates, const OptionalDeviceArray& evaluation,
+          const DeviceArray& mean, const DeviceArray& outputs, const DeviceArray& variance,
+          const DeviceArray& noise, double ridge, const DeviceArray& label_probs,
+          const DeviceArray& weights, double label_scale, bool cross_entropy, double temperature,
+          const OptionalDeviceArray& log_loss_targets, const DeviceArray& utilities,
+          const DeviceMemory& workspace, std::uintptr_t stream) {
+        const ScoreCall call = score_call(criterion, candidates, evaluation, mean, outputs,
+                                          variance, noise, ridge, label_probs, weights, label_scale,
+                                          cross_entropy, temperature, log_loss_targets, utilities);
         const TensorView psi_view = view_of(psi, "psi");
         released([&] {
           score_features_cuda(psi_view, call, precision, workspace_of(workspace),
@@ -240,10 +242,9 @@ void register_cuda(py::module_& m) {
                    double temperature, const OptionalDeviceArray& log_loss_targets,
                    const DeviceArray& utilities, const DeviceMemory& workspace,
                    std::uintptr_t stream) {
-        const ScoreCall call =
-            score_call(criterion, candidates, evaluation, mean, outputs, variance, noise, ridge,
-                       label_probs, weights, label_scale, cross_entropy, temperature,
-                       log_loss_targets, utilities);
+        const ScoreCall call = score_call(criterion, candidates, evaluation, mean, outputs,
+                                          variance, noise, ridge, label_probs, weights, label_scale,
+                                          cross_entropy, temperature, log_loss_targets, utilities);
         const TensorView S_view = view_of(S, "S"), U_view = view_of(downdate, "downdate");
         released([&] {
           score_dense_cuda(S_view, U_view, update, call, workspace_of(workspace),
@@ -539,6 +540,61 @@ PYBIND11_MODULE(_core, m) {
         released([&] { triangular_solve_cpu(L_view, X_view, transpose, interrupt_pending); });
       },
       py::arg("L"), py::arg("X"), py::arg("transpose"));
+
+  m.def(
+      "sketch_add",
+      [](const py::array& values, std::int64_t start, std::uint64_t sign_key,
+         std::uint64_t shift_key, const py::array& out) {
+        const TensorView values_view = view_of(values, "values"),
+                         out_view = writable_view_of(out, "out");
+        released([&] { sketch_add_cpu(values_view, start, sign_key, shift_key, out_view); });
+      },
+      py::arg("values"), py::arg("start"), py::arg("sign_key"), py::arg("shift_key"),
+      py::arg("out"));
+
+  m.def(
+      "sketch_gradients",
+      [](const py::array& left, const py::array& left_positions, const py::array& left_columns,
+         const py::array& right, const py::array& right_positions, const py::array& right_columns,
+         std::int64_t start, std::uint64_t sign_key, std::uint64_t shift_key,
+         const py::array& out) {
+        const FactorView left_view{view_of(left, "left"), view_of(left_positions, "left_positions"),
+                                   view_of(left_columns, "left_columns")},
+            right_view{view_of(right, "right"), view_of(right_positions, "right_positions"),
+                       view_of(right_columns, "right_columns")};
+        const TensorView out_view = writable_view_of(out, "out");
+        released([&] {
+          sketch_gradients_cpu(left_view, right_view, start, sign_key, shift_key, out_view);
+        });
+      },
+      py::arg("left"), py::arg("left_positions"), py::arg("left_columns"), py::arg("right"),
+      py::arg("right_positions"), py::arg("right_columns"), py::arg("start"), py::arg("sign_key"),
+      py::arg("shift_key"), py::arg("out"));
+
+  m.def(
+      "gram_add",
+      [](const py::array& A, const py::array& B, const py::array& out, bool lower) {
+        const TensorView A_view = view_of(A, "A"), B_view = view_of(B, "B"),
+                         out_view = writable_view_of(out, "out");
+        released([&] { gram_add_cpu(A_view, B_view, out_view, lower, interrupt_pending); });
+      },
+      py::arg("A"), py::arg("B"), py::arg("out"), py::arg("lower"));
+
+  m.def(
+      "gram_ghost",
+      [](const py::array& left, const py::array& right, const py::array& left2,
+         const py::array& right2, const py::array& out, bool lower) {
+        const TensorView left_view = view_of(left, "left"), right_view = view_of(right, "right"),
+                         left2_view = view_of(left2, "left2"),
+                         right2_view = view_of(right2, "right2"),
+                         out_view = writable_view_of(out, "out");
+        released([&] {
+          gram_ghost_cpu(left_view, right_view, left2_view, right2_view, out_view, lower,
+                         interrupt_pending);
+        });
+      },
+      py::arg("left"), py::arg("right"), py::arg("left2"), py::arg("right2"), py::arg("out"),
+      py::arg("lower"));
 
   register_cuda(m);
 }

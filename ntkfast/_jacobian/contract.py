@@ -8,11 +8,14 @@ how the R combinations of outputs enter a Gram matrix: summed (R draws of one ke
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .layers import Block, Dense, EmbeddingBlock, EmbeddingSite, Site
+from .. import ops
+from .layers import Block, Dense, EmbeddingBlock, EmbeddingSite, Factor, Site
 from .sketch import KroneckerSketch
 
 # Floats per tile of per-sample gradients: large enough for the library's products, small enough
@@ -20,6 +23,8 @@ from .sketch import KroneckerSketch
 _TILE = 1 << 22
 # Rows (samples x positions) of a tile of ghost products.
 _GHOST_ROWS = 1024
+# The compiled operation has tiles of its own and only needs the factors spelled out.
+_GHOST_ROWS_COMPILED = 4096
 
 
 def row_tiles(site: Site, per_row: int, floats: int) -> Iterator[slice]:
@@ -85,6 +90,24 @@ def kronecker_tiles(
         yield samples, 0, total
 
 
+def is_compiled(sites: Sequence[Site]) -> bool:
+    """Whether compiled operations take a weight: on a CPU, neither grouped nor an embedding."""
+    return sites[0].delta.device.type == "cpu" and not any(
+        site.groups > 1 or isinstance(site, EmbeddingSite) for site in sites
+    )
+
+
+def factors(sites: Sequence[Site], dtype: torch.dtype) -> Iterator[tuple[int, Factor, Factor]]:
+    """Yield (combination, left, right), each of one combination, of every use of a weight."""
+    for site in sites:
+        both = site.factors(dtype)
+        for r in range(site.combinations):
+            left, right = (
+                replace(f, data=f.data[:, min(r, f.data.shape[1] - 1)][:, None]) for f in both
+            )
+            yield r, left, right
+
+
 def dense(sites: Sequence[Site], n: int, dtype: torch.dtype) -> Dense:
     """(n, R, p): the per-sample gradients of a weight."""
     first = sites[0]
@@ -95,11 +118,21 @@ def dense(sites: Sequence[Site], n: int, dtype: torch.dtype) -> Dense:
     return result
 
 
-def gram_dense(a: Tensor, b: Tensor, pairs: bool) -> Tensor:
-    """Inner products of gradients (n, R, m) and (n', R, m): (n R, n' R) or summed to (n, n')."""
-    if pairs:
-        return a.flatten(0, 1) @ b.flatten(0, 1).T
-    return a.flatten(1) @ b.flatten(1).T
+def gram_dense(a: Tensor, b: Tensor, pairs: bool, out: Tensor) -> None:
+    """Add inner products of gradients (n, R, m) and (n', R, m): (n R, n' R) or summed to (n, n').
+
+    Only the lower triangle when `a` is `b`; :func:`mirror` fills in the upper one.
+    """
+    x, y = (t.flatten(0, 1) if pairs else t.flatten(1) for t in (a, b))
+    if out.device.type == "cpu":
+        ops.gram_add(x.numpy(), y.numpy(), out.numpy(), lower=a is b)
+    elif a is b:
+        step = 64
+        for start in range(0, len(x), step):
+            stop = start + step
+            out[start:stop, :stop] += x[start:stop] @ x[:stop].T
+    else:
+        out += x @ y.T
 
 
 def costs(
@@ -134,10 +167,7 @@ def gram_direct(
     for rows in row_tiles(first[0], per_row, floats):
         a = _rows_of(first, n, rows, dtype)
         b = a if same else _rows_of(second, m, rows, dtype)
-        if same:
-            _add_symmetric(a, pairs, out)
-        else:
-            out += gram_dense(a, b, pairs)
+        gram_dense(a, b, pairs, out)
 
 
 def _rows_of(sites: Sequence[Site], n: int, rows: slice, dtype: torch.dtype) -> Tensor:
@@ -153,30 +183,13 @@ def _rows_of(sites: Sequence[Site], n: int, rows: slice, dtype: torch.dtype) -> 
     return result
 
 
-def _add_symmetric(a: Tensor, pairs: bool, out: Tensor) -> None:
-    """Add the upper block triangle of ``a a^T``; :func:`mirror` fills in the lower one."""
-    step = 64
-    for start in range(0, len(a), step):
-        block = gram_dense(a[start : start + step], a[start:], pairs)
-        scale = a.shape[1] if pairs else 1
-        out[start * scale : (start + step) * scale, start * scale :] += block
-
-
 def mirror(out: Tensor) -> None:
-    """Copy the upper triangle of a square matrix to the lower one."""
+    """Copy the lower triangle of a square matrix to the upper one."""
     step = 1024
     for i in range(0, len(out), step):
         diagonal = out[i : i + step, i : i + step]
-        diagonal.copy_(diagonal.triu() + diagonal.triu(1).T)
-        out[i + step :, i : i + step] = out[i : i + step, i + step :].T
-
-
-def add_dense(a: Tensor, b: Tensor, pairs: bool, out: Tensor) -> None:
-    """Add the Gram block of dense gradients (its upper triangle when `a` is `b`)."""
-    if a is b:
-        _add_symmetric(a, pairs, out)
-    else:
-        out += gram_dense(a, b, pairs)
+        diagonal.copy_(diagonal.tril() + diagonal.tril(-1).T)
+        out[i : i + step, i + step :] = out[i + step :, i : i + step].T
 
 
 def gram_ghost(
@@ -188,16 +201,37 @@ def gram_ghost(
     """
     symmetric = first is second
     scale = first[0].combinations if pairs else 1
-    step = max(1, _GHOST_ROWS // (scale * max(s.positions for s in (*first, *second))))
+    compiled = is_compiled([*first, *second]) and scale == 1
+    rows_at_once = _GHOST_ROWS_COMPILED if compiled else _GHOST_ROWS
+    step = max(1, rows_at_once // (scale * max(s.positions for s in (*first, *second))))
     for i in range(0, n, step):
         left = [site.block(slice(i, min(i + step, n)), out.dtype) for site in first]
-        for j in range(i if symmetric else 0, m, step):
+        for j in range(0, i + 1 if symmetric else m, step):
             right = [site.block(slice(j, min(j + step, m)), out.dtype) for site in second]
             rows = slice(i * scale, min(i + step, n) * scale)
             columns = slice(j * scale, min(j + step, m) * scale)
             for a in left:
                 for b in right:
-                    out[rows, columns] += ghost_product(a, b, pairs)
+                    if compiled:
+                        _add_ghost(a, b, out[rows, columns])
+                    else:
+                        out[rows, columns] += ghost_product(a, b, pairs)
+
+
+def _add_ghost(a: Block, b: Block, out: Tensor) -> None:
+    """Add the ghost Gram of two blocks of one group, summed over combinations."""
+
+    def factor(value: Tensor, r: int) -> Any:
+        return value[:, min(r, value.shape[1] - 1), 0].contiguous().numpy()
+
+    for r in range(max(a.left.shape[1], a.right.shape[1])):
+        ops.gram_ghost(
+            factor(a.left, r),
+            factor(a.right, r),
+            factor(b.left, r),
+            factor(b.right, r),
+            out.numpy(),
+        )
 
 
 def ghost_product(a: Block, b: Block, pairs: bool) -> Tensor:

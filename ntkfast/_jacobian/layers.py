@@ -69,6 +69,38 @@ class Block:
 
 
 @dataclass
+class Factor:
+    """One factor of a weight's gradients without spelling out its positions.
+
+    data (n, R or 1, m) contiguous; entry (t, c) of a sample is ``data[positions[t] + columns[c]]``.
+    """
+
+    data: Tensor
+    positions: Tensor
+    columns: Tensor
+
+    @staticmethod
+    def positions_first(data: Tensor) -> Factor:
+        """Return the factor (n, R or 1, T, columns)."""
+        positions, columns = data.shape[2:]
+        return Factor(
+            data.contiguous().flatten(2), torch.arange(positions) * columns, torch.arange(columns)
+        )
+
+    @staticmethod
+    def channels_first(data: Tensor) -> Factor:
+        """Return the factor (n, R or 1, q, columns, *spatial) with positions (q, *spatial)."""
+        q, columns = data.shape[2:4]
+        places = math.prod(data.shape[4:])
+        calls = torch.arange(q)[:, None] * (columns * places)
+        return Factor(
+            data.contiguous().flatten(2),
+            (calls + torch.arange(places)).flatten(),
+            torch.arange(columns) * places,
+        )
+
+
+@dataclass
 class Site(ABC):
     """One call of a layer with a weight of `rows` x `size`, in `groups` groups of rows."""
 
@@ -100,6 +132,10 @@ class Site(ABC):
         """Return a block of which only :meth:`Block.gradient` will be used."""
         return self.block(samples, dtype)
 
+    def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
+        """Return left and right of an ungrouped weight, as the compiled operations take them."""
+        raise NotImplementedError
+
 
 @dataclass
 class LinearSite(Site):
@@ -110,6 +146,10 @@ class LinearSite(Site):
             self.delta[samples, :, None].to(dtype),
             self.x[samples, None, None].to(dtype),
         )
+
+    def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
+        left = Factor.positions_first(self.delta.to(dtype))
+        return left, Factor.positions_first(self.x[:, None].to(dtype))
 
 
 @dataclass
@@ -155,14 +195,7 @@ class Geometry:
                 slice(0, (c - 1) * s + 1, s) for c, s in zip(counts, self.stride, strict=True)
             )
             return x[(slice(None), slice(None), *steps)].reshape(n, channels, 1, -1)
-        # Room for the last window, which an output_padding may put beyond the padded input.
-        pad: list[int] = []
-        for axis in reversed(range(len(counts))):
-            reach = (counts[axis] - 1) * self.stride[axis]
-            reach += self.dilation[axis] * (self.kernel[axis] - 1) + 1
-            before = self.padding[axis]
-            pad += [before, max(0, reach - x.shape[2 + axis] - before)]
-        x = F.pad(x, pad).contiguous()
+        x = self._padded(x, counts)
         spatial = x.stride()[2:]
         kernel_strides = [s * d for s, d in zip(spatial, self.dilation, strict=True)]
         window_strides = [s * t for s, t in zip(spatial, self.stride, strict=True)]
@@ -171,6 +204,32 @@ class Geometry:
             (x.stride(0), x.stride(1), *kernel_strides, *window_strides),
         )
         return view.reshape(n, channels, math.prod(self.kernel), math.prod(counts))
+
+    def _padded(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """Return x (n, C, *spatial) with room for all windows."""
+        # That of the last one may lie beyond the padding, because of an output_padding.
+        pad: list[int] = []
+        for axis in reversed(range(len(counts))):
+            reach = (counts[axis] - 1) * self.stride[axis]
+            reach += self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            before = self.padding[axis]
+            pad += [before, max(0, reach - x.shape[2 + axis] - before)]
+        return (F.pad(x, pad) if any(pad) else x).contiguous()
+
+    def factor(self, x: Tensor, counts: tuple[int, ...]) -> Factor:
+        """Return the windows of x (n, R or 1, q, C, *spatial): positions (q, T), columns (C, K)."""
+        n, combinations, q, channels = x.shape[:4]
+        x = self._padded(x.flatten(0, 2), counts)
+        spatial = x.shape[2:]
+        positions, columns = torch.arange(q) * x[0].numel(), torch.arange(channels)
+        columns = columns * math.prod(spatial)
+        for axis, count in enumerate(counts):
+            step = math.prod(spatial[axis + 1 :])
+            place = torch.arange(count) * (self.stride[axis] * step)
+            positions = (positions[:, None] + place).flatten()
+            inside = torch.arange(self.kernel[axis]) * (self.dilation[axis] * step)
+            columns = (columns[:, None] + inside).flatten()
+        return Factor(x.reshape(n, combinations, -1), positions, columns)
 
 
 @dataclass
@@ -228,6 +287,11 @@ class ConvolutionSite(Site):
             )
         return self.block(samples, dtype)
 
+    def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
+        counts = tuple(self.delta.shape[4:])
+        right = self.geometry.factor(self.x[:, None].to(dtype), counts)
+        return Factor.channels_first(self.delta.to(dtype)), right
+
 
 @dataclass
 class TransposedSite(Site):
@@ -242,6 +306,10 @@ class TransposedSite(Site):
         right = windows.reshape(n, self.combinations, q, self.groups, self.size, -1)
         left = x.reshape(n, q, self.groups, self.rows // self.groups, -1).permute(0, 2, 1, 4, 3)
         return Block(left.flatten(2, 3)[:, None], right.permute(0, 1, 3, 2, 5, 4).flatten(3, 4))
+
+    def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
+        right = self.geometry.factor(self.delta.to(dtype), tuple(self.x.shape[3:]))
+        return Factor.channels_first(self.x[:, None].to(dtype)), right
 
 
 Dense: TypeAlias = Tensor

@@ -118,7 +118,7 @@ def gram_block(
         else:
             left = _dense(first, a.n, out.dtype)
             right = left if first is second else _dense(second, b.n, out.dtype)
-            contract.add_dense(left, right, pairs, out)
+            contract.gram_dense(left, right, pairs, out)
     if a is b:
         contract.mirror(out)
     return out

@@ -21,6 +21,9 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from .. import ops
+from .layers import Factor
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -114,10 +117,32 @@ class CountSketch:
         return (index + shift) % self.dim, 1 - 2 * bits
 
     def add(self, values: Tensor, start: int, out: Tensor) -> None:
-        """Add to `out` (n, dim) the entries `values` (n, m) of the m parameters from `start` on.
+        """Add to `out` (n, dim) the entries `values` (n, m) of the m parameters from `start` on."""
+        if out.device.type == "cpu":
+            ops.sketch_add(values.numpy(), start, self._sign_key, self._shift_key, out.numpy())
+        else:
+            self.add_by_runs(values, start, out)
 
-        This is the operation a compiled kernel replaces: it reads `values` once, with unit stride.
+    def add_gradients(self, left: Factor, right: Factor, start: int, out: Tensor) -> None:
+        """Add to `out` (n, dim) the gradients ``left^T right`` (n, 1, .) of a weight at `start`.
+
+        The gradients never exist. Only on a CPU.
         """
+        ops.sketch_gradients(
+            left.data[:, 0].numpy(),
+            left.positions.numpy(),
+            left.columns.numpy(),
+            right.data[:, 0].numpy(),
+            right.positions.numpy(),
+            right.columns.numpy(),
+            start,
+            self._sign_key,
+            self._shift_key,
+            out.numpy(),
+        )
+
+    def add_by_runs(self, values: Tensor, start: int, out: Tensor) -> None:
+        """Do as :meth:`add`, with torch on any device: the reference of the compiled operation."""
         count = values.shape[1]
         if count == 0:
             return
