@@ -38,8 +38,10 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+/// Without the 1, ptxas aims at more blocks per multiprocessor and spills registers for it.
 template <class Kernel, class Args>
-__global__ void __launch_bounds__(Kernel::kThreads) run_kernel(const __grid_constant__ Args args) {
+__global__ void __launch_bounds__(Kernel::kThreads, 1)
+    run_kernel(const __grid_constant__ Args args) {
   Kernel::body(Context{}, args);
 }
 

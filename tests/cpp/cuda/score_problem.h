@@ -88,6 +88,7 @@ struct Problem {
       std::iota(to.begin(), to.end(), std::int64_t{0});
       if (!in_order) std::shuffle(to.begin(), to.end(), random);
       to.resize(static_cast<std::size_t>(count));
+      to.shrink_to_fit();  // so that the sanitizer sees a step beyond the end
     };
     choose(candidates, Nc);
     choose(evaluation, Nx);
