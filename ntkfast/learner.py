@@ -111,6 +111,7 @@ class LookAheadLearner:
         self.label_scale = label_scale
         self.classes = classes
         self.seed = seed
+        self._outputs = outputs
         self.ntk = EmpiricalNTK(
             model,
             outputs,
@@ -144,11 +145,20 @@ class LookAheadLearner:
         -------
         LookAheadLearner
             Itself.
+
+        Raises
+        ------
+        ValueError
+            Labels that do not fit the model's outputs; with cross-entropy a model that returns one
+            logit, or probabilities instead of logits; probabilities with ``outputs="sum"``.
         """
-        features, outputs = self.ntk.features(X_pool), self.ntk.outputs(X_pool)
+        outputs = self.ntk.outputs(X_pool)
         k = outputs.shape[1]
+        self._check_outputs(outputs)
         labels = _labels("y_labeled", [] if y_labeled is None else y_labeled)
         classes = self._classes_of(labels, k)
+        features = self.ntk.features(X_pool)
+        self._check_features(features, outputs)
         labeled_features = labeled_outputs = targets = None
         if len(labels):
             targets = _encode("y_labeled", labels, classes)
@@ -213,6 +223,39 @@ class LookAheadLearner:
         posterior = self.posterior
         return posterior.predict(self.ntk.features(X), self.ntk.outputs(X))
 
+    def _check_outputs(self, outputs: Any) -> None:
+        """Refuse a network whose outputs are not what the loss reads."""
+        if self.loss != "cross_entropy":
+            return
+        if outputs.shape[1] == 1:
+            raise ValueError(
+                "the model has one output, and the soft-max of one logit is always 1: give a "
+                "one-logit classifier two columns, [0, logit], and classes 0 and 1, or pass "
+                "loss='squared' for a regression"
+            )
+        if _are_probabilities(outputs):
+            raise ValueError(
+                "the model returns probabilities; loss='cross_entropy' needs logits: pass the "
+                "network without its Softmax, or loss='squared'"
+            )
+
+    def _check_features(self, features: Any, outputs: Any) -> None:
+        """Refuse the gradient of a sum that is always one: it is made of rounding errors.
+
+        Only a Softmax has it near zero: 1e-8 is far above its rounding (1e-16 times the kernel of
+        the logits) and far below the kernel of any network whose outputs merely sum to one.
+        """
+        if (
+            self._outputs == "sum"
+            and _are_probabilities(outputs)
+            and float((features**2).sum(1).mean()) < 1e-8
+        ):
+            raise ValueError(
+                "the model returns probabilities, whose sum is always 1, so that outputs='sum' "
+                "has no gradient: pass the network without its Softmax, or outputs='random' or "
+                "'single'"
+            )
+
     def _classes_of(self, labels: Array, k: int) -> Array:
         """Label of each of the k outputs."""
         if self.classes is not None:
@@ -233,6 +276,13 @@ class LookAheadLearner:
                 "output is which? Name them in order with classes=[...]"
             )
         return classes
+
+
+def _are_probabilities(outputs: Any) -> bool:
+    """Whether every row (of at least two numbers) is a probability distribution."""
+    return bool(
+        outputs.shape[1] > 1 and (outputs >= 0).all() and (abs(outputs.sum(1) - 1) <= 1e-4).all()
+    )
 
 
 def _labels(name: str, y: Any) -> Array:

@@ -171,7 +171,34 @@ def test_what_is_refused(problem):
     assert torch.equal(learner.posterior.mean, before)
 
 
-def test_one_logit_is_explained(problem):
-    model = nn.Linear(6, 1)
+@pytest.mark.parametrize("labels", [[0] * 20, [0, 1] * 10, ["cat", "dog"] * 10, None])
+def test_one_logit_is_explained(problem, labels):
+    X = None if labels is None else problem["pool"][:20]
     with pytest.raises(ValueError, match=r"two columns, \[0, logit\]"):
-        LookAheadLearner(model).fit(problem["X"], problem["y"] % 2 * 0, problem["pool"])
+        LookAheadLearner(nn.Linear(6, 1)).fit(X, labels, problem["pool"])
+
+
+def test_probabilities_are_explained(problem):
+    X, y, pool = (problem[key] for key in ("X", "y", "pool"))
+    model = nn.Sequential(problem["model"], nn.Softmax(1))
+    for outputs in ("sum", "random"):
+        with pytest.raises(ValueError, match=r"returns probabilities; .* without its Softmax, or"):
+            LookAheadLearner(model, outputs=outputs).fit(X, y, pool)
+    with pytest.raises(ValueError, match=r"sum is always 1, .* outputs='random' or 'single'"):
+        LookAheadLearner(model, loss="squared").fit(X, y, pool)
+    for outputs in ("random", "single"):
+        learner = LookAheadLearner(model, loss="squared", outputs=outputs).fit(X, y, pool)
+        assert learner.query(3).utilities.min() > 1e-8
+    logarithms = nn.Sequential(problem["model"], nn.LogSoftmax(1))
+    assert LookAheadLearner(logarithms).fit(X, y, pool).query(3).utilities.min() > 1e-8
+
+
+def test_outputs_that_merely_sum_to_one(problem):
+    # Least squares on one-hot targets ends there, with a kernel like any other.
+    model = nn.Linear(6, 3)
+    with torch.no_grad():
+        model.weight.mul_(1e-3)
+        model.weight -= model.weight.mean(0)
+        model.bias.fill_(1 / 3)
+    learner = LookAheadLearner(model, loss="squared")
+    assert len(learner.fit(problem["X"], problem["y"], problem["pool"]).query(3).indices) == 3
