@@ -5,10 +5,12 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/status.h"
@@ -82,8 +84,10 @@ class Pool {
     done_.wait(lock, [this] { return active_ == 0; });
     body_ = nullptr;  // a worker that wakes late finds nothing to do
     const bool stopped = stop_.load();
+    const std::exception_ptr failure = std::exchange(failure_, nullptr);
     lock.unlock();
     busy_.store(false);
+    if (failure) std::rethrow_exception(failure);
     if (stopped) throw Interrupted();
     return true;
   }
@@ -120,8 +124,14 @@ class Pool {
     while (!stop_.load(std::memory_order_relaxed)) {
       const std::int64_t unit = next_.fetch_add(1);
       if (unit >= units_) return;
-      body(unit, worker);
-      if (should_stop(interrupted)) stop_.store(true);
+      try {
+        body(unit, worker);
+        if (should_stop(interrupted)) stop_.store(true);
+      } catch (...) {  // the caller gets the first failure; the pool stays usable
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+        stop_.store(true);
+      }
     }
   }
 
@@ -133,6 +143,7 @@ class Pool {
   std::atomic<bool> stop_{false}, busy_{false};
   std::uint64_t generation_ = 0;
   int active_ = 0;
+  std::exception_ptr failure_;
   bool started_ = false;  // by the first holder of busy_
 };
 

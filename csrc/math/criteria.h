@@ -93,8 +93,11 @@ struct Baseline {
   }
 };
 
+/// The value in the compute type, kept far enough from its largest number that products stay
+/// finite.
 template <class T>
-NTKFAST_HD NTKFAST_INLINE T clamped(double value, double limit) {
+NTKFAST_HD NTKFAST_INLINE T bounded(double value) {
+  const double limit = -static_cast<double>(logit_floor<T>());
   return static_cast<T>(value < -limit ? -limit : value > limit ? limit : value);
 }
 
@@ -106,8 +109,7 @@ template <class T>
 NTKFAST_HD NTKFAST_INLINE void prepare_logits(const Settings& settings, double unit,
                                               const PointInputs& x, Prepared<T> out) {
   const double largest = x.F[argmax(x.F, settings.classes)];
-  for (int j = 0; j < settings.classes; ++j)
-    out[j] = clamped<T>((x.F[j] - largest) * unit, -static_cast<double>(logit_floor<T>()));
+  for (int j = 0; j < settings.classes; ++j) out[j] = bounded<T>((x.F[j] - largest) * unit);
 }
 
 /// Layout of a candidate of a label criterion: A per unit of covariance, 1 + max |B|, B (k), P (k).
@@ -123,7 +125,7 @@ NTKFAST_HD NTKFAST_INLINE void prepare_labels(const Settings& settings, double u
     high = B(j) > high ? B(j) : high;
   }
   const double centre = 0.5 * (low + high);
-  out[0] = clamped<T>(settings.label_scale * unit * step_per_covariance(c), 1e30);
+  out[0] = bounded<T>(settings.label_scale * unit * step_per_covariance(c));
   out[1] = static_cast<T>(1 + 0.5 * (high - low));
   for (int j = 0; j < k; ++j) {
     out[2 + j] = static_cast<T>(B(j) - centre);
@@ -185,7 +187,7 @@ struct ExpectedLogLoss {
       if (x.q[j] > 0) mean += x.q[j] * (x.F[j] - largest) * unit;
       out[1 + s.classes + j] = static_cast<T>(x.q[j]);
     }
-    out[0] = clamped<T>(mean, -static_cast<double>(logit_floor<T>()));
+    out[0] = bounded<T>(mean);
     prepare_logits(s, unit, x, Prepared<T>{out.data + out.stride, out.stride});
   }
   template <class T>
@@ -337,7 +339,7 @@ struct Mlmoc {
       norm += r * r;
       out[2 + j] = static_cast<T>(r);
     }
-    out[0] = clamped<T>(step_per_covariance(c), 1e30);
+    out[0] = bounded<T>(step_per_covariance(c));
     out[1] = static_cast<T>(norm);
   }
   template <int K, class V, class Point, class Candidate>
@@ -366,7 +368,7 @@ struct Emoc {
                                            Prepared<T> out) {
     const Baseline B(s, c);
     const int k = s.classes;
-    out[0] = clamped<T>(step_per_covariance(c), 1e30);
+    out[0] = bounded<T>(step_per_covariance(c));
     out[1] = static_cast<T>(s.label_scale);
     double B_B = 0;
     for (int j = 0; j < k; ++j) B_B += B(j) * B(j);
@@ -415,7 +417,7 @@ struct VarianceReduction {
   template <class T>
   static NTKFAST_HD void prepare_candidate(const Settings&, const CandidateInputs& c,
                                            Prepared<T> out) {
-    out[0] = clamped<T>(sqrt(step_per_covariance(c)), 1e30);
+    out[0] = bounded<T>(sqrt(step_per_covariance(c)));
   }
   template <int K, class V, class Point, class Candidate>
   static NTKFAST_HD NTKFAST_INLINE V value(int, V S, const Point&, const Candidate& c, V*) {
@@ -436,7 +438,7 @@ struct Epig {
   template <class T>
   static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
     const double factor = 1.0 / (x.variance + s.ridge);
-    out[0] = clamped<T>(sqrt(factor), 1e30);
+    out[0] = bounded<T>(sqrt(factor));
     out[1] = static_cast<T>(x.variance * factor);
     out[2] = static_cast<T>(s.ridge * factor);
   }
@@ -444,7 +446,7 @@ struct Epig {
   static NTKFAST_HD void prepare_candidate(const Settings&, const CandidateInputs& c,
                                            Prepared<T> out) {
     const double factor = step_per_covariance(c);
-    out[0] = clamped<T>(sqrt(factor), 1e30);
+    out[0] = bounded<T>(sqrt(factor));
     out[1] = static_cast<T>(c.variance * factor);
     out[2] = static_cast<T>(factor > 0 ? c.noise * factor : 1.0);
   }

@@ -34,6 +34,17 @@ struct LabelScratch<0, V> {
   NTKFAST_HD NTKFAST_INLINE LabelScratch(V* scratch, int k) : w(scratch), u(scratch + k) {}
 };
 
+/// Bounds that keep every intermediate finite. A logit this far below another has probability zero,
+/// and a step A this large is decided.
+template <class T>
+NTKFAST_HD constexpr T logit_floor() {
+  return static_cast<T>(sizeof(T) == sizeof(float) ? -1e30 : -1e200);
+}
+template <class T>
+NTKFAST_HD constexpr T step_limit() {
+  return static_cast<T>(sizeof(T) == sizeof(float) ? 1e15 : 1e100);
+}
+
 /// The largest and second largest of a stream of values, and where the largest was seen first.
 template <class V>
 struct TopTwo {
@@ -48,19 +59,11 @@ struct TopTwo {
     where = select(above_first, index, where);
     first = select(above_first, value, first);
   }
-  static NTKFAST_HD NTKFAST_INLINE V lowest() { return V(scalar_of<V>(-3e38)); }
+  static NTKFAST_HD NTKFAST_INLINE V lowest() {
+    return V(scalar_of<V>(1e8) * logit_floor<scalar_of<V>>());
+  }
 };
 
-/// Bounds that keep every intermediate finite. A logit this far below another has probability zero,
-/// and a step A this large is decided, in either precision.
-template <class T>
-NTKFAST_HD constexpr T logit_floor() {
-  return T(-1e30);
-}
-template <class T>
-NTKFAST_HD constexpr T step_limit() {
-  return T(1e15);
-}
 /// |A| (1 + max |B|) up to which plain sums with reference 0 lose at most four bits.
 template <class T>
 NTKFAST_HD constexpr T moderate_step() {
