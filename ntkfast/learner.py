@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .arrays import Array, as_numpy
+from .arrays import Array, as_floats, as_indices, as_numpy
 from .criteria import find
 from .ntk import EmpiricalNTK
 from .posterior import Loss, Posterior
@@ -28,7 +28,8 @@ class LookAheadLearner:
     model : torch.nn.Module
         The trained network, k outputs per point.
     loss : {"cross_entropy", "squared"}
-        What it was trained with.
+        What it was trained with. With squared loss and one output the labels are numbers: a
+        regression (with several, give the targets to `Posterior`).
     criterion : str
         A name of `ntkfast.criteria`; "auto": fisher_variance_reduction for cross-entropy,
         variance_reduction for squared loss. (`expected_log_loss` needs targets: use `select`.)
@@ -41,7 +42,7 @@ class LookAheadLearner:
         See `Posterior.from_features`.
     classes : sequence, optional
         Label of each output. Default: 0, ..., k - 1 for integer labels, else the sorted labels of
-        `fit`, which then must be k different ones.
+        `fit`, which then must be k different ones. None for a regression.
     seed : int
         Of the evaluation points and of the sketch.
     outputs, draws, sketch, dim, layers, memory_budget
@@ -51,8 +52,8 @@ class LookAheadLearner:
     ----------
     posterior : Posterior
         State after `fit` and `update`; its points are the pool.
-    classes_ : ndarray (k,)
-        Label of each output, known after `fit`.
+    classes_ : ndarray (k,) or None
+        Label of each output, known after `fit`; None for a regression.
 
     Examples
     --------
@@ -139,7 +140,8 @@ class LookAheadLearner:
         X_labeled, X_pool : Tensor, ndarray, dict of them, Dataset or DataLoader
             Inputs of the model. `X_labeled` may be None, or empty, without labels.
         y_labeled : array (n,) or None
-            Their labels, of any kind that `classes` names: integers, strings, ...
+            Their labels, of any kind that `classes` names: integers, strings, ...; for a regression
+            numbers, (n,) or (n, 1).
 
         Returns
         -------
@@ -155,13 +157,18 @@ class LookAheadLearner:
         outputs = self.ntk.outputs(X_pool)
         k = outputs.shape[1]
         self._check_outputs(outputs)
-        labels = _labels("y_labeled", [] if y_labeled is None else y_labeled)
-        classes = self._classes_of(labels, k)
+        y_labeled = [] if y_labeled is None else y_labeled
+        if k == 1:
+            classes = None
+            labels = _numbers("y_labeled", y_labeled)
+        else:
+            labels = _labels("y_labeled", y_labeled)
+            classes = self._classes_of(labels, k)
         features = self.ntk.features(X_pool)
         self._check_features(features, outputs)
         labeled_features = labeled_outputs = targets = None
         if len(labels):
-            targets = _encode("y_labeled", labels, classes)
+            targets = labels if classes is None else _encode("y_labeled", labels, classes)
             labeled_features = self.ntk.features(X_labeled)
             labeled_outputs = self.ntk.outputs(X_labeled)
             if len(labeled_outputs) != len(labels):
@@ -186,7 +193,7 @@ class LookAheadLearner:
         if self.evaluation_size is not None and self.evaluation_size < N:
             rng = np.random.default_rng(self.seed)
             self._evaluation = np.sort(rng.choice(N, self.evaluation_size, replace=False))
-        self.classes_ = classes
+        self.classes_: Array | None = classes
         self._posterior = posterior
         return self
 
@@ -213,19 +220,39 @@ class LookAheadLearner:
             Their labels, as in `fit`.
         """
         posterior = self.posterior
-        posterior.condition(indices, _encode("y", _labels("y", y), self.classes_))
+        if self.classes_ is None:
+            targets = _numbers("y", y)
+        else:
+            targets = _encode("y", _labels("y", y), self.classes_)
+        block = as_indices("indices", indices, len(posterior), duplicates=True)
+        if len(targets) != len(block):
+            raise ValueError(f"y has {len(targets)} labels; indices name {len(block)} points")
+        posterior.condition(block, targets)
 
     def predict(self, X: Any) -> Any:
         """Return outputs (m, k) of the updated model at any points, float64.
 
-        Logits for cross-entropy. The class of each is ``classes_[predict(X).argmax(1)]``.
+        Logits for cross-entropy, numbers for a regression. The class of each is
+        ``classes_[predict(X).argmax(1)]``.
         """
         posterior = self.posterior
         return posterior.predict(self.ntk.features(X), self.ntk.outputs(X))
 
     def _check_outputs(self, outputs: Any) -> None:
-        """Refuse a network whose outputs are not what the loss reads."""
+        """Refuse a network whose outputs are not what loss and criterion read."""
         if self.loss != "cross_entropy":
+            row = find(self.criterion)
+            if outputs.shape[1] == 1 and (row.look_ahead or row.fisher):
+                raise ValueError(
+                    f"{self.criterion} compares classes, and the model has one output: use "
+                    "variance_reduction or epig, or give a one-logit classifier two columns, "
+                    "[0, logit]"
+                )
+            if outputs.shape[1] == 1 and self.classes is not None:
+                raise ValueError(
+                    f"classes is {self.classes!r}; a model with one output and squared loss has "
+                    "none: its labels are numbers"
+                )
             return
         if outputs.shape[1] == 1:
             raise ValueError(
@@ -294,6 +321,21 @@ def _labels(name: str, y: Any) -> Array:
     if labels.ndim != 1:
         raise ValueError(f"{name} has shape {labels.shape}; expected one label per point, (n,)")
     return labels
+
+
+def _numbers(name: str, y: Any) -> Array:
+    """Targets (n,) of a regression on one output, float64, from numbers (n,) or (n, 1)."""
+    try:
+        values = as_numpy(name, y)
+    except TypeError:  # objects, among them None
+        values = np.asarray(None)
+    if values.dtype.kind not in "iuf":
+        raise TypeError(
+            f"{name} must be numbers, (n,) or (n, 1): the model has one output and squared loss"
+        )
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    return as_floats(name, values.astype(np.float64), (None,))
 
 
 def _encode(name: str, labels: Array, classes: Array) -> Array:

@@ -161,7 +161,7 @@ def test_what_is_refused(problem):
     before = learner.posterior.mean
     for indices, labels, message in (
         ([1], [7], r"y\[0\] = 7 is none of the classes"),
-        ([1, 2], [0], "targets has shape"),
+        ([1, 2], [0], "y has 1 labels; indices name 2 points"),
         ([400], [0], "out of range"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -202,3 +202,75 @@ def test_outputs_that_merely_sum_to_one(problem):
         model.bias.fill_(1 / 3)
     learner = LookAheadLearner(model, loss="squared")
     assert len(learner.fit(problem["X"], problem["y"], problem["pool"]).query(3).indices) == 3
+
+
+@pytest.fixture(scope="module")
+def regression():
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(120, 6, generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    X, y = X.double(), torch.sin(X[:, 0] + X[:, 1]).double()
+    return dict(model=model, X=X[:10], y=y[:10], pool=X[10:90], pool_y=y[10:90], test=X[90:],
+                test_y=y[90:])  # fmt: skip
+
+
+@pytest.mark.parametrize("criterion", ["auto", "epig"])
+def test_regression(regression, criterion):
+    model, X, y, pool = (regression[key] for key in ("model", "X", "y", "pool"))
+    learner = LookAheadLearner(
+        model, loss="squared", criterion=criterion, sketch=None, evaluation_size=None, ridge=1e-2
+    )
+    learner.fit(X, y, pool)
+    assert learner.classes_ is None
+    first = (learner.predict(regression["test"])[:, 0] - regression["test_y"]).square().mean()
+    picked = learner.query(30)
+    learner.update(picked.indices, regression["pool_y"][picked.indices])
+    found = learner.predict(regression["test"])
+    assert found.shape == (30, 1) and found.dtype == torch.float64
+    assert (found[:, 0] - regression["test_y"]).square().mean() < first
+    # The same by hand: f(x) + K(x, L) (K_LL + lam)^-1 (y - f(L)).
+    ntk = nf.EmpiricalNTK(model)
+    seen = torch.cat([X, pool[picked.indices]])
+    labels = torch.cat([y, regression["pool_y"][picked.indices]])
+    K = ntk.gram(seen) + 1e-2 * torch.eye(40)
+    with torch.no_grad():
+        residual = labels[:, None] - model(seen)
+        by_hand = model(regression["test"])
+    by_hand = by_hand + ntk.gram(regression["test"], seen) @ torch.linalg.solve(K, residual)
+    torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=1e-6)
+
+
+def test_targets_of_a_regression(regression):
+    model, X, y, pool = (regression[key] for key in ("model", "X", "y", "pool"))
+    fit = lambda *data: LookAheadLearner(model, loss="squared").fit(*data, pool)  # noqa: E731
+    plain = fit(X, y)
+    plain.update([3, 4], [1.0, 2.0])
+    for targets, new in (
+        (y[:, None], torch.tensor([[1.0], [2.0]])),
+        (y.numpy(), np.array([1, 2])),
+        (y.tolist(), [1, 2]),
+    ):
+        learner = fit(X, targets)
+        learner.update([3, 4], new)
+        np.testing.assert_array_equal(learner.posterior.mean, plain.posterior.mean)
+    cold = fit(None, None)
+    cold.update(cold.query(2).indices, [0.5, -0.5])
+    for targets, error, message in (
+        (["cat"] * 10, TypeError, "y_labeled must be numbers"),
+        ([None] * 10, TypeError, "y_labeled must be numbers"),
+        (torch.zeros(10, 2), ValueError, "y_labeled has shape"),
+        ([float("nan")] * 10, ValueError, "y_labeled contains NaN at index 0"),
+        ([0.5] * 9, ValueError, "y_labeled has 9 labels; X_labeled has 10 points"),
+    ):
+        with pytest.raises(error, match=message):
+            fit(X, targets)
+    for settings, message in (
+        (dict(criterion="emoc"), "emoc compares classes"),
+        (dict(criterion="fisher_variance_reduction"), "compares classes"),
+        (dict(classes=[0, 1]), "labels are numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LookAheadLearner(model, loss="squared", **settings).fit(X, y, pool)
+    with pytest.raises(ValueError, match="y has 1 labels; indices name 2 points"):
+        plain.update([1, 2], [0.5])
