@@ -76,7 +76,7 @@ class LookAheadLearner:
         seed: int = 0,
         outputs: Literal["sum", "single", "random", "full"] | int = "sum",
         draws: int = 1,
-        sketch: Literal["sparse"] | None = "sparse",
+        sketch: Literal["sparse", "kronecker"] | None = "sparse",
         dim: int = 4096,
         layers: Literal["last"] | Sequence[str] | None = None,
         memory_budget: int = 2**31,
@@ -286,13 +286,18 @@ class LookAheadLearner:
     def _classes_of(self, labels: Array, k: int) -> Array:
         """Label of each of the k outputs."""
         if self.classes is not None:
-            classes = np.asarray(self.classes)
+            classes = _labels("classes", self.classes)
             if classes.shape != (k,) or len(set(classes.tolist())) < k:
                 raise ValueError(
                     f"classes must name the model's {k} outputs once each; got {self.classes!r}"
                 )
             return classes
-        found = np.unique(labels)
+        try:
+            found = np.unique(labels)
+        except TypeError:  # objects without an order
+            raise TypeError(
+                "y_labeled holds labels that have no order: name them with classes=[...]"
+            ) from None
         if labels.dtype.kind in "iub" or len(labels) == 0:
             classes = np.arange(k)
         elif len(found) == k:
@@ -313,13 +318,28 @@ def _are_probabilities(outputs: Any) -> bool:
 
 
 def _labels(name: str, y: Any) -> Array:
-    """Labels (n,) of any type."""
+    """Labels (n,) of any one type."""
     if isinstance(y, np.ndarray) or not hasattr(y, "__dlpack__"):
-        labels = np.asarray(y)
+        try:
+            labels = np.asarray(y)
+        except ValueError:  # a ragged list
+            raise TypeError(f"{name} is not a sequence of labels, one per point, (n,)") from None
     else:
         labels = as_numpy(name, y)
     if labels.ndim != 1:
         raise ValueError(f"{name} has shape {labels.shape}; expected one label per point, (n,)")
+    # Of numbers among strings numpy makes strings.
+    if labels.dtype.kind == "O" or (labels.dtype.kind in "US" and not isinstance(y, np.ndarray)):
+        for i, label in enumerate(y):
+            if label is None:
+                raise ValueError(f"{name}[{i}] is None: every point needs a label")
+        first = next(iter(y), None)
+        for i, label in enumerate(y):
+            if isinstance(label, str) != isinstance(first, str):
+                raise TypeError(
+                    f"{name} mixes strings and other labels: {name}[0] = {first!r}, "
+                    f"{name}[{i}] = {label!r}"
+                )
     return labels
 
 

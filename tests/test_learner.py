@@ -163,12 +163,52 @@ def test_what_is_refused(problem):
         ([1], [7], r"y\[0\] = 7 is none of the classes"),
         ([1, 2], [0], "y has 1 labels; indices name 2 points"),
         ([400], [0], "out of range"),
+        ([1, 2], ["cat"], r"y\[0\] = 'cat' is none of the classes 0, 1, 2"),
     ):
         with pytest.raises(ValueError, match=message):
             learner.update(indices, labels)
     with pytest.raises(ValueError, match="batch_size is 121"):
         learner.query(121)
     assert torch.equal(learner.posterior.mean, before)
+
+
+def test_labels_that_are_none(problem):
+    model, X, pool = (problem[key] for key in ("model", "X", "pool"))
+    unordered = np.array([object() for _ in range(8)])
+    for labels, error, message in (
+        ([None, "cat"] * 4, ValueError, r"y_labeled\[0\] is None: every point needs a label"),
+        (np.array(["cat", None] * 4), ValueError, r"y_labeled\[1\] is None"),
+        ([1, "cat"] * 4, TypeError, r"mixes strings and other .*\[0\] = 1, y_labeled\[1\] = 'cat'"),
+        (np.array(["cat", 1] * 4, object), TypeError, "mixes strings and other labels"),
+        ([[1], [1, 2]] * 4, TypeError, "y_labeled is not a sequence of labels"),
+        (unordered, TypeError, "have no order"),
+    ):
+        with pytest.raises(error, match=message):
+            LookAheadLearner(model).fit(X, labels, pool)
+    with pytest.raises(TypeError, match="classes mixes strings"):
+        LookAheadLearner(model, classes=[0, "cat", 2]).fit(X, problem["y"], pool)
+    # Objects are fine as such: a column of pandas is an array of them.
+    learner = LookAheadLearner(model, classes=NAMES.astype(object))
+    learner.fit(X, NAMES[problem["y"]].astype(object), pool)
+    with pytest.raises(ValueError, match=r"y has 1 labels; indices name 2 points"):
+        learner.update([1, 2], ["cat"])
+    mixed = LookAheadLearner(model, classes=unordered[:3])
+    mixed.fit(X, unordered[problem["y"]], pool).update([0], unordered[2:3])
+
+
+def test_kronecker_sketch(problem):
+    learner = fitted(problem, sketch="kronecker", dim=512)
+    features = nf.EmpiricalNTK(problem["model"], sketch="kronecker", dim=512).features
+    found = learner.posterior.covariance([3, 5], [3, 5])
+    expected = nf.Posterior.from_features(
+        features(problem["pool"]),
+        learner.ntk.outputs(problem["pool"]),
+        features(problem["X"]),
+        learner.ntk.outputs(problem["X"]),
+        problem["y"],
+        loss="cross_entropy",
+    ).covariance([3, 5], [3, 5])
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("labels", [[0] * 20, [0, 1] * 10, ["cat", "dog"] * 10, None])
