@@ -113,7 +113,7 @@ class _Task:
         return cls(
             row=row,
             post=post,
-            dtype=_dtype(post, row, precision),
+            dtype=_dtype(post, row, precision, lam),
             candidates=chosen,
             evaluation=points,
             mean=post._mean,
@@ -160,22 +160,45 @@ class _Task:
         )
 
 
-def _dtype(post: Posterior, row: Criterion, precision: str) -> np.dtype[Any]:
-    """Type in which pairs are computed."""
-    if precision == "auto":
-        if np.max(post._space.variance, initial=0.0) > row.float32_limit * post.ridge:
-            return np.dtype(np.float64)
-        return post._space.dtype
-    if precision in ("float32", "float64"):
-        return np.dtype(precision)
+def _dtype(post: Posterior, row: Criterion, precision: str, noise: Array) -> np.dtype[Any]:
+    """Type in which pairs are computed; `noise` (N_c,) is that of the candidates."""
     if precision in ("tf32", "bf16"):
         raise ValueError(
             f'precision="{precision}" needs tensor cores; on a CPU it would be slower and less '
             'exact than "float32"'
         )
-    raise ValueError(
-        f'precision must be "auto", "float32", "float64", "tf32" or "bf16"; got {precision!r}'
-    )
+    if precision not in ("auto", "float32", "float64"):
+        raise ValueError(
+            f'precision must be "auto", "float32", "float64", "tf32" or "bf16"; got {precision!r}'
+        )
+    if precision == "float64":
+        return np.dtype(np.float64)
+    variance, ridge = float(np.max(post._space.variance)), post.ridge
+    fits = _fits_float32(variance, ridge, float(noise.min()))
+    if precision == "float32":
+        if not fits:
+            raise ValueError(
+                f'precision="float32" cannot hold the products of variances up to {variance:g} '
+                f"and noises from {min(ridge, noise.min()):g} (ridge: {ridge:g}) on: rescale the "
+                "features or the kernel, and the ridge with it, or leave precision out"
+            )
+        return np.dtype(np.float32)
+    if not fits or variance > row.float32_limit * ridge:
+        return np.dtype(np.float64)
+    return post._space.dtype
+
+
+def _fits_float32(variance: float, ridge: float, noise: float) -> bool:
+    """Whether S, its squares and 1 / (S + lam) are far from the ends of float32's range.
+
+    `variance`: the largest S(x, x), which bounds every S(x, c); `noise`: the smallest lam_c. What
+    overflows may be finite again in a utility, so that nothing but this would tell.
+    """
+    if max(variance, ridge) > 1e30 or min(ridge, noise) < 1e-30:
+        return False
+    share = variance / (variance + ridge)
+    # Of variance_reduction S^2 / (S + lam), of epig S^2 / (S + lam)^2; all zero is exact.
+    return variance == 0 or min(variance, share * variance, share * share) >= 1e-30
 
 
 def _checked(utility: Array, candidates: Array) -> Array:
@@ -357,7 +380,8 @@ def utilities(
         q of `expected_log_loss`, which needs it, in the order of `evaluation`.
     precision : {"auto", "float32", "float64"}
         Type of the pairwise computations; "auto": that of the features or of S (float64 where the
-        criterion's `float32_limit` is exceeded). Sums are float64.
+        criterion's `float32_limit` is exceeded, and where variances, ridge or noises lie beyond
+        1e-30 to 1e30, which "float32" refuses). Sums are float64.
         ("tf32" and "bf16" are for GPUs.)
 
     Returns

@@ -480,22 +480,23 @@ def test_every_point_labelled():
     assert np.isfinite(nf.utilities(post, "emoc", candidates=[3])).all()
 
 
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
 @pytest.mark.parametrize("criterion", NAMES)
-@pytest.mark.parametrize("mode", ["top", "sequential"])
-def test_overflow_is_an_error_not_a_ranking(criterion, mode):
-    """Squares that float32 cannot hold must not come back as inf or NaN."""
-    rng = np.random.default_rng(0)
-    phi = rng.normal(size=(20, 30)).astype(np.float32) * np.float32(1e25)
-    f, q = rng.normal(size=(20, 3)), np.full((20, 3), 1 / 3)
-    post = nf.Posterior.from_features(phi, f, None, None, None)
-    try:
-        picked = nf.select(post, criterion, 2, mode, log_loss_targets=q)
-    except ValueError as error:
-        assert "too large for this precision" in str(error)
-    else:
-        assert np.isfinite(picked.utilities).all()
-    exact = nf.select(post, criterion, 2, mode, log_loss_targets=q, precision="float64")
-    assert np.isfinite(exact.utilities).all()
+def test_what_float32_cannot_hold_is_refused(criterion, representation):
+    """Its overflow need not reach the utilities as inf or NaN: they would be finite and wrong."""
+    p = random_problem(1)
+    for scale, ridge in ((1e20, "auto"), (1e-20, "auto"), (1e-12, 1.0), (1.0, 1e-35), (1.0, 1e35)):
+        scaled = p | {key: scale * p[key] for key in ("phi_c", "phi_x", "phi_l")}
+        scaled["K_ll"] = scale**2 * p["K_ll"]
+        scaled |= {key: p[key][:0] for key in ("phi_l", "f_l", "T")} | dict(K_ll=np.empty((0, 0)))
+        post = posterior(scaled, representation, ridge=ridge)
+        options = dict(log_loss_targets=np.full((N, K), 1 / K))
+        with pytest.raises(ValueError, match='precision="float32" cannot hold'):
+            nf.utilities(post, criterion, precision="float32", **options)
+        for mode in ("top", "sequential"):
+            with pytest.raises(ValueError, match='precision="float32" cannot hold'):
+                nf.select(post, criterion, 2, mode, precision="float32", **options)
+            assert np.isfinite(nf.select(post, criterion, 2, mode, **options).utilities).all()
 
 
 def test_sizes_that_do_not_fit():

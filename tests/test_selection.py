@@ -308,6 +308,25 @@ def test_extreme_logits_stay_finite(criterion, representation):
             assert np.isfinite(picked.utilities).all()
 
 
+@pytest.mark.parametrize("scale", [1e25, 1e20, 1e-20, 1e-25])
+@pytest.mark.parametrize("criterion", NAMES)
+def test_units_of_the_features_do_not_matter(criterion, scale):
+    """Float32 features whose squares float32 cannot hold: "auto" computes in float64."""
+    rng = np.random.default_rng(0)
+    phi, f = rng.normal(size=(40, 16)), rng.normal(size=(40, 3))
+    q = np.full((40, 3), 1 / 3)
+    scaled = (phi * scale).astype(np.float32)
+    post = nf.Posterior.from_features(scaled, f, None, None, None)
+    same = nf.Posterior.from_features(scaled.astype(np.float64) / scale, f, None, None, None)
+    options = dict(log_loss_targets=q)
+    u, v = nf.utilities(post, criterion, **options), nf.utilities(same, criterion, **options)
+    units = scale**2 if criterion in ("variance_reduction", "fisher_variance_reduction") else 1
+    assert relative_error(u / units, v) <= 1e-9
+    if criterion != "label_flips":  # counts: rounding decides between equals
+        found, expected = (nf.select(each, criterion, 4, **options) for each in (post, same))
+        assert found.indices.tolist() == expected.indices.tolist()
+
+
 def test_table_of_criteria():
     table = nf.criteria()
     text = str(table)
