@@ -49,7 +49,21 @@ def linear_algebra(ops, X, G, V, w):
     ops.downdate_moments(X, G[0].copy(), G[1].copy(), 0.3, 1.9, q, s)
     A = np.eye(len(X)) + X.astype(np.float64) @ X.T
     L = ops.cholesky(A)
+    sketch, gradients = np.zeros((len(X), 100), X.dtype), np.zeros((len(X), 100), X.dtype)
+    gram, ghost = np.zeros((len(X), 200), X.dtype), np.zeros((len(X), 200), X.dtype)
+    ops.sketch_add(X, 150, 3, 4, sketch)
+    seven, eleven = np.arange(7), np.arange(11)
+    ops.sketch_gradients(
+        X, seven * 11, eleven, X[:, ::-1].copy(), seven, eleven * 7, 150, 3, 4, gradients
+    )
+    ops.gram_add(X, X[:200], gram)
+    left, right = X[:, :60].reshape(-1, 5, 12), X[:, 7:].reshape(-1, 5, 14)
+    ops.gram_ghost(left, right, left[:200], right[:200], ghost)
     return dict(
+        sketch_add=sketch,
+        sketch_gradients=gradients,
+        gram_add=gram,
+        gram_ghost=ghost,
         condition_features=psi,
         condition_dense=S,
         downdated_q=q,

@@ -13,6 +13,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from ntkfast._jacobian import capture, contract, layers, panels  # noqa: E402
+from ntkfast._jacobian.sketch import CountSketch  # noqa: E402
 from ntkfast._jacobian.state import evaluation  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
@@ -523,3 +524,23 @@ def test_explain_names_rules_fallbacks_and_costs() -> None:
     lines = {line.split()[0]: line for line in text.splitlines() if line}
     assert "torch.func: no rule for 'scale' of Functional" in lines["scale"]
     assert "torch.func: used outside its layer's forward" in lines["first.weight"]
+
+
+@pytest.mark.parametrize("outputs", ["sum", "random", "full"])
+@pytest.mark.parametrize("name", sorted(networks()))
+def test_compiled_contractions_are_the_torch_ones(name, outputs, monkeypatch) -> None:
+    """Features and Gram matrices with the operations of the CPU, and as other devices take them."""
+    model, x = networks()[name]
+    draws = 2 if outputs == "random" else 1
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        ntk = EmpiricalNTK(model.to(dtype), outputs, draws=draws, dim=100)
+        parts = x if isinstance(x, dict) else {"": x}
+        parts = {k: v.to(dtype) if v.is_floating_point() else v for k, v in parts.items()}
+        point = parts if isinstance(x, dict) else parts[""]
+        compiled = ntk.features(point), ntk.gram(point)
+        with monkeypatch.context() as patch:
+            patch.setattr(contract, "on_cpu", lambda value: False)
+            patch.setattr(CountSketch, "add", CountSketch.add_by_runs)
+            reference = ntk.features(point), ntk.gram(point)
+        for found, expected in zip(compiled, reference, strict=True):
+            assert (found - expected).norm() <= tolerance * expected.norm()

@@ -76,3 +76,15 @@ def test_signs_are_balanced_and_uncorrelated() -> None:
     assert abs(float(signs.sum())) < 4 * n**0.5
     for lag in (1, 2, 63, 64, 65, 128, 1000):
         assert abs(float((signs[lag:] * signs[:-lag]).sum())) < 4.5 * n**0.5
+
+
+@pytest.mark.parametrize("dim", [64, 700])
+def test_compiled_sketch_is_the_torch_one(dim) -> None:
+    """`add`, compiled on a CPU, and `add_by_runs`, which other devices take."""
+    sketch = CountSketch(dim, 3)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        values = torch.randn(3, 5000, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        compiled, reference = torch.zeros(2, 3, dim, dtype=dtype)
+        sketch.add(values, 12345, compiled)
+        sketch.add_by_runs(values, 12345, reference)
+        assert (compiled - reference).norm() <= tolerance * reference.norm()

@@ -90,9 +90,14 @@ def kronecker_tiles(
         yield samples, 0, total
 
 
+def on_cpu(value: Tensor) -> bool:
+    """Whether compiled operations take a tensor; the torch path, their reference, takes others."""
+    return value.device.type == "cpu"
+
+
 def is_compiled(sites: Sequence[Site]) -> bool:
     """Whether compiled operations take a weight: on a CPU, neither grouped nor an embedding."""
-    return sites[0].delta.device.type == "cpu" and not any(
+    return on_cpu(sites[0].delta) and not any(
         site.groups > 1 or isinstance(site, EmbeddingSite) for site in sites
     )
 
@@ -124,7 +129,7 @@ def gram_dense(a: Tensor, b: Tensor, pairs: bool, out: Tensor) -> None:
     Only the lower triangle when `a` is `b`; :func:`mirror` fills in the upper one.
     """
     x, y = (t.flatten(0, 1) if pairs else t.flatten(1) for t in (a, b))
-    if out.device.type == "cpu":
+    if on_cpu(out):
         ops.gram_add(x.numpy(), y.numpy(), out.numpy(), lower=a is b)
     elif a is b:
         step = 64

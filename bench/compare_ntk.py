@@ -1,0 +1,193 @@
+"""Features and Gram matrices of a ResNet-18 beside torch.func; rows go to bench/results/cpu.csv.
+
+    OMP_NUM_THREADS=1 NTKFAST_NUM_THREADS=1 python bench/compare_ntk.py features --points 64
+    OMP_NUM_THREADS=1 NTKFAST_NUM_THREADS=1 python bench/compare_ntk.py gram --points 64
+
+Images are 3 x 32 x 32 and the output is the scaled sum of 10 logits, float32. A forward and a
+backward pass cost 6 x 0.56 GFLOP per image; a dense projection of the P = 11.2e6 gradients to d
+numbers 2 P d = 92 GFLOP per image for d = 4096, so it is timed on fewer points (`--dense-points`)
+or for fewer columns (`--dense-columns`), and both are scaled up: the time of products is
+proportional to them. A Gram matrix costs P N^2 FLOP when it is symmetric. Peak memory is the growth
+of the resident set in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import ntk_models
+import record
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from ntkfast import EmpiricalNTK, ops
+
+DIM = 4096
+CHUNK = 8  # points per vmap(grad)
+
+
+def images(n: int) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def forward_backward(model: nn.Module, x: Tensor, batch: int = 16) -> None:
+    """Gradients of all parameters, as training takes them."""
+    parameters = list(model.parameters())
+    for part in x.split(batch):
+        torch.autograd.grad(model(part).sum(), parameters)
+
+
+def jacobian(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """(n, P) per-sample gradients of the scaled sum of the logits, by torch.func."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def output(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        y = functional_call(model, (parameters, buffers), (x[None],))
+        return y.sum() / y.shape[1] ** 0.5
+
+    per_sample = vmap(grad(output), (None, 0))
+
+    def rows(x: Tensor) -> Tensor:
+        return torch.cat([g.flatten(1) for g in per_sample(parameters, x).values()], 1)
+
+    return rows
+
+
+def dense_projection(rows: Callable[[Tensor], Tensor], x: Tensor, columns: int) -> Tensor:
+    """Rademacher projection of the gradients; the signs are made once and are not timed."""
+    blocks = [rows(part) for part in x.split(CHUNK)]
+    step = 1 << 16
+    result = torch.zeros(len(x), columns)
+    for start in range(0, blocks[0].shape[1], step):
+        part = torch.cat([block[:, start : start + step] for block in blocks])
+        result += part @ SIGNS[: part.shape[1], :columns]
+    return result * columns**-0.5
+
+
+# One block of signs stands for all: making them anew would only cost the opponent more.
+SIGNS = torch.randint(0, 2, (1 << 16, 512), generator=torch.Generator().manual_seed(2)) * 2 - 1.0
+
+
+def chunked_gram(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Symmetric Gram matrix, one pair of chunks at a time; column chunks are recomputed."""
+    size = 64
+    result = torch.empty(len(x), len(x))
+    for i in range(0, len(x), size):
+        left = torch.cat([rows(part) for part in x[i : i + size].split(CHUNK)])
+        for j in range(0, i + 1, size):
+            right = left
+            if j < i:
+                right = torch.cat([rows(part) for part in x[j : j + size].split(CHUNK)])
+            block = left @ right.T
+            result[i : i + size, j : j + size] = block
+            result[j : j + size, i : i + size] = block.T
+    return result
+
+
+def compare_features(points: int, dense_points: int, dense_columns: int) -> None:
+    model, x = ntk_models.resnet18(), images(points)
+    ntk = EmpiricalNTK(model, dim=DIM)
+    rows = jacobian(model)
+    exact = rows(x[:CHUNK]).double()
+    kernel = exact @ exact.T
+    found = ntk.features(x[:CHUNK]).double()
+    error = float((found @ found.T - kernel).norm() / kernel.norm())
+    assert error < 0.1, error
+    times = record.interleaved(
+        {
+            "ntkfast": lambda: ntk.features(x),
+            "forward and backward pass": lambda: forward_backward(model, x),
+        },
+        rounds=3,
+    )
+    clock = time.thread_time if ops.num_threads() == 1 else time.perf_counter
+    few = x[:dense_points]
+    start = clock()
+    for part in few.split(CHUNK):
+        rows(part)
+    gradients = clock() - start
+    start = clock()
+    dense_projection(rows, few, dense_columns)
+    products = clock() - start - gradients
+    scaled = (gradients + products * DIM / dense_columns) * points / dense_points
+    name = "vmap(grad) and dense Rademacher projection, scaled from"
+    times[f"{name} {dense_points} points and {dense_columns} columns"] = [scaled]
+    case = f"ResNet-18, {points} images, d {DIM}, float32"
+    report(record.rows("ntk_features", case, times, {"ntkfast": error}))
+
+
+def compare_gram(points: int) -> None:
+    model, x = ntk_models.resnet18(), images(points)
+    ntk = EmpiricalNTK(model)
+    rows = jacobian(model)
+    name = "symmetric chunked vmap(grad) + matmul"
+    providers = {"ntkfast": lambda: ntk.gram(x), name: lambda: chunked_gram(rows, x)}
+    reference = EmpiricalNTK(ntk_models.resnet18().double()).gram(x[:16].double())
+    errors = {
+        "ntkfast": float((ntk.gram(x[:16]) - reference).norm() / reference.norm()),
+        name: float((chunked_gram(rows, x[:16]) - reference).norm() / reference.norm()),
+    }
+    assert max(errors.values()) < 1e-5, errors
+    clock = time.thread_time if ops.num_threads() == 1 else time.perf_counter
+    times: dict[str, list[float]] = {provider: [] for provider in providers}
+    for _ in range(2):
+        for provider, function in providers.items():
+            start = clock()
+            function()
+            times[provider].append(clock() - start)
+    named = {}
+    for provider, seconds in times.items():
+        named[f"{provider}, peak {peak_memory(provider == 'ntkfast', points)} MiB"] = seconds
+    found = dict(zip(named, errors.values(), strict=True))
+    report(record.rows("ntk_gram", f"ResNet-18, {points} images, float32", named, found))
+
+
+def peak_memory(own: bool, points: int) -> int:
+    """MiB by which the Gram matrix raises the resident set of a fresh process."""
+    command = [sys.executable, __file__, "memory", "--points", str(points)]
+    command += ["--own"] if own else []
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_memory(own: bool, points: int) -> None:
+    model, x = ntk_models.resnet18(), images(points)
+    forward_backward(model, x[:2])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if own:
+        EmpiricalNTK(model).gram(x)
+    else:
+        chunked_gram(jacobian(model), x)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+
+
+def report(rows: list[dict[str, object]]) -> None:
+    record.show(rows)
+    record.write(record.RESULTS / "cpu.csv", rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("features", "gram", "memory"))
+    parser.add_argument("--points", type=int, default=64)
+    parser.add_argument("--dense-points", type=int, default=64)
+    parser.add_argument("--dense-columns", type=int, default=512)
+    parser.add_argument("--own", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(ops.num_threads())
+    if arguments.what == "features":
+        compare_features(arguments.points, arguments.dense_points, arguments.dense_columns)
+    elif arguments.what == "gram":
+        compare_gram(arguments.points)
+    else:
+        measure_memory(arguments.own, arguments.points)
+
+
+if __name__ == "__main__":
+    main()
