@@ -17,10 +17,20 @@ import numpy as np
 from . import ops
 from .arrays import Array
 
-__all__ = ["FunctionSpace", "WeightSpace", "Whitening"]
+__all__ = ["FLOAT32_LIMIT", "FunctionSpace", "WeightSpace", "Whitening"]
 
-# max K / (S + lam) above which the float32 subtraction of a dense S loses the ranking.
-_FLOAT32_LIMIT = 1e4
+# max K / (S + lam) above which the float32 subtraction of a dense S loses the ranking. What labels
+# will leave of S is unknown, and rounding cannot be taken back, so K / lam, its bound, decides
+# before anything is subtracted.
+FLOAT32_LIMIT = 1e4
+
+
+def _subtracted(dtype: np.dtype[Any], variance: Array, ridge: float) -> np.dtype[Any]:
+    """Type of a dense S of this type and diagonal once something is subtracted from it.
+
+    What was safe in float32 at the first subtraction stays so: variances only shrink.
+    """
+    return dtype if variance.max() <= FLOAT32_LIMIT * ridge else np.dtype(np.float64)
 
 
 def _factor(A: Array) -> Array:
@@ -263,11 +273,14 @@ class FunctionSpace:
     S : ndarray (N, N), float32 or float64
     variance : ndarray (N,), float64
         The diagonal of S, kept apart in float64.
+    ridge : float
+        lam, beside which S must stay exact.
     """
 
-    def __init__(self, S: Array, variance: Array) -> None:
+    def __init__(self, S: Array, variance: Array, ridge: float) -> None:
         self.S = S
         self.variance = variance
+        self.ridge = ridge
 
     @classmethod
     def fit(
@@ -275,8 +288,8 @@ class FunctionSpace:
     ) -> tuple[FunctionSpace, Array]:
         """Return S = K_UU - V^T V, V = L^-1 K_LU, L L^T = K_LL + D, and the change of F (N, k).
 
-        S is float32 for a float32 kernel unless max K / (S + lam) > 1e4: there the subtraction
-        would cost the ranking (method.md section 3).
+        S is float32 for a float32 kernel unless something is subtracted and max K / lam > 1e4:
+        there the subtraction could cost the ranking (method.md section 3).
         """
         before = np.diagonal(K_uu).astype(np.float64)
         V, mean = np.empty((0, len(before))), np.zeros((len(before), residual.shape[1]))
@@ -290,12 +303,11 @@ class FunctionSpace:
                 "K_uu, K_lu and K_ll are not blocks of one kernel matrix: given the labels the "
                 f"variance of point {int(variance.argmin())} would be {variance.min():g}"
             )
-        variance = np.maximum(variance, 0.0)
-        exact = K_uu.dtype == np.float64 or (before / (variance + ridge)).max() > _FLOAT32_LIMIT
-        S: Array = K_uu.astype(np.float64 if exact else np.float32)
+        dtype = _subtracted(K_uu.dtype, before, ridge) if len(noise) else K_uu.dtype
+        S = K_uu.astype(dtype)
         if len(noise):
             ops.condition_dense(S, V)
-        return cls(S, variance), mean
+        return cls(S, np.maximum(variance, 0.0), ridge), mean
 
     @property
     def size(self) -> int:
@@ -309,7 +321,7 @@ class FunctionSpace:
 
     def copy(self) -> FunctionSpace:
         """Independent copy."""
-        return FunctionSpace(self.S.copy(), self.variance.copy())
+        return FunctionSpace(self.S.copy(), self.variance.copy(), self.ridge)
 
     def block(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns), float64."""
@@ -322,10 +334,11 @@ class FunctionSpace:
         L = _factor(rows[:, indices] + np.diag(noise))
         V = ops.triangular_solve(L, rows)
         variance = np.maximum(self.variance - np.einsum("bx,bx->x", V, V), 0.0)
+        S = self.S.astype(_subtracted(self.dtype, self.variance, self.ridge), copy=False)
 
         def commit() -> None:
-            ops.condition_dense(self.S, V)
-            self.variance = variance
+            ops.condition_dense(S, V)
+            self.S, self.variance = S, variance
 
         return Change(V.T @ ops.triangular_solve(L, residual), commit)
 
@@ -343,12 +356,12 @@ class FunctionSpace:
 
 
 class KernelScorer:
-    """Criteria over S - V^T V: each pick adds a row to V."""
+    """Criteria over S - V^T V: each pick adds a row to V, float64 as long as V is added to."""
 
     def __init__(self, S: Array, variance: Array, picks: int) -> None:
         self.S = S
         self.variance = variance
-        self._rows = np.empty((picks, len(S)), S.dtype)
+        self._rows = np.empty((picks, len(S)))
         self._count = 0
 
     @property
@@ -369,7 +382,7 @@ class KernelScorer:
 
     def column(self, point: int) -> Array:
         """S(., point) (N,), float64."""
-        rows = self._rows[: self._count].astype(np.float64)
+        rows = self._rows[: self._count]
         result: Array = self.S[point].astype(np.float64) - rows[:, point] @ rows
         return result
 

@@ -394,7 +394,8 @@ class Posterior:
         ----------
         K_uu : array (N, N)
             Kernel of the points of interest, symmetric, float32 or float64. S is kept in this type;
-            in float64 also when max K / (S + ridge) > 1e4, where float32 would lose the ranking.
+            once it has been given labels, in float64 also when max K / ridge > 1e4, where float32
+            could lose the ranking.
         K_lu : array (n, N) or None
             Kernel of labelled points and points of interest; None for n = 0, like K_ll.
         K_ll : array (n, n) or None
@@ -522,8 +523,10 @@ class Posterior:
 
         Notes
         -----
-        Rank b: O(N d b) with features, O(N^2 b) with a kernel. A call that fails, or is stopped by
-        Ctrl-C, has changed nothing, or everything when the signal came during the update itself.
+        Rank b: O(N d b) with features, O(N^2 b) with a kernel; the first labels of a float32 kernel
+        make S float64 where max K / ridge > 1e4 (see `from_kernel`). A call that fails, or is
+        stopped by Ctrl-C, has changed nothing, or everything when the signal came during the update
+        itself.
         """
         block = as_indices("indices", indices, len(self), duplicates=True)
         b, k = len(block), self._mean.shape[1]
@@ -677,6 +680,7 @@ class Posterior:
         loss = str(stored["loss"])
         if loss not in ("squared", "cross_entropy") or is_labeled.dtype != bool:
             raise ValueError("loss or is_labeled")
+        ridge = as_positive("ridge", stored["ridge"])
         space: WeightSpace | FunctionSpace
         if "psi" in stored:
             psi = as_floats("psi", stored["psi"], (N, "d"))
@@ -692,13 +696,13 @@ class Posterior:
             space = WeightSpace(psi, whitening, theta)
         else:
             S = as_floats("S", stored["S"], (N, N))
-            space = FunctionSpace(S, as_weights("variance", stored["variance"], N))
+            space = FunctionSpace(S, as_weights("variance", stored["variance"], N), ridge)
         inputs = _Inputs(
             outputs=outputs,
             noise=np.empty(0),
             residual=np.empty((0, k)),
             is_labeled=is_labeled,
-            ridge=as_positive("ridge", stored["ridge"]),
+            ridge=ridge,
             loss=cast(Loss, loss),
             label_scale=as_positive("label_scale", stored["label_scale"]),
         )

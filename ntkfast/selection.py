@@ -17,7 +17,7 @@ from .arrays import (
     as_probabilities,
     as_weights,
 )
-from .covariance import FeatureScorer, KernelScorer, WeightSpace
+from .covariance import FLOAT32_LIMIT, FeatureScorer, FunctionSpace, KernelScorer, WeightSpace
 from .criteria import Criterion, find
 from .posterior import Posterior, probabilities, softmax
 from .progress import track
@@ -73,6 +73,7 @@ class _Task:
         temperature: Any,
         log_loss_targets: Any,
         precision: str,
+        mode: str = "top",
     ) -> _Task:
         if not isinstance(post, Posterior):
             raise TypeError(f"post must be a Posterior; got {type(post).__name__}")
@@ -113,7 +114,7 @@ class _Task:
         return cls(
             row=row,
             post=post,
-            dtype=_dtype(post, row, precision, lam),
+            dtype=_dtype(post, row, precision, lam, mode),
             candidates=chosen,
             evaluation=points,
             mean=post._mean,
@@ -160,7 +161,9 @@ class _Task:
         )
 
 
-def _dtype(post: Posterior, row: Criterion, precision: str, noise: Array) -> np.dtype[Any]:
+def _dtype(
+    post: Posterior, row: Criterion, precision: str, noise: Array, mode: str
+) -> np.dtype[Any]:
     """Type in which pairs are computed; `noise` (N_c,) is that of the candidates."""
     if precision in ("tf32", "bf16"):
         raise ValueError(
@@ -183,7 +186,11 @@ def _dtype(post: Posterior, row: Criterion, precision: str, noise: Array) -> np.
                 "features or the kernel, and the ridge with it, or leave precision out"
             )
         return np.dtype(np.float32)
-    if not fits or variance > row.float32_limit * ridge:
+    limit, smallest = row.float32_limit, ridge
+    if mode == "sequential" and isinstance(post._space, FunctionSpace):
+        # The picks' noises are subtracted down to, whatever the ridge.
+        limit, smallest = min(limit, FLOAT32_LIMIT), min(ridge, float(noise.min()))
+    if not fits or variance > limit * smallest:
         return np.dtype(np.float64)
     return post._space.dtype
 
@@ -462,7 +469,8 @@ def select(
     Notes
     -----
     Sequential costs `batch_size` times the scoring plus a copy of the points concerned (features),
-    or a row of N numbers per pick (kernel). Where moments pay off, see `utilities`, a pick costs
+    or a row of N numbers per pick (kernel; a float32 S with max S / noise > 1e4 is copied in
+    float64 under "auto": picks subtract). Where moments pay off, see `utilities`, a pick costs
     one pass over psi.
     """
     if isinstance(batch_size, (bool, np.bool_)):
@@ -486,6 +494,7 @@ def select(
         temperature,
         log_loss_targets,
         precision,
+        mode,
     )
     task.keep(~post._is_labeled[task.candidates])
     if b > len(task.candidates):

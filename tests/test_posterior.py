@@ -256,6 +256,45 @@ def test_dense_precision_follows_the_conditioning():
         assert dtype in repr(post)
 
 
+def rbf_posteriors(ridge):
+    """Float32 and float64 posteriors, without labels, of the same float32 numbers."""
+    rng = np.random.default_rng(0)
+    x, f = rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
+    K = np.exp(-((x[:, None] - x) ** 2).sum(2) / 2).astype(np.float32)
+    return [
+        nf.Posterior.from_kernel(K.astype(dtype), None, None, f, None, None, ridge)
+        for dtype in (np.float32, np.float64)
+    ]
+
+
+@pytest.mark.parametrize("blocks", [1, 60])
+def test_a_conditioned_float32_kernel_keeps_its_ranking(blocks):
+    """Labels leave 1e-6 of the kernel: what is subtracted first must not be rounded to float32."""
+    single, exact = rbf_posteriors(1e-6)
+    rng = np.random.default_rng(1)
+    indices, classes = rng.permutation(300)[:60], rng.integers(0, 3, 60)
+    for i in np.split(np.arange(60), blocks):
+        for post in (single, exact):
+            post.condition(indices[i], classes[i])
+    assert_same_state(single, exact, 1e-9)
+    for criterion in ("variance_reduction", "epig", "emoc"):
+        u, v = (nf.utilities(post, criterion) for post in (single, exact))
+        assert relative_error(u, v) <= 1e-9
+        np.testing.assert_array_equal(np.argsort(-u)[:20], np.argsort(-v)[:20])
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2])
+@pytest.mark.parametrize("criterion", ["variance_reduction", "epig", "emoc", "expected_entropy"])
+def test_sequential_picks_from_a_float32_kernel(criterion, ridge):
+    """So must not what the picks of a batch subtract: of the ridge, or of noises below it."""
+    single, exact = rbf_posteriors(ridge)
+    noise = np.full(300, 1e-6)
+    u, v = (nf.select(post, criterion, 20, noise=noise) for post in (single, exact))
+    assert u.indices.tolist() == v.indices.tolist()
+    assert relative_error(u.utilities, v.utilities) <= 1e-9
+    assert "float32" in repr(single)
+
+
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 def test_copies_are_independent(representation):
     p = golden("plain")
