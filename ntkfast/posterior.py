@@ -26,6 +26,7 @@ from .arrays import (
     as_positive,
     as_probabilities,
     as_weights,
+    check_finite,
     check_shape,
     library_of,
 )
@@ -570,7 +571,10 @@ class Posterior:
         space = self._weight_space("extend")
         phi = as_floats("features", features, ("m", space.psi.shape[1]))
         f = as_floats("outputs", outputs, (len(phi), self._mean.shape[1]), np.float64)
-        extended = space.extended(phi)
+        with np.errstate(over="ignore"):  # reported as what it is
+            converted = phi.astype(space.dtype, copy=False)
+        check_finite(f"features, converted to {space.dtype},", converted)
+        extended = space.extended(converted)
         mean = np.concatenate([self._mean, f + space.predict(phi)])
         f = np.concatenate([self._outputs, f])
         is_labeled = np.concatenate([self._is_labeled, np.zeros(len(phi), bool)])

@@ -343,7 +343,10 @@ def test_new_points():
             method(np.ones((2, 12)), np.ones((3, 3)))
         with pytest.raises(ValueError, match="features contains NaN at row 1, column 2"):
             method(put(1, 2, np.nan)(np.ones((2, 12))), np.ones((2, 3)))
-    assert len(post) == 16
+    single = posterior(random_problem(1), dtype=np.float32)
+    with pytest.raises(ValueError, match="features, converted to float32, contains inf at row 1"):
+        single.extend(put(1, 2, 1e39)(np.ones((2, 12))), np.ones((2, 3)))
+    assert len(post) == len(single) == 16
     kernel = posterior(random_problem(1), "kernel")
     for method in (kernel.extend, kernel.predict):
         with pytest.raises(TypeError, match="needs features; this posterior"):
