@@ -120,24 +120,35 @@ def _automatic_scale(outputs: Array, classes: Array) -> float:
 
 
 def _check_kernel(name: str, K: Array) -> None:
-    """Raise a ValueError unless K is symmetric up to rounding, with a diagonal >= 0.
+    """Raise a ValueError unless K could be a kernel: symmetric, with K_ij^2 <= K_ii K_jj.
 
-    The tolerance, 1e-3 of the largest diagonal entry, lets tf32 kernels pass: it finds a wrong
+    Both up to 1e-3 of the largest diagonal entry, which lets tf32 kernels pass: it finds a wrong
     matrix, not rounding.
     """
-    diagonal = np.diagonal(K)
-    if len(K) and diagonal.min() < 0:
+    if len(K) == 0:
+        return
+    diagonal = np.diagonal(K).astype(np.float64)
+    if diagonal.min() < 0:
         at = int(diagonal.argmin())
         raise ValueError(f"{name} is no kernel matrix: entry ({at}, {at}) is {diagonal[at]:g} < 0")
+    tolerance, root = 1e-3 * diagonal.max(), np.sqrt(diagonal)
     step = 256
     for start in range(0, len(K), step):
         rows = slice(start, start + step)
         gap = np.abs(K[rows] - K[:, rows].T)
-        if gap.max() > 1e-3 * diagonal.max():
+        if gap.max() > tolerance:
             i, j = (int(v) for v in np.unravel_index(gap.argmax(), gap.shape))
             raise ValueError(
                 f"{name} is not symmetric: entry ({start + i}, {j}) is {K[start + i, j]:g}, "
                 f"entry ({j}, {start + i}) is {K[j, start + i]:g}"
+            )
+        excess = np.abs(K[rows]) - np.outer(root[rows], root)
+        if excess.max() > tolerance:
+            i, j = (int(v) for v in np.unravel_index(excess.argmax(), excess.shape))
+            raise ValueError(
+                f"{name} is no kernel matrix: entry ({start + i}, {j}) is {K[start + i, j]:g}, "
+                f"beyond the root {root[start + i] * root[j]:g} of the product of the diagonal "
+                f"entries {diagonal[start + i]:g} and {diagonal[j]:g}"
             )
 
 

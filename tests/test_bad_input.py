@@ -283,9 +283,14 @@ BAD_KERNELS = {
         r"K_uu is no kernel matrix: entry \(2, 2\) is -1 < 0",
     ),
     "indefinite": (
-        dict(K_ll=lambda a: a - 0.9 * np.diag(np.diag(a))),
+        dict(K_ll=1.9 * np.eye(n) - 0.9),
         ValueError,
         "not positive definite",
+    ),
+    "no kernel among the labelled points": (
+        dict(K_ll=lambda a: a - 0.9 * np.diag(np.diag(a))),
+        ValueError,
+        r"K_ll is no kernel matrix: entry \(\d, \d\) is",
     ),
     "other kernels": (
         dict(K_uu=lambda a: a / 100),
@@ -306,6 +311,28 @@ def test_from_kernel(case):
     changes, error, message = BAD_KERNELS[case]
     with pytest.raises(error, match=message):
         nf.Posterior.from_kernel(**kernel_arguments(**changes))
+
+
+@pytest.mark.parametrize("size", [5, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_kernel_without_labels(dtype, size):
+    """No Cholesky factor tells when n = 0."""
+    distance = np.abs(np.subtract.outer(np.arange(size), np.arange(size))).astype(dtype)
+    fives = np.full((size, size), 5, dtype)
+    np.fill_diagonal(fives, 1)
+    late = np.eye(size, dtype=dtype)
+    late[-1, 1] = late[1, -1] = -1.1
+    last = size - 1
+    for K, message in (
+        (distance, rf"entry \(0, {min(last, 299)}\) is {last}, beyond the root 0 of"),
+        (fives, r"entry \(0, 1\) is 5, beyond the root 1 of the product of the diagonal"),
+        (late, rf"entry \(1, {last}\) is -1.1"),
+    ):
+        with pytest.raises(ValueError, match="K_uu is no kernel matrix: " + message):
+            nf.Posterior.from_kernel(K, None, None, np.ones((size, 2)), None, None, 1.0)
+    x = np.random.default_rng(0).normal(size=(size, 2)).astype(dtype)
+    for K in (x @ x.T, np.ones((size, size), dtype), np.diag(np.arange(size)).astype(dtype)):
+        nf.Posterior.from_kernel(K, None, None, np.ones((size, 2)), None, None, 1.0)
 
 
 BAD_LABELS = {
