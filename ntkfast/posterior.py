@@ -119,6 +119,14 @@ def _automatic_scale(outputs: Array, classes: Array) -> float:
     return max(1.0, float((own - (outputs.sum(1) - own) / (k - 1)).mean()))
 
 
+def _stored_int(stored: dict[str, Array], name: str) -> int:
+    """Return an integer >= 0 that a file holds."""
+    value = stored[name]
+    if value.dtype.kind not in "iu" or value.ndim != 0 or value < 0:
+        raise ValueError(f"{name} is {value!r}; expected an integer >= 0")
+    return int(value)
+
+
 def _check_kernel(name: str, K: Array) -> None:
     """Raise a ValueError unless K could be a kernel: symmetric, with K_ij^2 <= K_ii K_jj.
 
@@ -669,21 +677,22 @@ class Posterior:
         """
         with Path(path).open("rb") as file:
             try:
-                with np.load(file, allow_pickle=False) as archive:
-                    stored = {name: archive[name] for name in archive.files}
+                archive = np.load(file, allow_pickle=False)
+                stored = {} if isinstance(archive, np.ndarray) else dict(archive)
             # Damage surfaces as BadZipFile, zlib.error, EOFError, ValueError, ... by its place.
             except Exception as error:
                 raise ValueError(f"{path} is damaged or not a posterior: {error}") from error
         if str(stored.get("format")) != _FORMAT:
             raise ValueError(f"{path} is not a posterior saved by ntkfast")
-        if int(stored["version"]) > _VERSION:
-            raise ValueError(
-                f"{path} has version {stored['version']}; this ntkfast reads up to {_VERSION}"
-            )
         try:
-            return cls._restore(stored)
-        except (KeyError, ValueError, TypeError) as error:
+            version = _stored_int(stored, "version")
+            if version <= _VERSION:
+                return cls._restore(stored)
+        except KeyError as error:
+            raise ValueError(f"{path} is damaged: it holds no {error}") from error
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{path} has version {version}; this ntkfast reads up to {_VERSION}")
 
     @classmethod
     def _restore(cls, stored: dict[str, Array]) -> Posterior:
@@ -693,8 +702,12 @@ class Posterior:
         is_labeled = stored["is_labeled"]
         check_shape("is_labeled", is_labeled, (N,))
         loss = str(stored["loss"])
-        if loss not in ("squared", "cross_entropy") or is_labeled.dtype != bool:
-            raise ValueError("loss or is_labeled")
+        if loss not in ("squared", "cross_entropy"):
+            raise ValueError(f"loss is {loss!r}")
+        if loss == "cross_entropy" and k == 1:
+            raise ValueError("loss is 'cross_entropy', but there is one output")
+        if is_labeled.dtype != bool:
+            raise ValueError(f"is_labeled has dtype {is_labeled.dtype}; expected bool")
         ridge = as_positive("ridge", stored["ridge"])
         space: WeightSpace | FunctionSpace
         if "psi" in stored:
@@ -721,4 +734,4 @@ class Posterior:
             loss=cast(Loss, loss),
             label_scale=as_positive("label_scale", stored["label_scale"]),
         )
-        return cls(space, mean, inputs, int(stored["labels"]), Library("numpy"))
+        return cls(space, mean, inputs, _stored_int(stored, "labels"), Library("numpy"))

@@ -1,6 +1,7 @@
 """The posterior: conditioning, new points, settings, files, interruption."""
 
 import os
+import re
 import signal
 import threading
 import warnings
@@ -353,7 +354,7 @@ def test_damaged_files(tmp_path):
     with pytest.raises(ValueError, match="not a posterior"):
         nf.Posterior.load(path)
     np.save(path.with_suffix(".npy"), np.ones(3))
-    with pytest.raises(ValueError, match="not a posterior"):
+    with pytest.raises(ValueError, match=r"posterior\.npy is not a posterior saved by ntkfast$"):
         nf.Posterior.load(path.with_suffix(".npy"))
     np.savez(path, format=np.array([{}], dtype=object))  # a pickle, never opened
     with pytest.raises(ValueError, match="not a posterior"):
@@ -374,14 +375,26 @@ def test_stored_values_are_checked(tmp_path):
         dict(ridge=np.array(-1.0)),
         dict(is_labeled=np.zeros(32)),
         dict(left=stored["left"][:, 1:]),
-        dict(version=np.array(99)),
+        dict(labels=np.array(-1)),
+        dict(labels=np.array([3, 4])),
+        dict(version=np.array("x")),
+        dict(version=np.array(1.5)),
+        dict(version=np.array([1])),
+        dict(ridge=np.array([1.0, 2.0])),
     ):
         np.savez(path, **(stored | change))
-        with pytest.raises(ValueError, match=r"damaged|version"):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is damaged: "):
             nf.Posterior.load(path)
-    del stored["theta"]
-    np.savez(path, **stored)
-    with pytest.raises(ValueError, match="damaged"):
+    for name in set(stored) - {"format"}:
+        np.savez(path, **{key: value for key, value in stored.items() if key != name})
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is damaged: it holds no "):
+            nf.Posterior.load(path)
+    np.savez(path, **(stored | dict(version=np.array(99))))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has version 99; .* up to 1$"):
+        nf.Posterior.load(path)
+    one = {key: stored[key][:, :1] for key in ("outputs", "mean", "theta")}
+    np.savez(path, **(stored | one | dict(loss=np.array("cross_entropy"))))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is damaged: .* one output$"):
         nf.Posterior.load(path)
 
 
