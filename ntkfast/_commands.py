@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,6 +21,8 @@ from rich.table import Table
 import ntkfast as nf
 from ntkfast import ops
 from ntkfast._files import open_atomic, read_array
+from ntkfast.arrays import as_indices, as_positive, check_shape
+from ntkfast.criteria import find
 
 __all__ = ["app"]
 
@@ -192,40 +195,56 @@ def rank(
 ) -> None:
     start = time.perf_counter()
     try:
-        if output != "-" and not Path(output).resolve().parent.is_dir():
-            raise ValueError(f"output: the folder of {output} is not there")
-        if mode == "sequential" and batch_size is None:
-            raise ValueError("mode: sequential needs --batch-size, the number of points to pick")
-        post = _posterior(
-            read_array(features, "features"),
-            read_array(outputs, "outputs"),
-            *(
-                None if spec is None else read_array(spec, name)
-                for spec, name in (
-                    (labeled_features, "labeled_features"),
-                    (labeled_outputs, "labeled_outputs"),
-                    (targets, "targets"),
-                    (labeled_indices, "labeled_indices"),
-                )
-            ),
-            loss=loss,
-            ridge=_ridge(ridge),
-        )
+        # What costs nothing to check comes before minutes of reading and factorising.
         if criterion == "auto":
             criterion = "variance_reduction"
             if loss == "cross_entropy":
                 criterion = "fisher_variance_reduction"
-        pool_size, unlabeled = len(post.mean), len(post.mean) - len(post.labeled)
+        _check_options(criterion, loss, mode, precision, batch_size, log_loss_targets)
+        _check_labeled_files(targets, labeled_indices, labeled_features, labeled_outputs)
+        if temperature is not None:
+            as_positive("temperature", temperature)
+        lam = _ridge(ridge)
+        _check_writable(output)
+        arrays = {
+            name: None if spec is None else read_array(spec, name)
+            for name, spec in (
+                ("features", features),
+                ("outputs", outputs),
+                ("labeled_features", labeled_features),
+                ("labeled_outputs", labeled_outputs),
+                ("targets", targets),
+                ("labeled_indices", labeled_indices),
+                ("log_loss_targets", log_loss_targets),
+            )
+        }
+        distributions = arrays.pop("log_loss_targets")
+        data = _described(**arrays)
+        pool_size = len(data["features"])
+        unlabeled = pool_size
+        if data["labeled_indices"] is not None:
+            unlabeled -= len(data["labeled_indices"])
+        if unlabeled == 0:
+            raise ValueError(
+                f"labeled_indices: all {pool_size} points of the pool are labelled, so that no "
+                "point is left to rank"
+            )
+        if batch_size is not None and batch_size > unlabeled:
+            raise ValueError(
+                f"batch_size is {batch_size}, but only {unlabeled} unlabelled points are left"
+            )
         picked = nf.select(
-            post,
+            nf.Posterior.from_features(
+                **data,
+                ridge=lam,
+                loss=loss,  # type: ignore[arg-type]  # checked above, as mode and precision are
+            ),
             criterion,
             batch_size=unlabeled if batch_size is None else batch_size,
-            mode=mode,  # type: ignore[arg-type]  # checked there, as precision is
+            mode=mode,  # type: ignore[arg-type]
             temperature=temperature,
             precision=precision,  # type: ignore[arg-type]
-            log_loss_targets=None
-            if log_loss_targets is None
-            else read_array(log_loss_targets, "log_loss_targets"),
+            log_loss_targets=distributions,
         )
         with open_atomic(output) as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -244,23 +263,38 @@ def rank(
         )
 
 
-def _ridge(text: str) -> float | str:
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        raise ValueError(f"ridge: expected a number or auto, got {text!r}") from None
+def _check_options(
+    criterion: str,
+    loss: str,
+    mode: str,
+    precision: str,
+    batch_size: int | None,
+    log_loss_targets: str | None,
+) -> None:
+    """Raise a ValueError unless the question makes sense, whatever the files hold."""
+    for name, value, known in (
+        ("loss", loss, ("cross_entropy", "squared")),
+        ("mode", mode, ("top", "sequential")),
+        ("precision", precision, ("auto", "float32", "float64")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: expected {' or '.join(known)}, got {value!r}")
+    if "log_loss_targets" in find(criterion).needs and log_loss_targets is None:
+        raise ValueError(
+            f"log_loss_targets: {criterion} needs --log-loss-targets, the distributions that the "
+            "points should have"
+        )
+    if mode == "sequential" and batch_size is None:
+        raise ValueError("mode: sequential needs --batch-size, the number of points to pick")
 
 
-def _posterior(
-    features: Any,
-    outputs: Any,
-    labeled_features: Any,
-    labeled_outputs: Any,
-    targets: Any,
-    labeled_indices: Any,
-    **settings: Any,
-) -> nf.Posterior:
-    """Build the posterior from whichever description of the labelled points was given."""
+def _check_labeled_files(
+    targets: str | None,
+    labeled_indices: str | None,
+    labeled_features: str | None,
+    labeled_outputs: str | None,
+) -> None:
+    """Raise a ValueError unless the labelled points are described in one way, and completely."""
     if labeled_indices is not None:
         if labeled_features is not None or labeled_outputs is not None:
             raise ValueError(
@@ -269,6 +303,59 @@ def _posterior(
             )
         if targets is None:
             raise ValueError("targets: --labeled-indices needs the labels of those points")
+    elif len({targets is None, labeled_features is None, labeled_outputs is None}) > 1:
+        raise ValueError(
+            "targets: labelled points need --targets and either --labeled-indices or both "
+            "--labeled-features and --labeled-outputs"
+        )
+
+
+def _check_writable(output: str) -> None:
+    """Raise a ValueError if the file could not be written in the end, by trying its folder."""
+    path = Path(output).resolve()
+    if output == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
+        return  # a pipe or a device needs no neighbour
+    if path.is_dir():
+        raise ValueError(f"output: {output} is a folder; expected the name of a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"output: the folder of {output} is not there")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"output: the folder of {output} cannot be written to ({error.strerror})"
+        ) from None
+
+
+def _ridge(text: str) -> Any:
+    """Return a number > 0 or "auto"."""
+    if text == "auto":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"ridge: expected a number or auto, got {text!r}") from None
+    return as_positive("ridge", number)
+
+
+def _described(
+    features: Any,
+    outputs: Any,
+    labeled_features: Any,
+    labeled_outputs: Any,
+    targets: Any,
+    labeled_indices: Any,
+) -> dict[str, Any]:
+    """Return the arguments of `Posterior.from_features`, however the labelled points are given."""
+    check_shape("features", features, ("N", "d"))
+    check_shape("outputs", outputs, ("N", "k"))
+    if len(outputs) != len(features):
+        raise ValueError(
+            f"outputs: expected a row for each of the {len(features)} rows of features, "
+            f"got shape {outputs.shape}"
+        )
+    if labeled_indices is not None:
         if labeled_indices.ndim != 1 or labeled_indices.dtype.kind not in "iu":
             raise ValueError(
                 f"labeled_indices: expected integers of shape (n,), got "
@@ -280,29 +367,16 @@ def _posterior(
                 f"labeled_indices: {labeled_indices[wrong][0]} is not a row of the pool of "
                 f"{len(features)} points"
             )
-        if len(outputs) != len(features):
-            raise ValueError(
-                f"outputs: expected a row for each of the {len(features)} rows of features, "
-                f"got shape {outputs.shape}"
-            )
+        labeled_indices = as_indices("labeled_indices", labeled_indices, len(features), empty=True)
         labeled_features, labeled_outputs = features[labeled_indices], outputs[labeled_indices]
-    elif targets is None and labeled_features is None and labeled_outputs is None:
-        labeled_features, labeled_outputs = features[:0], outputs[:0]
-        targets = np.zeros(0, dtype=np.int64)
-    elif targets is None or labeled_features is None or labeled_outputs is None:
-        raise ValueError(
-            "targets: labelled points need --targets and either --labeled-indices or both "
-            "--labeled-features and --labeled-outputs"
-        )
-    return nf.Posterior.from_features(
-        features,
-        outputs,
-        labeled_features,
-        labeled_outputs,
-        targets,
-        labeled_indices=labeled_indices,
-        **settings,
-    )
+    return {
+        "features": features,
+        "outputs": outputs,
+        "labeled_features": labeled_features,
+        "labeled_outputs": labeled_outputs,
+        "targets": targets,
+        "labeled_indices": labeled_indices,
+    }
 
 
 @app.command()

@@ -339,6 +339,49 @@ def test_rank_bad_option(folder, options, message):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--criterion", "best"], "criterion"),
+        (["--criterion", "expected_log_loss"], "--log-loss-targets"),
+        (["--loss", "hinge"], "loss"),
+        (["--mode", "both"], "mode"),
+        (["--mode", "sequential"], "--batch-size"),
+        (["--ridge", "-1"], "ridge"),
+        (["--temperature", "0"], "temperature"),
+        (["--precision", "tf32"], "precision"),
+        (["--labeled-features", "nowhere.npy"], "labeled_indices"),
+        (["--output", "nowhere/next.csv"], "folder of nowhere/next.csv is not there"),
+        pytest.param(
+            ["--output", "/proc/next.csv"],
+            "folder of /proc/next.csv cannot be written to",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="a folder closed to root too"),
+        ),
+        (["--output", "."], "output: . is a folder"),
+    ],
+)
+def test_rank_options_come_before_files(folder, options, message):
+    # A file of the wrong kind would be the first thing found otherwise.
+    (folder / "features.npy").write_text("no array")
+    assert_one_line(rank(folder, *options), message)
+
+
+def test_rank_batch_size_is_positive(folder):
+    result = rank(folder, "--batch-size", 0)
+    assert result.returncode == 2 and "--batch-size" in result.stderr
+
+
+def test_rank_to_a_device(folder):
+    assert rank(folder, "-o", os.devnull).returncode == 0
+
+
+def test_rank_everything_labelled(folder):
+    np.save(folder / "labeled_indices.npy", np.arange(POINTS))
+    np.save(folder / "targets.npy", np.zeros(POINTS, int))
+    for options in ((), ("-b", 3)):
+        assert_one_line(rank(folder, *options), "all 60 points .* no point is left to rank")
+
+
+@pytest.mark.parametrize(
     ("name", "array", "message"),
     [
         ("targets", np.array([0, 1, 2, 0, 3]), "targets"),
@@ -350,7 +393,8 @@ def test_rank_bad_option(folder, options, message):
         ("labeled_indices", np.array([5.0, 17, 40, 3, 1]), "integers"),
         ("outputs", np.zeros((POINTS - 1, CLASSES)), "outputs"),
         ("outputs", np.zeros((POINTS, 0)), "outputs"),
-        ("features", np.zeros((0, DIMENSION)), "pool of 0 points"),
+        ("features", np.zeros((0, DIMENSION)), r"features has shape \(0, 24\)"),
+        ("features", np.float64(3), r"features has shape \(\)"),
     ],
 )
 def test_rank_bad_array(folder, name, array, message):
