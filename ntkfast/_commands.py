@@ -7,6 +7,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -42,6 +43,25 @@ def _fail(message: object) -> NoReturn:
     """Stop with one line on standard error and exit code 2."""
     print("ntkfast: error:", " ".join(str(message).split()), file=sys.stderr)
     raise typer.Exit(2)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ntkfast {_version('ntkfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    # No docstring: it would replace the help of the app.
+    del version  # its callback has done all there is to do
 
 
 RANK_HELP = """
@@ -99,7 +119,8 @@ def rank(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="(n,) rows of the pool that are labelled, in the order of the targets.",
+            help="(n,) rows of the pool that are labelled, in the order of the targets; or a mask "
+            "(N,), with the targets in the order of the pool.",
             rich_help_panel="The labelled points",
         ),
     ] = None,
@@ -194,6 +215,7 @@ def rank(
     ] = "-",
 ) -> None:
     start = time.perf_counter()
+    files: dict[str, str | None] = {}
     try:
         # What costs nothing to check comes before minutes of reading and factorising.
         if criterion == "auto":
@@ -206,18 +228,16 @@ def rank(
             as_positive("temperature", temperature)
         lam = _ridge(ridge)
         _check_writable(output)
-        arrays = {
-            name: None if spec is None else read_array(spec, name)
-            for name, spec in (
-                ("features", features),
-                ("outputs", outputs),
-                ("labeled_features", labeled_features),
-                ("labeled_outputs", labeled_outputs),
-                ("targets", targets),
-                ("labeled_indices", labeled_indices),
-                ("log_loss_targets", log_loss_targets),
-            )
+        files = {
+            "features": features,
+            "outputs": outputs,
+            "labeled_features": labeled_features,
+            "labeled_outputs": labeled_outputs,
+            "targets": targets,
+            "labeled_indices": labeled_indices,
+            "log_loss_targets": log_loss_targets,
         }
+        arrays = {name: None if spec is None else _read(spec, name) for name, spec in files.items()}
         distributions = arrays.pop("log_loss_targets")
         data = _described(**arrays)
         pool_size = len(data["features"])
@@ -254,13 +274,31 @@ def rank(
     except BrokenPipeError:  # `ntkfast rank ... | head` has seen enough
         raise
     except (ValueError, TypeError, OSError, MemoryError) as error:
-        _fail(error)
+        _fail(_naming_the_file(str(error), files))
     if sys.stderr.isatty():
         print(
             f"{len(picked.indices)} of {unlabeled} unlabelled points (pool of {pool_size}) ranked "
             f"by {criterion} in {time.perf_counter() - start:.2f} s",
             file=sys.stderr,
         )
+
+
+def _read(spec: str, name: str) -> Any:
+    try:
+        return read_array(spec, name)
+    except ValueError as error:
+        # numpy's words for a .npy file that ends within its header or within its numbers.
+        if re.search("EOF: reading array header|mmap length is greater than file", str(error)):
+            raise ValueError(f"{name}: cannot read {spec}: it is cut short") from None
+        raise
+
+
+def _naming_the_file(message: str, files: dict[str, str | None]) -> str:
+    """Put the file before a message of the library that begins with the name of its array."""
+    spec = files.get(re.split(r"\W", message, maxsplit=1)[0])
+    if spec is None or spec.partition("::")[0] in message:
+        return message
+    return f"{spec}: {message}"
 
 
 def _check_options(
@@ -356,11 +394,14 @@ def _described(
             f"got shape {outputs.shape}"
         )
     if labeled_indices is not None:
-        if labeled_indices.ndim != 1 or labeled_indices.dtype.kind not in "iu":
+        if labeled_indices.ndim != 1 or labeled_indices.dtype.kind not in "biu":
             raise ValueError(
-                f"labeled_indices: expected integers of shape (n,), got "
-                f"{labeled_indices.dtype} of shape {labeled_indices.shape}"
+                f"labeled_indices: expected integers of shape (n,), or a mask of shape "
+                f"({len(features)},), got {labeled_indices.dtype} of shape {labeled_indices.shape}"
             )
+        if labeled_indices.dtype.kind == "b":
+            check_shape("labeled_indices", labeled_indices, (len(features),))
+            labeled_indices = np.flatnonzero(labeled_indices)
         wrong = (labeled_indices < 0) | (labeled_indices >= len(features))
         if wrong.any():
             raise ValueError(

@@ -271,6 +271,8 @@ def damaged(folder, arrays, what):
         case "nan":
             features[7, 2] = np.nan
             np.save(path, features)
+        case "integers":
+            np.save(path, features.astype(np.int64))
         case "infinity":
             features[7, 2] = np.inf
             np.save(path, features)
@@ -285,8 +287,8 @@ def damaged(folder, arrays, what):
         ("unknown ending", "not a .npy, .npz or .safetensors"),
         ("empty", "cannot read"),
         ("text", "damaged"),
-        ("truncated npy", "cannot read"),
-        ("npy header cut", "cannot read"),
+        ("truncated npy", "bad.npy: it is cut short"),
+        ("npy header cut", "bad.npy: it is cut short"),
         ("pickled npy", "never loaded"),
         ("pickle", "never loaded"),
         ("truncated npz", "cannot read"),
@@ -299,8 +301,9 @@ def damaged(folder, arrays, what):
         ("complex", "real numbers"),
         ("one dimension", r"\(60,\)"),
         ("rows", "59"),
-        ("nan", "7"),
-        ("infinity", "7"),
+        ("nan", "bad.npy: features contains NaN at row 7"),
+        ("infinity", "bad.npy: features contains inf at row 7"),
+        ("integers", "bad.npy: features has dtype int64; expected float32 or float64"),
     ],
 )
 def test_rank_bad_file(folder, arrays, what, message):
@@ -402,6 +405,33 @@ def test_rank_bad_array(folder, name, array, message):
     assert_one_line(rank(folder), message)
 
 
+@pytest.mark.parametrize("name", ["outputs", "targets", "log_loss_targets"])
+def test_rank_names_the_file(folder, arrays, name):
+    array = np.full((5 if name == "targets" else POINTS, CLASSES), 1 / CLASSES)
+    array[3, 1] = np.nan
+    np.savez(folder / "other.npz", here=array)
+    spec = f"{folder / 'other.npz'}::here"
+    files = {"log_loss_targets": spec, name: spec}
+    result = rank(folder, "--criterion", "expected_log_loss", **files)
+    assert_one_line(result, f"{re.escape(spec)}: {name} contains NaN at row 3, column 1")
+
+
+def test_rank_labeled_mask(folder, arrays):
+    mask = np.zeros(POINTS, bool)
+    mask[arrays["labeled_indices"]] = True
+    np.save(folder / "mask.npy", mask)
+    np.save(folder / "sorted.npy", arrays["targets"][np.argsort(arrays["labeled_indices"])])
+    indices, utilities = read_csv(
+        rank(folder, labeled_indices=folder / "mask.npy", targets=folder / "sorted.npy").stdout
+    )
+    expected, values = read_csv(rank(folder).stdout)
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_allclose(utilities, values, rtol=1e-9)
+    np.save(folder / "mask.npy", mask[:-1])
+    result = rank(folder, labeled_indices=folder / "mask.npy", targets=folder / "sorted.npy")
+    assert_one_line(result, r"labeled_indices has shape \(59,\); expected \(60,\)")
+
+
 def test_rank_incomplete_labels(folder):
     again = {"labeled_features": folder / "features.npy"}
     assert_one_line(rank(folder, **again), "labeled_indices")
@@ -445,13 +475,25 @@ def test_interrupt(tmp_path):
 def test_help_teaches():
     top = run("--help")
     assert top.returncode == 0
-    for command in ("rank", "info", "bench", "demo"):
-        assert command in top.stdout
+    for word in ("Look-ahead active learning", "--version", "rank", "info", "bench", "demo"):
+        assert word in top.stdout
     text = run("rank", "--help").stdout
     for word in ("Examples", "(N, d)", "(N, k)", ".safetensors", "--labeled-indices", "logits"):
         assert word in text
     assert "[bold]" not in text
     assert run().returncode in (0, 2)  # typer's choice has changed; the help is shown either way
+
+
+def test_version():
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"ntkfast {nf.__version__}\n"), result.stderr
+
+
+def test_python_m():
+    result = subprocess.run(
+        [sys.executable, "-m", "ntkfast", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == f"ntkfast {nf.__version__}\n", result.stderr
 
 
 def test_usage_error():
