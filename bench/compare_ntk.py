@@ -29,7 +29,7 @@ from torch.func import functional_call, grad, vmap
 from ntkfast import EmpiricalNTK, ops
 
 DIM = 4096
-CHUNK = 8  # points per vmap(grad)
+CHUNK = 16  # points per vmap(grad); 8 take 7 % longer, 4 80 %
 
 
 def images(n: int) -> Tensor:
