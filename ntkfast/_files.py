@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["open_atomic", "read_array"]
+__all__ = ["open_atomic", "read_array", "replacing"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -149,13 +150,34 @@ def _read_safetensors(path: Path, key: str, name: str) -> Array:
 
 
 @contextlib.contextmanager
+def replacing(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
+    """Open a hidden neighbour of `path` that takes its name once it is written whole.
+
+    A failure or Ctrl-C leaves an older file of that name as it was. Of several writers at once, in
+    threads or processes, each writes a whole file and the last one stays. `mode` ("x" or "xb") and
+    `options` are those of `open`.
+    """
+    target = path.resolve()  # replace what a link points to, not the link
+    # "x" creates the file or fails; that of tempfile.mkstemp only its owner could read.
+    partial = target.with_name(f".ntkfast-{secrets.token_hex(8)}.part")
+    file = partial.open(mode, **options)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def open_atomic(output: str) -> Iterator[IO[str]]:
     """Open `output` for text so that it appears complete or not at all; ``-`` is standard output.
 
-    The text goes to a hidden neighbour that takes the name at the end. A failure or Ctrl-C leaves
-    an older file of that name as it was.
+    See `replacing`.
     """
-    path = Path(output).resolve()  # replace what a link points to, not the link
+    path = Path(output)
     if output == "-":
         yield sys.stdout
         sys.stdout.flush()
@@ -163,10 +185,5 @@ def open_atomic(output: str) -> Iterator[IO[str]]:
         with path.open("w", newline="") as file:
             yield file
     else:
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with partial.open("x", newline="") as file:
-                yield file
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path, "x", newline="") as file:
+            yield file

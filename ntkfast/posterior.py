@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from . import ops
+from ._files import replacing
 from .arrays import (
     Array,
     Library,
@@ -642,29 +643,22 @@ class Posterior:
         ----------
         path : path
             The file's name, used as it is; an existing file is replaced once the new one is whole.
+            Of several writers at once the last one stays.
         """
-        target = Path(path).resolve()  # replaces what a link points to, not the link
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("xb") as file:
-                np.savez(
-                    file,
-                    format=np.array(_FORMAT),
-                    version=np.array(_VERSION),
-                    outputs=self._outputs,
-                    mean=self._mean,
-                    is_labeled=self._is_labeled,
-                    ridge=np.array(self.ridge),
-                    loss=np.array(self.loss),
-                    label_scale=np.array(self.label_scale),
-                    labels=np.array(self._labels),
-                    **self._space.arrays(),
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(Path(path), "xb") as file:
+            np.savez(
+                file,
+                format=np.array(_FORMAT),
+                version=np.array(_VERSION),
+                outputs=self._outputs,
+                mean=self._mean,
+                is_labeled=self._is_labeled,
+                ridge=np.array(self.ridge),
+                loss=np.array(self.loss),
+                label_scale=np.array(self.label_scale),
+                labels=np.array(self._labels),
+                **self._space.arrays(),
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Posterior:

@@ -415,6 +415,43 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["posterior.npz"]
 
 
+def test_saving_at_the_same_time(tmp_path, monkeypatch):
+    """Threads of one process that write one file: each writes all of it, the last one stays."""
+    posts = [posterior(golden(name)) for name in ("plain", "cross_entropy")]
+    path = tmp_path / "posterior.npz"
+    together, original = threading.Barrier(2, timeout=30), np.savez
+
+    def savez(file, **arrays):
+        together.wait()
+        original(file, **arrays)
+        together.wait()
+
+    monkeypatch.setattr(np, "savez", savez)
+    failed = []
+
+    def save(post):
+        try:
+            post.save(path)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=save, args=(post,)) for post in posts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert os.listdir(tmp_path) == ["posterior.npz"]
+    assert repr(nf.Posterior.load(path)) in map(repr, posts)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_saved_files_are_as_readable_as_any(tmp_path):
+    posterior(golden("plain")).save(tmp_path / "posterior")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "posterior").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_warning_when_labels_outnumber_a_quarter_of_the_features():
     p = random_problem(7, n=3, d=16)
     arguments = np.vstack([p["phi_c"], p["phi_x"]]), np.vstack([p["f_c"], p["f_x"]])
