@@ -174,7 +174,11 @@ def as_floats(
     """
     view = as_numpy(name, array)
     if view.dtype.kind != "f" or view.dtype.itemsize not in (4, 8):
-        raise TypeError(f"{name} has dtype {view.dtype}; expected float32 or float64")
+        hint = ": convert with .astype(np.float32), in torch with .float()"
+        raise TypeError(
+            f"{name} has dtype {view.dtype}; expected float32 or float64"
+            + (hint if view.dtype.kind in "biu" or view.dtype == np.float16 else "")
+        )
     check_shape(name, view, shape)
     result = _native(view, dtype)
     if finite:
@@ -182,9 +186,20 @@ def as_floats(
     return result
 
 
+def _numbers(name: str, array: Any, length: int, *, finite: bool = True) -> Array:
+    """Return `length` numbers, integers too, as float64."""
+    view = as_numpy(name, array)
+    if view.dtype.kind in "iu":
+        view = view.astype(np.float64)
+    return as_floats(name, view, (length,), np.float64, finite=finite)
+
+
 def as_noise(name: str, array: Any, length: int) -> Array:
-    """Return `array` as `length` noise variances in (0, inf], float64; inf means no information."""
-    result = as_floats(name, array, (length,), np.float64, finite=False)
+    """Return `array` as `length` noise variances in (0, inf], float64; inf means no information.
+
+    Integers are converted.
+    """
+    result = _numbers(name, array, length, finite=False)
     wrong = np.flatnonzero(~(result > 0))
     if len(wrong):
         at = int(wrong[0])
@@ -193,8 +208,8 @@ def as_noise(name: str, array: Any, length: int) -> Array:
 
 
 def as_weights(name: str, array: Any, length: int) -> Array:
-    """Return `array` as `length` finite weights >= 0, float64."""
-    result = as_floats(name, array, (length,), np.float64)
+    """Return `array` as `length` finite weights >= 0, float64; integers are converted."""
+    result = _numbers(name, array, length)
     wrong = np.flatnonzero(result < 0)
     if len(wrong):
         at = int(wrong[0])
@@ -232,6 +247,8 @@ def check_finite(name: str, array: Array) -> None:
 
 def as_positive(name: str, value: Any) -> float:
     """Return `value` as a finite number > 0."""
+    if getattr(value, "ndim", 0) != 0:
+        raise TypeError(f"{name} must be a number; got an array of shape {tuple(value.shape)}")
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -214,19 +214,17 @@ class _Inputs:
                 )
         else:
             lam = as_positive("ridge", ridge)
+        automatic = isinstance(label_scale, str) and label_scale == "auto"
+        scale = 1.0 if automatic else as_positive("label_scale", label_scale)
         if loss == "squared":
-            if label_scale not in ("auto", 1):
+            if scale != 1:
                 raise ValueError(
-                    f"label_scale belongs to cross-entropy; with squared loss it is 1, got "
-                    f"{label_scale!r}"
+                    f"label_scale belongs to cross-entropy; squared loss has 1, not {scale:g}"
                 )
-            scale = 1.0
-        elif isinstance(label_scale, str) and label_scale == "auto":
+        elif automatic:
             scale = (
                 _automatic_scale(f_labeled, T.argmax(1)) if n else _automatic_scale(f, f.argmax(1))
             )
-        else:
-            scale = as_positive("label_scale", label_scale)
         is_labeled = np.zeros(N, bool)
         if labeled_indices is not None:
             is_labeled[as_indices("labeled_indices", labeled_indices, N, empty=True)] = True

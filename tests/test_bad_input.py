@@ -131,15 +131,19 @@ BAD_FEATURES = {
     "float16": (
         dict(features=lambda a: a.astype(np.float16)),
         TypeError,
-        "features has dtype float16; expected float32 or float64",
+        r"features has dtype float16; expected float32 or float64: convert with \.astype\(np",
     ),
     "half tensors": (
         dict(features=lambda a: torch.tensor(a).half()),
         TypeError,
         "features has dtype float16",
     ),
-    "complex": (dict(features=lambda a: a + 0j), TypeError, "features has dtype complex128"),
-    "integers": (dict(features=lambda a: a.astype(int)), TypeError, "features has dtype int64"),
+    "complex": (dict(features=lambda a: a + 0j), TypeError, "complex128; expected .* float64$"),
+    "integers": (
+        dict(features=lambda a: a.astype(int)),
+        TypeError,
+        r"features has dtype int64; .* convert with \.astype\(np\.float32\), in torch with \.float",
+    ),
     "integer outputs": (
         dict(outputs=lambda a: a.astype(np.int32)),
         TypeError,
@@ -196,6 +200,21 @@ BAD_FEATURES = {
         dict(label_scale=3),
         ValueError,
         "label_scale belongs to cross-entropy",
+    ),
+    "label_scale as an array": (
+        dict(loss="cross_entropy", label_scale=np.ones(3)),
+        TypeError,
+        r"label_scale must be a number; got an array of shape \(3,\)",
+    ),
+    "label_scale of squared loss as an array": (
+        dict(label_scale=torch.ones(1)),
+        TypeError,
+        r"label_scale must be a number; got an array of shape \(1,\)",
+    ),
+    "label_scale as a list": (
+        dict(label_scale=[1.0]),
+        TypeError,
+        r"label_scale must be a number; got \[1.0\]",
     ),
     "one logit": (
         dict(loss="cross_entropy", outputs=lambda a: a[:, :1]),
@@ -527,6 +546,30 @@ def test_what_float32_cannot_hold_is_refused(criterion, representation):
             with pytest.raises(ValueError, match='precision="float32" cannot hold'):
                 nf.select(post, criterion, 2, mode, precision="float32", **options)
             assert np.isfinite(nf.select(post, criterion, 2, mode, **options).utilities).all()
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_integer_weights_and_noises_are_numbers(representation):
+    p = random_problem(1)
+    whole, same = (
+        posterior(p, representation, noise=np.arange(1, len(p["f_l"]) + 1).astype(dtype))
+        for dtype in (np.int32, np.float64)
+    )
+    for post, dtype in ((whole, np.uint8), (same, np.float64)):
+        post.condition([3], [1], np.array([2], dtype))
+    np.testing.assert_array_equal(whole.mean, same.mean)
+    u, v = (
+        nf.utilities(post, "emoc", weights=w, noise=z)
+        for post, w, z in (
+            (whole, torch.arange(N), [2] * 15),
+            (same, np.arange(N) * 1.0, np.full(15, 2.0)),
+        )
+    )
+    np.testing.assert_array_equal(u, v)
+    with pytest.raises(ValueError, match=r"noise must be in \(0, inf\]; it is 0 at index 0"):
+        nf.utilities(whole, "emoc", noise=np.arange(15))
+    with pytest.raises(ValueError, match="weights must be >= 0; it is -1 at index 0"):
+        nf.utilities(whole, "emoc", weights=np.arange(N) - 1)
 
 
 def test_sizes_that_do_not_fit():
