@@ -6,13 +6,15 @@
 
 PYTHON ?= python3
 ARGS ?=
+# GPU kernels take nvcc minutes: AUTO builds them where it can, ON insists.
+CUDA ?= OFF
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 PACKAGING := pyproject.toml constraints.txt CMakeLists.txt
 CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo test lint stubs check-stubs check-symbols bench sanitize clean
+.PHONY: demo test lint stubs check-stubs check-symbols check-cuda bench sanitize clean
 # One step at a time: two pip runs in one environment overwrite each other.
 .NOTPARALLEL:
 
@@ -43,6 +45,10 @@ build/stubs/ntkfast/_core.pyi: .venv/installed-dev
 check-symbols: .venv/installed-dev
 	tools/check_weak_symbols.sh build
 
+# The CUDA half compiles without warnings (no GPU needed; says so where there is no nvcc).
+check-cuda:
+	tools/compile_cuda.sh build/cuda
+
 bench: .venv/installed-bench
 	$(BIN)/python -m pytest bench $(ARGS)
 
@@ -68,5 +74,5 @@ $(BIN)/pip:
 	touch $@
 
 .venv/installed-%: .venv/build-tools $(PACKAGING) $(CPP)
-	$(PIP) --no-build-isolation --editable ".[$*]"
+	$(PIP) --no-build-isolation --editable ".[$*]" -C cmake.define.NTKFAST_CUDA=$(CUDA)
 	touch $@

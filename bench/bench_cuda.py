@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -233,14 +231,6 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
-def commit() -> str:
-    """Commit of the sources; the COMMIT variable where they come without their history."""
-    try:
-        return record.commit()
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("COMMIT", "unknown")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
@@ -251,8 +241,7 @@ def main() -> None:
     slug = torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-")
     out = options.out or record.RESULTS / f"{slug}.csv"
     out.parent.mkdir(parents=True, exist_ok=True)
-    source = commit()
-    record.commit = lambda: source  # every row names it
+    source = record.commit()
     print(f"{torch.cuda.get_device_name()}, {datetime.date.today()}, commit {source}")
     for name in options.only:
         new = CASES[name]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import os
 import platform
 import statistics
 import subprocess
@@ -50,7 +51,9 @@ def device() -> str:
 
 
 def commit() -> str:
-    """Short hash of HEAD, with a + when the sources differ from it."""
+    """Short hash of HEAD, + when sources differ from it; $COMMIT where there is no history."""
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:

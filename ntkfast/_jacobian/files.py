@@ -140,5 +140,5 @@ def fingerprint(values: Iterable[Tensor | str]) -> str:
         else:
             digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
             flat = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -192,7 +192,7 @@ class Inputs:
 
     def panel(self, start: int, stop: int) -> Inputs:
         """Return points ``start ... stop - 1`` of sliceable inputs."""
-        X = self._X
+        X: Any = self._X
         part = {k: v[start:stop] for k, v in X.items()} if isinstance(X, dict) else X[start:stop]
         return Inputs(part, self.name, self.device, self.dtype)
 

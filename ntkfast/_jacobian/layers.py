@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from . import attention
 
@@ -242,10 +243,10 @@ class ConvolutionBlock(Block):
     geometry: Geometry
 
     def gradient(self, rows: slice) -> Tensor:
-        weight_gradient = (
-            torch.nn.grad.conv1d_weight,
-            torch.nn.grad.conv2d_weight,
-            torch.nn.grad.conv3d_weight,
+        weight_gradient: Callable[..., Tensor] = (
+            conv1d_weight,
+            conv2d_weight,
+            conv3d_weight,
         )[len(self.geometry.kernel) - 1]
         n, combinations = self.left.shape[:2]
         shape = (rows.stop - rows.start, self.right.shape[2], *self.geometry.kernel)

@@ -197,4 +197,5 @@ class KroneckerSketch(CountSketch):
             return None
         key = mix_int(mix_int(self.seed) ^ 0x4B524F4E ^ (key << 20))
         signs = sign_pattern(length * count, key, device).view(length, count)
-        return (signs * count**-0.5).to(dtype)
+        scale: float = count**-0.5
+        return (signs * scale).to(dtype)
