@@ -23,15 +23,18 @@ def digits():
     return (X[order] / 16).astype(np.float32), y[order]
 
 
-def query(X, y, **keywords):
+def posterior(X, y):
     outputs = np.full((len(X), 10), 0.1)
     L = slice(0, LABELED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 20 labels are many for 64 dimensions: exact features
-        post = nf.Posterior.from_features(
+        return nf.Posterior.from_features(
             X, outputs, X[L], outputs[L], y[L], labeled_indices=np.arange(LABELED)
         )
-    return nf.utilities(post, "expected_entropy", **keywords)
+
+
+def query(X, y, **keywords):
+    return nf.utilities(posterior(X, y), "expected_entropy", **keywords)
 
 
 def test_whole_query(benchmark, digits):
