@@ -74,9 +74,9 @@ def _is_tensor(array: Any) -> bool:
 
 def _refuse_device(name: str, device: str) -> RuntimeError:
     return RuntimeError(
-        f"{name} is on device {device!r}: the CUDA backend is not part of this build, and nothing "
-        "is moved to the CPU behind your back; pass arrays on the CPU (.cpu() in torch, .get() in "
-        "cupy)"
+        f"{name} is on device {device!r}, which is not supported yet, and nothing is moved to the "
+        "CPU behind your back; pass arrays on the CPU (.cpu() in torch, .get() in cupy). The "
+        "operations themselves exist for GPU arrays in ntkfast.cuda_ops"
     )
 
 
