@@ -180,9 +180,9 @@ class WeightSpace:
 
         b < d / 2: with U = D^-1/2 block, I + U U^T = L L^T and Z = L^-T (L + I)^-1, the matrix
         I - U^T Z U is a root of (I + U^T U)^-1, because Z + Z^T - Z (U U^T) Z^T = (I + U U^T)^-1.
-        So psi <- psi (I - U^T C), C = Z U, whitens exactly like the symmetric root of method.md
-        section 3 (psi is defined up to a rotation) with a Cholesky factor in place of an
-        eigen-decomposition; for b = 1 it is that root.
+        So psi <- psi (I - U^T C), C = Z U, whitens exactly like the symmetric root of
+        docs/method.md, section 3 (psi is defined up to a rotation) with a Cholesky factor in place
+        of an eigen-decomposition; for b = 1 it is that root.
         """
         b, d = block.shape
         few = 2 * b < d
@@ -289,7 +289,7 @@ class FunctionSpace:
         """Return S = K_UU - V^T V, V = L^-1 K_LU, L L^T = K_LL + D, and the change of F (N, k).
 
         S is float32 for a float32 kernel unless something is subtracted and max K / lam > 1e4:
-        there the subtraction could cost the ranking (method.md section 3).
+        there the subtraction could cost the ranking (docs/method.md, section 3).
         """
         before = np.diagonal(K_uu).astype(np.float64)
         V, mean = np.empty((0, len(before))), np.zeros((len(before), residual.shape[1]))

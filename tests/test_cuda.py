@@ -200,7 +200,7 @@ def test_downdate_then_score(gpu):
     ("precision", "kept"), [("float32", 30), ("tf32x3", 30), ("tf32", 30), ("bf16", 30)]
 )
 def test_rank_agreement_with_ill_conditioned_features(gpu, precision, kept):
-    """Top 30 of 600 with explained directions (median S / K far below 1); method, section 3."""
+    """Top 30 of 600 with explained directions (median S / K far below 1); docs/method.md, 3."""
     rng = np.random.default_rng(8)
     d, labelled = 256, 400
     phi = rng.normal(size=(600 + labelled, d)) * np.exp(-np.arange(d) / 40)

@@ -1,4 +1,4 @@
-// S <- S - V^T V: conditioning in function space (method, section 2), rank b.
+// S <- S - V^T V: conditioning in function space (docs/method.md, section 2), rank b.
 #pragma once
 
 #include "core/tensor_view.h"

@@ -1,4 +1,4 @@
-// psi <- psi - (psi U^T) C: conditioning in weight space (method, section 3), rank b.
+// psi <- psi - (psi U^T) C: conditioning in weight space (docs/method.md, section 3), rank b.
 #pragma once
 
 #include "core/tensor_view.h"

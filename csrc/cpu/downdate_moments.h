@@ -1,4 +1,5 @@
-// One sequential pick of variance_reduction in weight space, without pairs (method, section 4).
+// One sequential pick of variance_reduction in weight space, without pairs (docs/method.md, section
+// 4).
 #pragma once
 
 #include "core/tensor_view.h"

@@ -1,5 +1,5 @@
-// psi = phi W^T: features in which the posterior covariance is an inner product (method, section
-// 3).
+// psi = phi W^T: features in which the posterior covariance is an inner product (docs/method.md,
+// section 3).
 #pragma once
 
 #include "core/tensor_view.h"

@@ -1,4 +1,4 @@
-// variance_reduction in weight space without pairs (shared document "method", section 4): the
+// variance_reduction in weight space without pairs (docs/method.md, section 4): the
 // downdate of all moments after a pick, and the whole sequential selection without a round trip to
 // the host.
 #pragma once

@@ -4,7 +4,7 @@
 // divided by the temperature) from F_j to
 //     l_j + A [j = y],     l_j = F_j - A B_j,     A = s a(x, c) log2(e) / T,
 // so one set of k exponentials serves all k labels: take y out of the sums and put it back at l_y +
-// A (shared document "method", section 4; f+ of eq. 12 of Mohamadi et al. 2022).
+// A (docs/method.md, section 4; f+ of eq. 12 of Mohamadi et al. 2022).
 #pragma once
 
 #include "math/exp_log.h"
