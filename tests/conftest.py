@@ -1,4 +1,9 @@
 import os
+import signal
+
+# A shell starts its background jobs with Ctrl-C ignored, and their children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before numpy and torch start their pools: the tests' matrices are small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
