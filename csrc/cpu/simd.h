@@ -68,8 +68,10 @@ struct Pack<double> {
   NTKFAST_INLINE Pack<T> sqrt_of(Pack<T> a) { return _mm512_sqrt_##suffix(a.v); }                  \
   NTKFAST_INLINE Pack<T> abs_of(Pack<T> a) { return _mm512_abs_##suffix(a.v); }                    \
   NTKFAST_INLINE Pack<T> split_fraction(Pack<T> u, Pack<T>* whole) {                               \
-    *whole = u; /* scalef takes the floor itself */                                                \
-    return _mm512_reduce_##suffix(u.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);                 \
+    const Pack<T> fraction =                                                                       \
+        _mm512_reduce_##suffix(u.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);                \
+    *whole = u - fraction;                                                                         \
+    return fraction;                                                                               \
   }                                                                                                \
   NTKFAST_INLINE Pack<T> scale_by_power_of_two(Pack<T> p, Pack<T> n) {                             \
     return _mm512_scalef_##suffix(p.v, n.v);                                                       \
@@ -176,7 +178,7 @@ struct Pack<double> {
     return _mm256_andnot_##suffix(_mm256_set1_##suffix(sign), a.v);                                \
   }                                                                                                \
   NTKFAST_INLINE Pack<T> split_fraction(Pack<T> u, Pack<T>* whole) {                               \
-    whole->v = _mm256_round_##suffix(u.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);              \
+    whole->v = _mm256_round_##suffix(u.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);          \
     return u - *whole;                                                                             \
   }                                                                                                \
   NTKFAST_INLINE PackMask<T> operator<(Pack<T> a, Pack<T> b) {                                     \
@@ -318,13 +320,12 @@ NTKFAST_PACK(float)
 NTKFAST_PACK(double)
 #undef NTKFAST_PACK
 
-/// Adding and taking away 1.5 * 2^23 (2^52) rounds to an integer; one less where that rounded up.
-/// Larger numbers are clamped: exp2 has underflowed long before.
+/// Adding and taking away 1.5 * 2^23 (2^52) rounds to an integer. Larger numbers are clamped: exp2
+/// has underflowed long before.
 template <class T>
 NTKFAST_INLINE Pack<T> split_fraction_by_rounding(Pack<T> u, T magic, T lowest, Pack<T>* whole) {
   u = max_of(u, Pack<T>(lowest));
-  const Pack<T> rounded = (u + Pack<T>(magic)) - Pack<T>(magic);
-  *whole = rounded - select(rounded > u, Pack<T>(T(1)), Pack<T>(T(0)));
+  *whole = (u + Pack<T>(magic)) - Pack<T>(magic);
   return u - *whole;
 }
 NTKFAST_INLINE Pack<float> split_fraction(Pack<float> u, Pack<float>* whole) {

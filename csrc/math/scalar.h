@@ -47,19 +47,19 @@ NTKFAST_HD NTKFAST_INLINE double sqrt_of(double a) { return sqrt(a); }
 NTKFAST_HD NTKFAST_INLINE float select(bool mask, float a, float b) { return mask ? a : b; }
 NTKFAST_HD NTKFAST_INLINE double select(bool mask, double a, double b) { return mask ? a : b; }
 NTKFAST_HD NTKFAST_INLINE bool all_of(bool mask) { return mask; }
-/// u = whole + fraction with fraction in [0, 1]; `whole` is fit for scale_by_power_of_two.
+/// u = whole + fraction with an integer `whole` and fraction in [-1/2, 1/2].
 NTKFAST_HD NTKFAST_INLINE float split_fraction(float u, float* whole) {
-  *whole = floorf(u);
+  *whole = rintf(u);
   return u - *whole;
 }
 NTKFAST_HD NTKFAST_INLINE double split_fraction(double u, double* whole) {
-  *whole = floor(u);
+  *whole = rint(u);
   return u - *whole;
 }
 NTKFAST_HD NTKFAST_INLINE float reciprocal(float a) { return 1.0f / a; }
 NTKFAST_HD NTKFAST_INLINE double reciprocal(double a) { return 1.0 / a; }
 
-/// p * 2^n for integer-valued n <= 127 (1023) and p in [1, 2]; zero where the result is not a
+/// p * 2^n for integer-valued n <= 127 (1023) and p in [0.7, 1.5]; zero where the result is not a
 /// normal number.
 NTKFAST_HD NTKFAST_INLINE float scale_by_power_of_two(float p, float n) {
   if (n < -126.0f) return 0.0f;
