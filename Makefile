@@ -74,5 +74,6 @@ $(BIN)/pip:
 	touch $@
 
 .venv/installed-%: .venv/build-tools $(PACKAGING) $(CPP)
-	$(PIP) --no-build-isolation --editable ".[$*]" -C cmake.define.NTKFAST_CUDA=$(CUDA)
+	$(PIP) --no-build-isolation --editable ".[$*]" \
+	  --config-settings=cmake.define.NTKFAST_CUDA=$(CUDA)
 	touch $@
