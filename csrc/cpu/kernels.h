@@ -52,7 +52,6 @@ struct Score {
   int classes;
   bool cross_entropy;
   double label_scale, temperature, ridge;
-  int64_t num_points;
   const int64_t* candidates;
   int64_t num_candidates;
   const int64_t* evaluation;

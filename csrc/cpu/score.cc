@@ -86,7 +86,6 @@ void run_score(const ScoreKernels<T>& kernels, Score<T> score, std::int64_t num_
   score.label_scale = call.label_scale;
   score.temperature = call.temperature;
   score.ridge = call.ridge;
-  score.num_points = num_points;
   score.num_candidates = num_candidates;
   score.num_evaluation = num_evaluation;
   score.candidate_factor.index = score.candidates;

@@ -59,7 +59,6 @@ NTKFAST_BINARY(scale_by_power_of_two, scale_by_power_of_two(a.v[i], b.v[i]))
 NTKFAST_UNARY(operator-, -a.v[i])
 NTKFAST_UNARY(abs_of, abs_of(a.v[i]))
 NTKFAST_UNARY(sqrt_of, sqrt_of(a.v[i]))
-NTKFAST_UNARY(floor_of, floor_of(a.v[i]))
 NTKFAST_UNARY(log2_one_minus, log2_one_minus(a.v[i]))
 #undef NTKFAST_UNARY
 #define NTKFAST_COMPARE(op)                                             \
