@@ -5,10 +5,9 @@
 
 Images are 3 x 32 x 32 and the output is the scaled sum of 10 logits, float32. A forward and a
 backward pass cost 6 x 0.56 GFLOP per image; a dense projection of the P = 11.2e6 gradients to d
-numbers 2 P d = 92 GFLOP per image for d = 4096, so it is timed on fewer points (`--dense-points`)
-or for fewer columns (`--dense-columns`), and both are scaled up: the time of products is
-proportional to them. A Gram matrix costs P N^2 FLOP when it is symmetric. Peak memory is the growth
-of the resident set in a process of its own.
+numbers 2 P d = 92 GFLOP per image for d = 4096, all of which is run, once. A Gram matrix costs
+P N^2 FLOP when it is symmetric. Peak memory is the growth of the resident set in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -60,19 +59,18 @@ def jacobian(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return rows
 
 
-def dense_projection(rows: Callable[[Tensor], Tensor], x: Tensor, columns: int) -> Tensor:
-    """Rademacher projection of the gradients; the signs are made once and are not timed."""
+def dense_projection(rows: Callable[[Tensor], Tensor], x: Tensor, signs: Tensor) -> Tensor:
+    """Rademacher projection of the gradients.
+
+    One block of signs, made before, stands for all: new ones would only cost this opponent more.
+    """
     blocks = [rows(part) for part in x.split(CHUNK)]
-    step = 1 << 16
+    step, columns = signs.shape
     result = torch.zeros(len(x), columns)
     for start in range(0, blocks[0].shape[1], step):
         part = torch.cat([block[:, start : start + step] for block in blocks])
-        result += part @ SIGNS[: part.shape[1], :columns]
+        result += part @ signs[: part.shape[1]]
     return result * columns**-0.5
-
-
-# One block of signs stands for all: making them anew would only cost the opponent more.
-SIGNS = torch.randint(0, 2, (1 << 16, 512), generator=torch.Generator().manual_seed(2)) * 2 - 1.0
 
 
 def chunked_gram(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -91,7 +89,7 @@ def chunked_gram(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return result
 
 
-def compare_features(points: int, dense_points: int, dense_columns: int) -> None:
+def compare_features(points: int) -> None:
     model, x = ntk_models.resnet18(), images(points)
     ntk = EmpiricalNTK(model, dim=DIM)
     rows = jacobian(model)
@@ -108,17 +106,11 @@ def compare_features(points: int, dense_points: int, dense_columns: int) -> None
         rounds=3,
     )
     clock = time.thread_time if ops.num_threads() == 1 else time.perf_counter
-    few = x[:dense_points]
+    generator = torch.Generator().manual_seed(2)
+    signs = torch.randint(0, 2, (1 << 16, DIM), generator=generator) * 2 - 1.0
     start = clock()
-    for part in few.split(CHUNK):
-        rows(part)
-    gradients = clock() - start
-    start = clock()
-    dense_projection(rows, few, dense_columns)
-    products = clock() - start - gradients
-    scaled = (gradients + products * DIM / dense_columns) * points / dense_points
-    name = "vmap(grad) and dense Rademacher projection, scaled from"
-    times[f"{name} {dense_points} points and {dense_columns} columns"] = [scaled]
+    dense_projection(rows, x, signs)
+    times["vmap(grad) and dense Rademacher projection"] = [clock() - start]
     case = f"ResNet-18, {points} images, d {DIM}, float32"
     report(record.rows("ntk_features", case, times, {"ntkfast": error}))
 
@@ -176,13 +168,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("features", "gram", "memory"))
     parser.add_argument("--points", type=int, default=64)
-    parser.add_argument("--dense-points", type=int, default=64)
-    parser.add_argument("--dense-columns", type=int, default=512)
     parser.add_argument("--own", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(ops.num_threads())
     if arguments.what == "features":
-        compare_features(arguments.points, arguments.dense_points, arguments.dense_columns)
+        compare_features(arguments.points)
     elif arguments.what == "gram":
         compare_gram(arguments.points)
     else:
