@@ -1,14 +1,16 @@
 """The edge of the package: numpy, torch and other arrays in, numpy views inside, the same out.
 
-Everything behind this module works on numpy arrays. A torch tensor on the CPU, or any other array
-that speaks DLPack, is viewed without a copy; results go back to the library of the caller. torch is
-never imported here: a tensor can only be met where its user has imported it.
+Everything behind this module works on numpy arrays, but for the large ones on a GPU (`engines`). A
+torch tensor on the CPU, or any other array that speaks DLPack, is viewed without a copy; results go
+back to the library of the caller, on its device. torch and cupy are never imported here: their
+arrays can only be met where their user has imported them.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +27,10 @@ __all__ = [
     "as_positive",
     "as_probabilities",
     "as_weights",
+    "check_dense",
     "check_finite",
     "check_shape",
+    "library_named",
     "library_of",
 ]
 
@@ -34,6 +38,8 @@ Array = npt.NDArray[Any]
 
 # Device types of DLPack whose memory a CPU reads: kDLCPU.
 _DLPACK_CPU = 1
+# Device types of torch on which `ntkfast.cuda_ops` works.
+_GPU_TYPES: tuple[str, ...] = ("cuda",)
 # Rows summed at once when looking for NaN: the temporary mask stays around a megabyte.
 _CHECK_ENTRIES = 1 << 20
 
@@ -46,25 +52,106 @@ class Library:
     ----------
     module : str
         Import name of a module with ``from_dlpack``: "numpy", "torch", "jax.numpy", ...
+    device : torch.device, cupy.cuda.Device or None
+        The GPU that the arrays lie on; None: the CPU.
     """
 
     module: str
+    device: Any = None
 
     def wrap(self, array: Array) -> Any:
-        """Return `array` (a fresh numpy array) as an array of this library, without a copy."""
+        """Return `array` (a fresh numpy array) as one of this library; on a CPU without a copy."""
         if self.module == "numpy":
             return array
         module = importlib.import_module(self.module)
-        return module.from_numpy(array) if self.module == "torch" else module.from_dlpack(array)
+        if self.module == "torch":
+            tensor = module.from_numpy(array)
+            return tensor if self.device is None else tensor.to(self.device)
+        return module.from_dlpack(array) if self.device is None else module.asarray(array)
+
+    def owns(self, name: str, array: Any) -> bool:
+        """Whether `array` lies on the GPU of this library, rather than on the host.
+
+        Raises
+        ------
+        RuntimeError
+            It lies on another device.
+        """
+        device = _gpu_of(array)
+        if device is None:
+            return False
+        if self.device is None:
+            raise RuntimeError(
+                f"{name} is on device '{device}', and the features or the kernel are on the CPU; "
+                "nothing is moved there behind your back: pass all on the GPU, or all on the CPU "
+                "(.cpu() in torch, .get() in cupy)"
+            )
+        if library_of(array) != self:
+            raise RuntimeError(
+                f"{name} is a {library_of(array).module} array on device '{device}', and the "
+                f"features or the kernel are {self.module} arrays on '{self.device}': pass all on "
+                "one GPU, or this one on the CPU"
+            )
+        return True
+
+    def fetch(self, **arguments: Any) -> Iterator[Any]:
+        """Bring arguments that are kept on the host there from the GPU of this library.
+
+        What is on the CPU passes unchanged. Order as given.
+
+        Raises
+        ------
+        RuntimeError
+            One lies on another device; the message names the argument.
+        """
+        for name, array in arguments.items():
+            if not self.owns(name, array):
+                yield array
+            elif self.module == "torch":
+                yield _of_tensor(name, array)
+            else:
+                yield array.get()
 
 
 def library_of(array: Any) -> Library:
     """Return the library in which results for `array` go back to the caller."""
     if _is_tensor(array):
-        return Library("torch")
+        return Library("torch", _gpu_of(array))
     if not isinstance(array, np.ndarray) and hasattr(array, "__array_namespace__"):
-        return Library(array.__array_namespace__().__name__)
+        return Library(array.__array_namespace__().__name__, _gpu_of(array))
     return Library("numpy")
+
+
+def library_named(target: Any) -> Library:
+    """Return the library of an array, or torch on the device that `target` names.
+
+    Raises
+    ------
+    TypeError
+        Neither a device of torch nor an array.
+    RuntimeError
+        A device that torch or ntkfast cannot use.
+    """
+    if isinstance(target, str) or type(target).__name__ == "device":
+        torch = importlib.import_module("torch")
+        try:
+            target = torch.empty(0, device=target)
+        except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+            raise RuntimeError(f"torch cannot use device {str(target)!r}: {error}") from None
+    elif not hasattr(target, "shape"):
+        raise TypeError(
+            f'target must be a device of torch ("cuda", "cpu", ...) or an array; got {target!r}'
+        )
+    if _gpu_of(target) is None:
+        as_numpy("target", target)  # refuses devices that are neither
+    return library_of(target)
+
+
+def _gpu_of(array: Any) -> Any:
+    """Return the GPU that a torch or cupy array lies on; None for all other arrays."""
+    if _is_tensor(array):
+        return array.device if array.device.type in _GPU_TYPES else None
+    return array.device if type(array).__module__.partition(".")[0] == "cupy" else None
 
 
 def _is_tensor(array: Any) -> bool:
@@ -72,11 +159,24 @@ def _is_tensor(array: Any) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+def check_dense(name: str, tensor: Any) -> None:
+    """Raise a TypeError for a sparse or quantised tensor."""
+    if tensor.layout != sys.modules["torch"].strided or tensor.is_quantized:
+        raise TypeError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}; pass a dense one")
+
+
+def _of_tensor(name: str, tensor: Any) -> Array:
+    """View a tensor as a numpy array; one on a GPU is copied from there."""
+    check_dense(name, tensor)
+    if tensor.dtype == sys.modules["torch"].bfloat16:
+        tensor = tensor.float()
+    return np.asarray(tensor.numpy(force=True))
+
+
 def _refuse_device(name: str, device: str) -> RuntimeError:
     return RuntimeError(
-        f"{name} is on device {device!r}, which is not supported yet, and nothing is moved to the "
-        "CPU behind your back; pass arrays on the CPU (.cpu() in torch, .get() in cupy). The "
-        "operations themselves exist for GPU arrays in ntkfast.cuda_ops"
+        f"{name} is on device {device!r}, which is not supported: pass arrays on the CPU, or torch "
+        "or cupy arrays on a CUDA GPU"
     )
 
 
@@ -99,7 +199,7 @@ def as_numpy(name: str, array: Any) -> Array:
     Raises
     ------
     RuntimeError
-        The array is not in CPU memory.
+        The array is not in CPU memory (those on a GPU go through `Library.fetch` first).
     TypeError
         A sparse, quantised or masked array, or something that is no array of numbers at all.
     """
@@ -108,14 +208,11 @@ def as_numpy(name: str, array: Any) -> Array:
     if isinstance(array, np.ndarray):
         return np.asarray(array)
     if _is_tensor(array):
-        torch = sys.modules["torch"]
+        Library("torch").owns(name, array)
         if array.device.type != "cpu":
             raise _refuse_device(name, str(array.device))
-        if array.layout != torch.strided or array.is_quantized:
-            raise TypeError(f"{name} is a {array.layout} tensor of {array.dtype}; pass a dense one")
-        if array.dtype == torch.bfloat16:
-            array = array.float()
-        return np.asarray(array.numpy(force=True))
+        return _of_tensor(name, array)
+    Library("numpy").owns(name, array)
     if hasattr(array, "__cuda_array_interface__"):
         raise _refuse_device(name, "cuda")
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
@@ -230,8 +327,11 @@ def check_shape(name: str, array: Array, shape: tuple[int | str | None, ...]) ->
         raise ValueError(f"{name} has shape {array.shape}; expected ({expected}){empty}")
 
 
-def check_finite(name: str, array: Array) -> None:
-    """Raise a ValueError that locates the first NaN or infinity of `array`."""
+def check_finite(name: str, array: Array, numbers: Array | None = None) -> None:
+    """Raise a ValueError that locates the first NaN or infinity of `array`.
+
+    `numbers`: what to call its rows, if it is a part of the caller's array.
+    """
     rows = array.reshape(len(array), -1) if array.size else array
     step = max(1, _CHECK_ENTRIES // max(1, rows[:1].size))
     for start in range(0, len(rows), step):
@@ -240,8 +340,9 @@ def check_finite(name: str, array: Array) -> None:
             continue
         row, column = (int(i) for i in np.argwhere(~finite)[0])
         value = rows[start + row, column]
+        at = start + row if numbers is None else numbers[start + row]
         what = "NaN" if np.isnan(value) else "inf" if value > 0 else "-inf"
-        where = f"row {start + row}, column {column}" if array.ndim > 1 else f"index {start + row}"
+        where = f"row {at}, column {column}" if array.ndim > 1 else f"index {at}"
         raise ValueError(f"{name} contains {what} at {where}")
 
 

@@ -4,18 +4,21 @@
 matrix S. Both condition on blocks of labelled points and hand out scorers, which run the compiled
 criteria and may be conditioned on the picks of a batch while the space itself stays as it is.
 Outputs, labels and strategies belong to `Posterior` and `selection`.
+
+What grows with N d, N^2, d^2 or n^2 lies where its engine computes, on the CPU or on a GPU (written
+"here", see `engines`); means, variances, noises and indices are on the host in either case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from . import ops
 from .arrays import Array
+from .engines import CPU, Engine, stored_type
 
 __all__ = ["FLOAT32_LIMIT", "FunctionSpace", "WeightSpace", "Whitening"]
 
@@ -33,10 +36,10 @@ def _subtracted(dtype: np.dtype[Any], variance: Array, ridge: float) -> np.dtype
     return dtype if variance.max() <= FLOAT32_LIMIT * ridge else np.dtype(np.float64)
 
 
-def _factor(A: Array) -> Array:
+def _factor(engine: Engine, A: Any) -> Any:
     """Cholesky factor of a kernel matrix plus its noise, with an error that users understand."""
     try:
-        return ops.cholesky(A)
+        return engine.cholesky(A)
     except ValueError:
         raise ValueError(
             "the kernel matrix of the labelled points plus their noise is not positive definite: "
@@ -65,55 +68,57 @@ class Whitening:
     million dimensions are no obstacle; then it becomes a matrix.
     """
 
-    left: Array
-    right: Array
-    matrix: Array | None = None
+    left: Any
+    right: Any
+    matrix: Any = None
+    engine: Engine = CPU
 
     @classmethod
-    def identity(cls, d: int) -> Whitening:
+    def identity(cls, d: int, engine: Engine) -> Whitening:
         """W = I."""
-        return cls(np.empty((0, d)), np.empty((0, d)))
+        return cls(engine.empty((0, d)), engine.empty((0, d)), engine=engine)
 
-    def _dense(self, matrix: Array) -> Whitening:
-        return Whitening(self.left[:0], self.right[:0], matrix)
+    def _dense(self, matrix: Any) -> Whitening:
+        return replace(self, left=self.left[:0], right=self.right[:0], matrix=matrix)
 
-    def then(self, U: Array, C: Array) -> Whitening:
+    def then(self, U: Any, C: Any) -> Whitening:
         """Return the whitening after psi <- psi (I - U^T C); never changes `self`."""
         if self.matrix is None:
             # (I - P^T Z)(I - U^T C) = I - P^T (Z - (Z U^T) C) - U^T C
-            left = np.vstack([self.left, U])
-            right = np.vstack([self.right - (self.right @ U.T) @ C, C])
+            left = self.engine.stack(self.left, U)
+            right = self.engine.stack(self.right - (self.right @ U.T) @ C, C)
             if 2 * len(left) <= left.shape[1]:
-                return Whitening(left, right)
+                return replace(self, left=left, right=right)
         matrix = self._transposed(U.shape[1])
-        ops.condition_features(matrix, U, C)
+        self.engine.condition_features(matrix, U, C)
         return self._dense(matrix)
 
-    def times(self, W: Array) -> Whitening:
+    def times(self, W: Any) -> Whitening:
         """Return the whitening after psi <- W psi; never changes `self`."""
         if self.matrix is None and len(self.left) == 0:
-            return self._dense(np.ascontiguousarray(W.T))
+            return self._dense(self.engine.copy(W.T))
         return self._dense(self._transposed(len(W)) @ W.T)
 
-    def _transposed(self, d: int) -> Array:
+    def _transposed(self, d: int) -> Any:
         """W^T as a new matrix."""
-        return self.features(np.eye(d)) if self.matrix is None else self.matrix.copy()
+        if self.matrix is None:
+            return self.features(self.engine.eye(d))
+        return self.engine.copy(self.matrix)
 
-    def features(self, phi: Array) -> Array:
+    def features(self, phi: Any) -> Any:
         """Psi = phi W^T as a new array of the dtype of phi (N, d)."""
         if self.matrix is not None:
-            return ops.whiten(phi, np.ascontiguousarray(self.matrix.T))
-        psi = phi.copy()
+            return self.engine.whiten(phi, self.matrix.T)
+        psi = self.engine.copy(phi)
         if len(self.left):
-            ops.condition_features(psi, self.left, self.right)
+            self.engine.condition_features(psi, self.left, self.right)
         return psi
 
-    def pull_back(self, step: Array) -> Array:
+    def pull_back(self, step: Any) -> Any:
         """W^T step: a step (d, k) along psi as a step along phi."""
         if self.matrix is not None:
             return self.matrix @ step
-        result: Array = step - self.left.T @ (self.right @ step)
-        return result
+        return step - self.left.T @ (self.right @ step)
 
 
 class WeightSpace:
@@ -121,33 +126,40 @@ class WeightSpace:
 
     Attributes
     ----------
-    psi : ndarray (N, d), float32 or float64
+    psi : array (N, d), float32 or float64, here
     variance : ndarray (N,), float64
         S(x, x), the squared norms of psi: computed anew after every change, never subtracted from.
     whitening : Whitening
-        W, float64.
-    theta : ndarray (d, k), float64
+        W, float64, here.
+    theta : array (d, k), float64, here
         F(x) = f(x) + <phi(x), theta>.
+    engine : Engine
+        What computes on psi.
     """
 
-    def __init__(self, psi: Array, whitening: Whitening, theta: Array) -> None:
+    def __init__(self, psi: Any, whitening: Whitening, theta: Any) -> None:
+        self.engine = whitening.engine
         self.psi = psi
-        self.variance = ops.squared_norms(psi)
+        self.variance = self.engine.host(self.engine.squared_norms(psi))
         self.whitening = whitening
         self.theta = theta
 
     @classmethod
     def fit(
-        cls, features: Array, labeled: Array, noise: Array, residual: Array
+        cls, features: Any, labeled: Any, noise: Array, residual: Array, engine: Engine
     ) -> tuple[WeightSpace, Array]:
-        """Return the space of N points given n labelled ones, and the change of F (N, k)."""
+        """Return the space of N points given n labelled ones, and the change of F (N, k).
+
+        features (N, d) and labeled (n, d) are here.
+        """
         n, d = labeled.shape
+        k = residual.shape[1]
         # A small block works in place, so on a copy of the caller's features.
-        psi = features.copy() if 2 * n < d else features
-        space = cls(psi, Whitening.identity(d), np.zeros((d, residual.shape[1])))
+        psi = engine.copy(features) if 2 * n < d else features
+        space = cls(psi, Whitening.identity(d, engine), engine.put(np.zeros((d, k))))
         if n == 0:
-            return space, np.zeros((len(features), residual.shape[1]))
-        change = space._change(labeled.astype(np.float64, copy=False), noise, residual)
+            return space, np.zeros((len(features), k))
+        change = space._change(engine.cast(labeled, np.float64), noise, residual)
         change.commit()
         return space, change.mean
 
@@ -159,22 +171,25 @@ class WeightSpace:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of psi."""
-        return self.psi.dtype
+        return self.engine.dtype(self.psi)
 
     def copy(self) -> WeightSpace:
         """Independent copy."""
-        return WeightSpace(self.psi.copy(), self.whitening, self.theta.copy())
+        return WeightSpace(self.engine.copy(self.psi), self.whitening, self.engine.copy(self.theta))
 
     def block(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns), float64."""
-        return ops.product(self.psi[rows], self.psi[columns].astype(np.float64).T)
+        engine = self.engine
+        across = engine.cast(engine.rows(self.psi, columns), np.float64)
+        return engine.host(engine.product(engine.rows(self.psi, rows), across.T))
 
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
-        return self._change(self.psi[indices].astype(np.float64), noise, residual)
+        block = self.engine.cast(self.engine.rows(self.psi, indices), np.float64)
+        return self._change(block, noise, residual)
 
-    def _change(self, block: Array, noise: Array, residual: Array) -> Change:
-        """Condition on points whose psi are `block` (b, d).
+    def _change(self, block: Any, noise: Array, residual: Array) -> Change:
+        """Condition on points whose psi are `block` (b, d), here.
 
         b >= d / 2: I + block^T D^-1 block = L L^T and psi <- L^-1 psi.
 
@@ -184,85 +199,116 @@ class WeightSpace:
         docs/method.md, section 3 (psi is defined up to a rotation) with a Cholesky factor in place
         of an eigen-decomposition; for b = 1 it is that root.
         """
+        engine = self.engine
         b, d = block.shape
         few = 2 * b < d
         if few:
             scale = 1 / np.sqrt(noise)[:, None]
-            U, identity = scale * block, np.eye(b)
-            L = _factor(identity + U @ U.T)
-            C = ops.triangular_solve(L, ops.triangular_solve(L + identity, U), transpose=True)
-            weights = ops.triangular_solve(L, scale * residual)
-            step = U.T @ ops.triangular_solve(L, weights, transpose=True)
+            U, identity = engine.put(scale) * block, engine.eye(b)
+            L = _factor(engine, identity + U @ U.T)
+            C = engine.triangular_solve(L, engine.triangular_solve(L + identity, U), transpose=True)
+            weights = engine.triangular_solve(L, engine.put(scale * residual))
+            step = U.T @ engine.triangular_solve(L, weights, transpose=True)
             whitening = self.whitening.then(U, C)
         else:
-            L = _factor(np.eye(d) + ops.weighted_gram(block, 1 / noise))
-            W = ops.triangular_solve(L, np.eye(d))
-            step = W.T @ (W @ (block.T @ (residual / noise[:, None])))
+            L = _factor(engine, engine.eye(d) + engine.weighted_gram(block, 1 / noise))
+            W = engine.triangular_solve(L, engine.eye(d))
+            step = W.T @ (W @ (block.T @ engine.put(residual / noise[:, None])))
             whitening = self.whitening.times(W)
-            psi = ops.whiten(self.psi, W)
+            psi = engine.whiten(self.psi, W)
         theta = self.theta + self.whitening.pull_back(step)
-        mean = ops.product(self.psi, step)
+        mean = engine.host(engine.product(self.psi, step))
+        norms = engine.empty((self.size,))  # before anything changes: memory may run out
 
         def commit() -> None:
             if few:
-                ops.condition_features(self.psi, U, C)
+                engine.condition_features(self.psi, U, C)
             else:
                 self.psi = psi
-            self.variance = ops.squared_norms(self.psi)
+            self.variance = engine.host(engine.squared_norms(self.psi, norms))
             self.whitening, self.theta = whitening, theta
 
         return Change(mean, commit)
 
-    def predict(self, features: Array) -> Array:
-        """F - f (m, k) at new points."""
-        return ops.product(features, self.theta)
+    def predict(self, features: Any) -> Array:
+        """F - f (m, k) at new points, which are here."""
+        return self.engine.host(self.engine.product(features, self.theta))
 
-    def extended(self, features: Array) -> WeightSpace:
-        """Return the space with new points appended."""
-        psi = self.whitening.features(features.astype(self.dtype, copy=False))
-        return WeightSpace(np.concatenate([self.psi, psi]), self.whitening, self.theta)
+    def extended(self, features: Any) -> WeightSpace:
+        """Return the space with new points, which are here, appended."""
+        psi = self.whitening.features(self.engine.cast(features, self.dtype))
+        return WeightSpace(self.engine.stack(self.psi, psi), self.whitening, self.theta)
 
-    def scorer(self, dtype: np.dtype[Any]) -> FeatureScorer:
-        """Scores in `dtype`; shares memory, so it must not be conditioned on picks."""
-        return FeatureScorer(self.psi.astype(dtype, copy=False), self.variance)
+    def scorer(self, precision: str) -> FeatureScorer:
+        """Scores in `precision`; shares memory, so it must not be conditioned on picks."""
+        psi = self.engine.cast(self.psi, stored_type(precision))
+        return FeatureScorer(psi, self.variance, precision, self.engine)
 
-    def scratch(self, rows: Array, picks: int, dtype: np.dtype[Any]) -> tuple[FeatureScorer, Array]:
+    def scratch(self, rows: Array, picks: int, precision: str) -> tuple[FeatureScorer, Array]:
         """Return a scorer of the points `rows` to be conditioned on picks, and what it holds."""
-        psi = self.psi[rows].astype(dtype, copy=False)
-        return FeatureScorer(psi, self.variance[rows]), rows
+        psi = self.engine.cast(self.engine.rows(self.psi, rows), stored_type(precision))
+        return FeatureScorer(psi, self.variance[rows], precision, self.engine), rows
 
     def arrays(self) -> dict[str, Any]:
         """Return what a file keeps."""
         kept = {"psi": self.psi, "theta": self.theta}
         if self.whitening.matrix is not None:
-            return kept | {"whitening": self.whitening.matrix}
-        return kept | {"left": self.whitening.left, "right": self.whitening.right}
+            kept["whitening"] = self.whitening.matrix
+        else:
+            kept |= {"left": self.whitening.left, "right": self.whitening.right}
+        return {name: self.engine.host(array) for name, array in kept.items()}
+
+    def to(self, engine: Engine) -> WeightSpace:
+        """Independent copy where another engine computes."""
+        if engine is self.engine:
+            return self.copy()
+        return WeightSpace.restored(self.arrays(), engine)
+
+    @classmethod
+    def restored(cls, kept: dict[str, Array], engine: Engine) -> WeightSpace:
+        """Return the space of `arrays`, here."""
+        here = {name: engine.put(array) for name, array in kept.items()}
+        if "whitening" in here:
+            none = engine.empty((0, len(here["theta"])))
+            whitening = Whitening(none, none, here["whitening"], engine)
+        else:
+            whitening = Whitening(here["left"], here["right"], engine=engine)
+        return cls(here["psi"], whitening, here["theta"])
 
 
 class FeatureScorer:
     """Criteria over whitened features, conditioned on one pick after another."""
 
-    def __init__(self, psi: Array, variance: Array) -> None:
+    def __init__(self, psi: Any, variance: Array, precision: str, engine: Engine) -> None:
         self.psi = psi
         self.variance = variance
+        self._precision = precision
+        self._engine = engine
 
     def score(self, criterion: str, candidates: Array, evaluation: Array, **keywords: Any) -> Array:
         """Utilities (N_c,), float64."""
-        return ops.score_features(
-            criterion, self.psi, candidates, evaluation, variance=self.variance, **keywords
+        return self._engine.score_features(
+            criterion,
+            self.psi,
+            candidates,
+            evaluation,
+            variance=self.variance,
+            precision=self._precision,
+            **keywords,
         )
 
     def column(self, point: int) -> Array:
         """S(., point) (N,), float64."""
-        return ops.product(self.psi, self.psi[point].astype(np.float64)[:, None])[:, 0]
+        psi_c = self._engine.cast(self.psi[point : point + 1], np.float64)
+        return self._engine.host(self._engine.product(self.psi, psi_c.T))[:, 0]
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise: psi <- psi - beta psi_c <psi_c, psi>."""
-        psi_c = self.psi[point : point + 1].astype(np.float64)
+        psi_c = self._engine.copy(self.psi[point : point + 1], np.float64)
         total = self.variance[point] + noise
-        beta = 1 / (total * (1 + np.sqrt(noise / total)))
-        ops.condition_features(self.psi, psi_c, beta * psi_c)
-        self.variance = ops.squared_norms(self.psi)
+        beta = float(1 / (total * (1 + np.sqrt(noise / total))))
+        self._engine.condition_features(self.psi, psi_c, beta * psi_c)
+        self.variance = self._engine.host(self._engine.squared_norms(self.psi))
 
 
 class FunctionSpace:
@@ -270,44 +316,55 @@ class FunctionSpace:
 
     Attributes
     ----------
-    S : ndarray (N, N), float32 or float64
+    S : array (N, N), float32 or float64, here
     variance : ndarray (N,), float64
         The diagonal of S, kept apart in float64.
     ridge : float
         lam, beside which S must stay exact.
+    engine : Engine
+        What computes on S.
     """
 
-    def __init__(self, S: Array, variance: Array, ridge: float) -> None:
+    def __init__(self, S: Any, variance: Array, ridge: float, engine: Engine) -> None:
         self.S = S
         self.variance = variance
         self.ridge = ridge
+        self.engine = engine
 
     @classmethod
     def fit(
-        cls, K_uu: Array, K_lu: Array, K_ll: Array, noise: Array, ridge: float, residual: Array
+        cls,
+        K_uu: Any,
+        K_lu: Any,
+        K_ll: Any,
+        noise: Array,
+        ridge: float,
+        residual: Array,
+        engine: Engine,
     ) -> tuple[FunctionSpace, Array]:
         """Return S = K_UU - V^T V, V = L^-1 K_LU, L L^T = K_LL + D, and the change of F (N, k).
 
-        S is float32 for a float32 kernel unless something is subtracted and max K / lam > 1e4:
-        there the subtraction could cost the ranking (docs/method.md, section 3).
+        The kernels are here. S is float32 for a float32 kernel unless something is subtracted and
+        max K / lam > 1e4: there the subtraction could cost the ranking (docs/method.md, section 3).
         """
-        before = np.diagonal(K_uu).astype(np.float64)
-        V, mean = np.empty((0, len(before))), np.zeros((len(before), residual.shape[1]))
-        if len(noise):
-            L = _factor(K_ll.astype(np.float64) + np.diag(noise))
-            V = ops.triangular_solve(L, K_lu.astype(np.float64, copy=False))
-            mean = V.T @ ops.triangular_solve(L, residual)
-        variance = before - np.einsum("nx,nx->x", V, V)
+        given, n = engine.dtype(K_uu), len(noise)
+        before = engine.host(engine.cast(K_uu.diagonal(), np.float64))
+        if n == 0:
+            nothing = np.zeros((len(before), residual.shape[1]))
+            return cls(engine.copy(K_uu), np.maximum(before, 0.0), ridge, engine), nothing
+        D = engine.eye(n) * engine.put(noise)
+        L = _factor(engine, engine.cast(K_ll, np.float64) + D)
+        V = engine.triangular_solve(L, engine.cast(K_lu, np.float64))
+        mean = engine.host(V.T @ engine.triangular_solve(L, engine.put(residual)))
+        variance = before - engine.host(engine.column_norms(V))
         if variance.min() < -1e-2 * before.max():
             raise ValueError(
                 "K_uu, K_lu and K_ll are not blocks of one kernel matrix: given the labels the "
                 f"variance of point {int(variance.argmin())} would be {variance.min():g}"
             )
-        dtype = _subtracted(K_uu.dtype, before, ridge) if len(noise) else K_uu.dtype
-        S = K_uu.astype(dtype)
-        if len(noise):
-            ops.condition_dense(S, V)
-        return cls(S, np.maximum(variance, 0.0), ridge), mean
+        S = engine.copy(K_uu, _subtracted(given, before, ridge))
+        engine.condition_dense(S, V)
+        return cls(S, np.maximum(variance, 0.0), ridge, engine), mean
 
     @property
     def size(self) -> int:
@@ -317,78 +374,92 @@ class FunctionSpace:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of S."""
-        return self.S.dtype
+        return self.engine.dtype(self.S)
 
     def copy(self) -> FunctionSpace:
         """Independent copy."""
-        return FunctionSpace(self.S.copy(), self.variance.copy(), self.ridge)
+        S = self.engine.copy(self.S)
+        return FunctionSpace(S, self.variance.copy(), self.ridge, self.engine)
 
     def block(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns), float64."""
-        result: Array = self.S[np.ix_(rows, columns)].astype(np.float64)
-        return result
+        return self.engine.host(self.engine.block(self.S, rows, columns)).astype(np.float64)
 
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
-        rows = self.S[indices].astype(np.float64)
-        L = _factor(rows[:, indices] + np.diag(noise))
-        V = ops.triangular_solve(L, rows)
-        variance = np.maximum(self.variance - np.einsum("bx,bx->x", V, V), 0.0)
-        S = self.S.astype(_subtracted(self.dtype, self.variance, self.ridge), copy=False)
+        engine = self.engine
+        rows = engine.cast(engine.rows(self.S, indices), np.float64)
+        corner = engine.cast(engine.block(self.S, indices, indices), np.float64)
+        L = _factor(engine, corner + engine.eye(len(noise)) * engine.put(noise))
+        V = engine.triangular_solve(L, rows)
+        mean = engine.host(V.T @ engine.triangular_solve(L, engine.put(residual)))
+        variance = np.maximum(self.variance - engine.host(engine.column_norms(V)), 0.0)
+        S = engine.cast(self.S, _subtracted(self.dtype, self.variance, self.ridge))
 
         def commit() -> None:
-            ops.condition_dense(S, V)
+            engine.condition_dense(S, V)
             self.S, self.variance = S, variance
 
-        return Change(V.T @ ops.triangular_solve(L, residual), commit)
+        return Change(mean, commit)
 
-    def scorer(self, dtype: np.dtype[Any], picks: int = 0) -> KernelScorer:
-        """Scores in `dtype` and can be conditioned on `picks` points; S itself never changes."""
-        return KernelScorer(self.S.astype(dtype, copy=False), self.variance, picks)
+    def scorer(self, precision: str, picks: int = 0) -> KernelScorer:
+        """Scores in `precision`, can be conditioned on `picks` points; S itself never changes."""
+        S = self.engine.cast(self.S, stored_type(precision))
+        return KernelScorer(S, self.variance, picks, self.engine)
 
-    def scratch(self, rows: Array, picks: int, dtype: np.dtype[Any]) -> tuple[KernelScorer, Array]:
+    def scratch(self, rows: Array, picks: int, precision: str) -> tuple[KernelScorer, Array]:
         """Return a scorer to be conditioned on picks; it holds all points, S is not copied."""
-        return self.scorer(dtype, picks), np.arange(self.size)
+        return self.scorer(precision, picks), np.arange(self.size)
 
     def arrays(self) -> dict[str, Any]:
         """Return what a file keeps."""
-        return {"S": self.S, "variance": self.variance}
+        return {"S": self.engine.host(self.S), "variance": self.variance}
+
+    def to(self, engine: Engine) -> FunctionSpace:
+        """Independent copy where another engine computes."""
+        if engine is self.engine:
+            return self.copy()
+        return FunctionSpace.restored(self.arrays(), self.ridge, engine)
+
+    @classmethod
+    def restored(cls, kept: dict[str, Array], ridge: float, engine: Engine) -> FunctionSpace:
+        """Return the space of `arrays`, here."""
+        return cls(engine.put(kept["S"]), kept["variance"], ridge, engine)
 
 
 class KernelScorer:
     """Criteria over S - V^T V: each pick adds a row to V, float64 as long as V is added to."""
 
-    def __init__(self, S: Array, variance: Array, picks: int) -> None:
+    def __init__(self, S: Any, variance: Array, picks: int, engine: Engine) -> None:
         self.S = S
         self.variance = variance
-        self._rows = np.empty((picks, len(S)))
+        self._rows = engine.empty((picks, len(S)))
         self._count = 0
-
-    @property
-    def _downdate(self) -> Array | None:
-        return self._rows[: self._count] if self._count else None
+        self._engine = engine
 
     def score(self, criterion: str, candidates: Array, evaluation: Array, **keywords: Any) -> Array:
         """Utilities (N_c,), float64."""
-        return ops.score_dense(
+        return self._engine.score_dense(
             criterion,
             self.S,
             candidates,
             evaluation,
             variance=self.variance,
-            downdate=self._downdate,
+            downdate=self._rows[: self._count] if self._count else None,
             **keywords,
         )
 
+    def _column(self, point: int) -> Any:
+        rows = self._rows[: self._count]
+        return self._engine.cast(self.S[point], np.float64) - rows[:, point] @ rows
+
     def column(self, point: int) -> Array:
         """S(., point) (N,), float64."""
-        rows = self._rows[: self._count]
-        result: Array = self.S[point].astype(np.float64) - rows[:, point] @ rows
-        return result
+        return self._engine.host(self._column(point))
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise."""
-        row = self.column(point) / np.sqrt(self.variance[point] + noise)
+        row = self._column(point) / float(np.sqrt(self.variance[point] + noise))
         self._rows[self._count] = row
         self._count += 1
-        self.variance = np.maximum(self.variance - row**2, 0.0)
+        self.variance = np.maximum(self.variance - self._engine.host(row) ** 2, 0.0)

@@ -400,10 +400,10 @@ def quadratic_form(X: Array, G: Array) -> Array:
     return q
 
 
-def squared_norms(X: Array) -> Array:
-    """Return ``|x_i|^2``, (N,) float64."""
+def squared_norms(X: Array, out: Array | None = None) -> Array:
+    """Return ``|x_i|^2``, (N,) float64, in `out` if given."""
     library = _library("X", X)
-    norms = library.empty(_matrix("X", X)[:1], "float64")
+    norms = library.empty(_matrix("X", X)[:1], "float64") if out is None else out
     _core.cuda_squared_norms(_view("X", X), _view("s", norms), library.stream())
     return norms
 

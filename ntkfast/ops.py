@@ -270,10 +270,10 @@ def quadratic_form(X: Floating, G: Float64) -> Float64:
     return q
 
 
-def squared_norms(X: Floating) -> Float64:
-    """``|x_i|^2``, (N,) float64; X (N, d) float, products and sums in float64."""
+def squared_norms(X: Floating, out: Float64 | None = None) -> Float64:
+    """``|x_i|^2``, (N,) float64, in `out` if given; X (N, d) float, all sums in float64."""
     X = _floating(X, "X")
-    norms = np.empty(X.shape[:1], dtype=np.float64)
+    norms = np.empty(X.shape[:1], dtype=np.float64) if out is None else _in_place(out, "out")
     _core.squared_norms(X, norms)
     return norms
 

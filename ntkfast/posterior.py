@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from . import ops
 from ._files import replacing
 from .arrays import (
     Array,
@@ -27,11 +26,12 @@ from .arrays import (
     as_positive,
     as_probabilities,
     as_weights,
-    check_finite,
     check_shape,
+    library_named,
     library_of,
 )
-from .covariance import FunctionSpace, WeightSpace, Whitening
+from .covariance import FunctionSpace, WeightSpace
+from .engines import CPU, Engine, engine_of
 
 __all__ = ["Posterior", "probabilities", "softmax"]
 
@@ -128,7 +128,7 @@ def _stored_int(stored: dict[str, Array], name: str) -> int:
     return int(value)
 
 
-def _check_kernel(name: str, K: Array) -> None:
+def _check_kernel(name: str, K: Any, engine: Engine) -> None:
     """Raise a ValueError unless K could be a kernel: symmetric, with K_ij^2 <= K_ii K_jj.
 
     Both up to 1e-3 of the largest diagonal entry, which lets tf32 kernels pass: it finds a wrong
@@ -136,24 +136,25 @@ def _check_kernel(name: str, K: Array) -> None:
     """
     if len(K) == 0:
         return
-    diagonal = np.diagonal(K).astype(np.float64)
+    diagonal = engine.host(engine.cast(K.diagonal(), np.float64))
     if diagonal.min() < 0:
         at = int(diagonal.argmin())
         raise ValueError(f"{name} is no kernel matrix: entry ({at}, {at}) is {diagonal[at]:g} < 0")
-    tolerance, root = 1e-3 * diagonal.max(), np.sqrt(diagonal)
+    tolerance, root = 1e-3 * float(diagonal.max()), np.sqrt(diagonal)
+    roots = engine.put(root)
     step = 256
     for start in range(0, len(K), step):
         rows = slice(start, start + step)
-        gap = np.abs(K[rows] - K[:, rows].T)
+        gap = abs(K[rows] - K[:, rows].T)
         if gap.max() > tolerance:
-            i, j = (int(v) for v in np.unravel_index(gap.argmax(), gap.shape))
+            i, j = divmod(int(gap.argmax()), len(K))
             raise ValueError(
                 f"{name} is not symmetric: entry ({start + i}, {j}) is {K[start + i, j]:g}, "
                 f"entry ({j}, {start + i}) is {K[j, start + i]:g}"
             )
-        excess = np.abs(K[rows]) - np.outer(root[rows], root)
+        excess = abs(K[rows]) - roots[rows, None] * roots
         if excess.max() > tolerance:
-            i, j = (int(v) for v in np.unravel_index(excess.argmax(), excess.shape))
+            i, j = divmod(int(excess.argmax()), len(K))
             raise ValueError(
                 f"{name} is no kernel matrix: entry ({start + i}, {j}) is {K[start + i, j]:g}, "
                 f"beyond the root {root[start + i] * root[j]:g} of the product of the diagonal "
@@ -364,11 +365,20 @@ class Posterior:
         subtraction. For n >= d/2 W comes from the Cholesky factor of that matrix, else from the one
         of the labelled points' Gram matrix.
         """
-        phi = as_floats("features", features, ("N", "d"))
+        library = library_of(features)
+        engine = engine_of(library)
+        outputs, labeled_outputs, targets, noise, labeled_indices = library.fetch(
+            outputs=outputs,
+            labeled_outputs=labeled_outputs,
+            targets=targets,
+            noise=noise,
+            labeled_indices=labeled_indices,
+        )
+        phi = engine.floats("features", features, ("N", "d"))
         N, d = phi.shape
         if labeled_features is None:
-            labeled_features = np.empty((0, d), phi.dtype)
-        labeled = as_floats("labeled_features", labeled_features, (None, d))
+            labeled_features = np.empty((0, d))
+        labeled = engine.floats("labeled_features", labeled_features, (None, d))
         n = len(labeled)
         inputs = _Inputs.read(
             N=N,
@@ -377,17 +387,21 @@ class Posterior:
             labeled_outputs=labeled_outputs,
             targets=targets,
             ridge=ridge,
-            diagonal=ops.squared_norms(labeled if n else phi),
+            diagonal=engine.host(engine.squared_norms(labeled if n else phi)),
             loss=loss,
             label_scale=label_scale,
             noise=noise,
             labeled_indices=labeled_indices,
         )
-        informative = np.isfinite(inputs.noise)
+        informative = np.flatnonzero(np.isfinite(inputs.noise))
         space, change = WeightSpace.fit(
-            phi, labeled[informative], inputs.noise[informative], inputs.residual[informative]
+            phi,
+            engine.rows(labeled, informative),
+            inputs.noise[informative],
+            inputs.residual[informative],
+            engine,
         )
-        post = cls(space, inputs.outputs + change, inputs, n, library_of(features))
+        post = cls(space, inputs.outputs + change, inputs, n, library)
         post._warn_if_too_coarse()
         return post
 
@@ -437,21 +451,30 @@ class Posterior:
         -----
         Time O(n^3 + n N^2) in float64, one copy of K_uu, and n x N float64 while it is built.
         """
-        K = as_floats("K_uu", K_uu, ("N", "N"))
+        library = library_of(K_uu)
+        engine = engine_of(library)
+        outputs, labeled_outputs, targets, noise, labeled_indices = library.fetch(
+            outputs=outputs,
+            labeled_outputs=labeled_outputs,
+            targets=targets,
+            noise=noise,
+            labeled_indices=labeled_indices,
+        )
+        K = engine.floats("K_uu", K_uu, ("N", "N"))
         N = len(K)
         if K.shape[1] != N:
-            raise ValueError(f"K_uu has shape {K.shape}; expected (N, N)")
+            raise ValueError(f"K_uu has shape {tuple(K.shape)}; expected (N, N)")
         if K_ll is None:
-            K_ll = np.empty((0, 0), K.dtype)
-        K_labeled = as_floats("K_ll", K_ll, (None, None))
+            K_ll = np.empty((0, 0))
+        K_labeled = engine.floats("K_ll", K_ll, (None, None))
         n = len(K_labeled)
         if K_labeled.shape[1] != n:
-            raise ValueError(f"K_ll has shape {K_labeled.shape}; expected (n, n)")
+            raise ValueError(f"K_ll has shape {tuple(K_labeled.shape)}; expected (n, n)")
         if K_lu is None:
-            K_lu = np.empty((0, N), K.dtype)
-        K_cross = as_floats("K_lu", K_lu, (n, N))
-        _check_kernel("K_uu", K)
-        _check_kernel("K_ll", K_labeled)
+            K_lu = np.empty((0, N))
+        K_cross = engine.floats("K_lu", K_lu, (n, N))
+        _check_kernel("K_uu", K, engine)
+        _check_kernel("K_ll", K_labeled, engine)
         inputs = _Inputs.read(
             N=N,
             n=n,
@@ -459,22 +482,23 @@ class Posterior:
             labeled_outputs=labeled_outputs,
             targets=targets,
             ridge=ridge,
-            diagonal=np.diagonal(K_labeled if n else K).astype(np.float64),
+            diagonal=engine.host((K_labeled if n else K).diagonal()).astype(np.float64),
             loss=loss,
             label_scale=label_scale,
             noise=noise,
             labeled_indices=labeled_indices,
         )
-        informative = np.isfinite(inputs.noise)
+        informative = np.flatnonzero(np.isfinite(inputs.noise))
         space, change = FunctionSpace.fit(
             K,
-            K_cross[informative],
-            K_labeled[np.ix_(informative, informative)],
+            engine.rows(K_cross, informative),
+            engine.block(K_labeled, informative, informative),
             inputs.noise[informative],
             inputs.ridge,
             inputs.residual[informative],
+            engine,
         )
-        return cls(space, inputs.outputs + change, inputs, n, library_of(K_uu))
+        return cls(space, inputs.outputs + change, inputs, n, library)
 
     def __repr__(self) -> str:
         (N, k), space = self._mean.shape, self._space
@@ -506,6 +530,7 @@ class Posterior:
 
     def covariance(self, rows: Any, cols: Any) -> Any:
         """S(rows, cols), float64, for indices or masks of the N points."""
+        rows, cols = self._library.fetch(rows=rows, cols=cols)
         i = as_indices("rows", rows, len(self), duplicates=True)
         j = as_indices("cols", cols, len(self), duplicates=True)
         return self._library.wrap(self._space.block(i, j))
@@ -516,6 +541,36 @@ class Posterior:
         twin._space = self._space.copy()
         twin._mean, twin._outputs = self._mean.copy(), self._outputs.copy()
         twin._is_labeled = self._is_labeled.copy()
+        return twin
+
+    def to(self, target: Any) -> Posterior:
+        """Return an independent copy on another device, or in another library.
+
+        Parameters
+        ----------
+        target : str, torch.device or array
+            A torch device ("cuda", "cuda:1", "cpu"), or an array (torch, cupy, numpy, ...) whose
+            library and device the copy takes, also for its results.
+
+        Returns
+        -------
+        Posterior
+
+        Raises
+        ------
+        RuntimeError
+            A device that this build or this machine cannot use: the message says what is missing.
+
+        Examples
+        --------
+        >>> post = nf.Posterior.load("posterior.npz").to("cuda")  # doctest: +SKIP
+        """
+        library = library_named(target)
+        twin = copy.copy(self)
+        twin._library = library
+        twin._mean, twin._outputs = self._mean.copy(), self._outputs.copy()
+        twin._is_labeled = self._is_labeled.copy()
+        twin._space = self._space.to(engine_of(library))
         return twin
 
     def condition(self, indices: Any, targets: Any, noise: Any = None) -> None:
@@ -547,6 +602,7 @@ class Posterior:
         stopped by Ctrl-C, has changed nothing, or everything when the signal came during the update
         itself.
         """
+        indices, targets, noise = self._library.fetch(indices=indices, targets=targets, noise=noise)
         block = as_indices("indices", indices, len(self), duplicates=True)
         b, k = len(block), self._mean.shape[1]
         T = _as_targets(targets, b, k, self.loss)
@@ -587,11 +643,12 @@ class Posterior:
             Outputs of the trained network.
         """
         space = self._weight_space("extend")
-        phi = as_floats("features", features, ("m", space.psi.shape[1]))
+        phi = space.engine.floats("features", features, ("m", space.psi.shape[1]))
+        (outputs,) = self._library.fetch(outputs=outputs)
         f = as_floats("outputs", outputs, (len(phi), self._mean.shape[1]), np.float64)
         with np.errstate(over="ignore"):  # reported as what it is
-            converted = phi.astype(space.dtype, copy=False)
-        check_finite(f"features, converted to {space.dtype},", converted)
+            converted = space.engine.cast(phi, space.dtype)
+        space.engine.check_finite(f"features, converted to {space.dtype},", converted)
         extended = space.extended(converted)
         mean = np.concatenate([self._mean, f + space.predict(phi)])
         f = np.concatenate([self._outputs, f])
@@ -616,7 +673,8 @@ class Posterior:
             In the library of `features`.
         """
         space = self._weight_space("predict")
-        phi = as_floats("features", features, ("m", space.psi.shape[1]))
+        phi = space.engine.floats("features", features, ("m", space.psi.shape[1]))
+        (outputs,) = self._library.fetch(outputs=outputs)
         f = as_floats("outputs", outputs, (len(phi), self._mean.shape[1]), np.float64)
         return library_of(features).wrap(f + space.predict(phi))
 
@@ -705,18 +763,19 @@ class Posterior:
         if "psi" in stored:
             psi = as_floats("psi", stored["psi"], (N, "d"))
             d = psi.shape[1]
-            theta = as_floats("theta", stored["theta"], (d, k), np.float64)
+            kept = {"psi": psi, "theta": as_floats("theta", stored["theta"], (d, k), np.float64)}
             if "whitening" in stored:
                 matrix = as_floats("whitening", stored["whitening"], (d, d), np.float64)
-                whitening = Whitening(np.empty((0, d)), np.empty((0, d)), matrix)
+                kept["whitening"] = matrix
             else:
-                left = as_floats("left", stored["left"], (None, d), np.float64)
-                right = as_floats("right", stored["right"], (len(left), d), np.float64)
-                whitening = Whitening(left, right)
-            space = WeightSpace(psi, whitening, theta)
+                kept["left"] = as_floats("left", stored["left"], (None, d), np.float64)
+                shape = kept["left"].shape
+                kept["right"] = as_floats("right", stored["right"], shape, np.float64)
+            space = WeightSpace.restored(kept, CPU)
         else:
-            S = as_floats("S", stored["S"], (N, N))
-            space = FunctionSpace(S, as_weights("variance", stored["variance"], N), ridge)
+            variance = as_weights("variance", stored["variance"], N)
+            kept = {"S": as_floats("S", stored["S"], (N, N)), "variance": variance}
+            space = FunctionSpace.restored(kept, ridge, CPU)
         inputs = _Inputs(
             outputs=outputs,
             noise=np.empty(0),

@@ -19,6 +19,7 @@ from .arrays import (
 )
 from .covariance import FLOAT32_LIMIT, FeatureScorer, FunctionSpace, KernelScorer, WeightSpace
 from .criteria import Criterion, find
+from .engines import GpuEngine, stored_type
 from .posterior import Posterior, probabilities, softmax
 from .progress import track
 
@@ -49,7 +50,7 @@ class _Task:
 
     row: Criterion
     post: Posterior
-    dtype: np.dtype[Any]
+    precision: str
     candidates: Array  # (N_c,)
     evaluation: Array  # (N_x,)
     mean: Array  # (N, k), F; after each pick of a sequential batch: with its pseudo-label
@@ -79,6 +80,14 @@ class _Task:
             raise TypeError(f"post must be a Posterior; got {type(post).__name__}")
         row = find(criterion)
         N, k = post._mean.shape
+        candidates, evaluation, label_probs, weights, noise, log_loss_targets = post._library.fetch(
+            candidates=candidates,
+            evaluation=evaluation,
+            label_probs=label_probs,
+            weights=weights,
+            noise=noise,
+            log_loss_targets=log_loss_targets,
+        )
         if k == 1 and (row.look_ahead or row.fisher):
             raise ValueError(
                 f"{criterion} compares classes, and this posterior has one output: use "
@@ -114,7 +123,7 @@ class _Task:
         return cls(
             row=row,
             post=post,
-            dtype=_dtype(post, row, precision, lam, mode),
+            precision=_precision(post, row, precision, lam, mode),
             candidates=chosen,
             evaluation=points,
             mean=post._mean,
@@ -161,38 +170,47 @@ class _Task:
         )
 
 
-def _dtype(
-    post: Posterior, row: Criterion, precision: str, noise: Array, mode: str
-) -> np.dtype[Any]:
-    """Type in which pairs are computed; `noise` (N_c,) is that of the candidates."""
-    if precision in ("tf32", "bf16"):
-        raise ValueError(
-            f'precision="{precision}" needs tensor cores; on a CPU it would be slower and less '
-            'exact than "float32"'
-        )
-    if precision not in ("auto", "float32", "float64"):
+def _precision(post: Posterior, row: Criterion, precision: str, noise: Array, mode: str) -> str:
+    """How pairs are computed, never "auto"; `noise` (N_c,) is that of the candidates."""
+    space = post._space
+    dense = isinstance(space, FunctionSpace)
+    if precision not in ("auto", "float32", "float64", "tf32", "bf16"):
         raise ValueError(
             f'precision must be "auto", "float32", "float64", "tf32" or "bf16"; got {precision!r}'
         )
+    if precision in ("tf32", "bf16"):
+        if not space.engine.on_gpu:
+            raise ValueError(
+                f'precision="{precision}" needs tensor cores; on a CPU it would be slower and less '
+                'exact than "float32"'
+            )
+        if dense:
+            raise ValueError(
+                f'precision="{precision}" would lose the ranking: a covariance that came from a '
+                'kernel matrix needs "float32" at least'
+            )
+        if precision == "bf16" and post._library.module != "torch":
+            raise ValueError('precision="bf16" needs torch tensors; cupy has no bfloat16')
     if precision == "float64":
-        return np.dtype(np.float64)
-    variance, ridge = float(np.max(post._space.variance)), post.ridge
+        return precision
+    variance, ridge = float(np.max(space.variance)), post.ridge
     fits = _fits_float32(variance, ridge, float(noise.min()))
-    if precision == "float32":
+    if precision != "auto":
         if not fits:
             raise ValueError(
-                f'precision="float32" cannot hold the products of variances up to {variance:g} '
-                f"and noises from {min(ridge, noise.min()):g} (ridge: {ridge:g}) on: rescale the "
-                "features or the kernel, and the ridge with it, or leave precision out"
+                f'precision="{precision}" cannot hold the products of variances up to '
+                f"{variance:g} and noises from {min(ridge, noise.min()):g} (ridge: {ridge:g}) on: "
+                "rescale the features or the kernel, and the ridge with it, or leave precision out"
             )
-        return np.dtype(np.float32)
+        return precision
     limit, smallest = row.float32_limit, ridge
-    if mode == "sequential" and isinstance(post._space, FunctionSpace):
+    if mode == "sequential" and dense:
         # The picks' noises are subtracted down to, whatever the ridge.
         limit, smallest = min(limit, FLOAT32_LIMIT), min(ridge, float(noise.min()))
-    if not fits or variance > limit * smallest:
-        return np.dtype(np.float64)
-    return post._space.dtype
+    if not fits or variance > limit * smallest or space.dtype == np.float64:
+        return "float64"
+    # What cannot take float32 everywhere takes no tf32: its products are rounded 2^13 times more.
+    return "tf32" if space.engine.on_gpu and not dense and np.isinf(limit) else "float32"
 
 
 def _fits_float32(variance: float, ridge: float, noise: float) -> bool:
@@ -228,20 +246,22 @@ class _Moments:
     """
 
     def __init__(self, task: _Task, space: WeightSpace, picks: int) -> None:
-        psi, N = space.psi.astype(task.dtype, copy=False), space.size
+        engine, N = space.engine, space.size
+        psi = engine.cast(space.psi, stored_type(task.precision))
         # Gather rows only where that is a minority: a pool is not copied to leave out a few points.
         if 2 * len(task.evaluation) >= N:
             weights = np.zeros(N)
             weights[task.evaluation] = task.weights
-            self._G = ops.weighted_gram(psi, weights)
+            self._G = engine.weighted_gram(psi, weights)
         else:
-            self._G = ops.weighted_gram(psi[task.evaluation], task.weights)
+            self._G = engine.weighted_gram(engine.rows(psi, task.evaluation), task.weights)
         self._rows = task.candidates
         self._psi, self._s = psi, space.variance.copy()
         if 2 * len(task.candidates) < N:
             self._rows = np.arange(len(task.candidates))
-            self._psi, self._s = psi[task.candidates], space.variance[task.candidates]
-        self._q = ops.quadratic_form(self._psi, self._G)
+            self._psi = engine.rows(psi, task.candidates)
+            self._s = space.variance[task.candidates]
+        self._q = engine.host(engine.quadratic_form(self._psi, self._G))
         self._noise = task.noise
         self._picks = np.empty((picks, psi.shape[1]))  # g / sqrt(D)
         self._count = 0
@@ -250,9 +270,7 @@ class _Moments:
     def pay_off(task: _Task, space: WeightSpace, rounds: int) -> bool:
         """Whether moments cost less than `rounds` times all pairs, and G is no larger than psi."""
         N_c, N_x, d = len(task.candidates), len(task.evaluation), space.psi.shape[1]
-        cost = (
-            (N_c + N_x) * d * (2 if task.dtype == np.float32 else 1)
-        )  # in float64, against float32
+        cost = (N_c + N_x) * d * (1 if task.precision == "float64" else space.engine.float64_cost)
         return bool(d <= space.size and cost < rounds * N_c * N_x)
 
     def utilities(self) -> Array:
@@ -276,13 +294,29 @@ class _Moments:
         self._picks[self._count] = g / np.sqrt(D)
         self._count += 1
 
+    def select_on_gpu(self, engine: GpuEngine, count: int) -> tuple[Array, Array]:
+        """Return positions among the candidates, and utilities, of a whole batch."""
+        order = np.argsort(self._rows)  # of equal utilities the first of them wins
+        rows = self._rows[order]
+        picked, utility = engine.select_variance_reduction(
+            self._psi,
+            rows,
+            count,
+            gram=self._G,
+            q=engine.put(self._q[rows]),
+            s=engine.put(self._s[rows]),
+            noise=self._noise[order],
+        )
+        # -1: all that was left had become NaN.
+        return order[picked], np.where(picked < 0, np.nan, utility)
+
 
 def _utilities(task: _Task) -> Array:
     space = task.post._space
     if task.row.moments and isinstance(space, WeightSpace) and _Moments.pay_off(task, space, 1):
         utility = _Moments(task, space, 0).utilities()
     else:
-        utility = task.score(space.scorer(task.dtype))
+        utility = task.score(space.scorer(task.precision))
     return _checked(utility, task.candidates)
 
 
@@ -296,6 +330,11 @@ def _sequential_by_moments(
     task: _Task, space: WeightSpace, b: int
 ) -> tuple[list[int], list[float]]:
     moments = _Moments(task, space, b - 1)
+    if isinstance(space.engine, GpuEngine):
+        _checked(moments.utilities(), task.candidates)
+        picked, utility = moments.select_on_gpu(space.engine, b)
+        chosen = task.candidates[picked]
+        return chosen.tolist(), _checked(utility, chosen).tolist()
     free = np.ones(len(task.candidates), bool)
     indices, values = [], []
     for i in track(range(b), description=task.row.name):
@@ -312,9 +351,15 @@ def _sequential_by_moments(
 def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
     """Pick, condition on the pick with its pseudo-label argmax F, score again."""
     post, space = task.post, task.post._space
-    if task.row.moments and isinstance(space, WeightSpace) and _Moments.pay_off(task, space, b):
+    if (
+        task.row.moments
+        and isinstance(space, WeightSpace)
+        and space.psi.shape[1] <= space.engine.largest_moments
+        and _Moments.pay_off(task, space, b)
+    ):
         return _sequential_by_moments(task, space, b)
-    scorer, rows = space.scratch(np.union1d(task.candidates, task.evaluation), b - 1, task.dtype)
+    points = np.union1d(task.candidates, task.evaluation)
+    scorer, rows = space.scratch(points, b - 1, task.precision)
     task.move(rows)
     indices, values = [], []
     for i in track(range(b), description=task.row.name):

@@ -1,0 +1,408 @@
+"""What computes on the large arrays: `ntkfast.ops` on numpy arrays, or `ntkfast.cuda_ops` on a GPU.
+
+`covariance` and `selection` are written once, on top of an engine. Both engines have the same
+methods, which take and return arrays *here*, in the memory that the engine works on: numpy arrays,
+or torch or cupy arrays of one GPU. `put` and `host` are the only ways in and out; whoever calls
+`host` waits for the GPU. Between the calls such arrays know ``@``, ``.T``, ``+``, ``*`` and slices.
+
+Small things stay numpy float64 on the host whatever the engine: means, variances, noises, indices,
+utilities.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import cuda_ops, ops
+from .arrays import Array, Library, as_floats, check_dense, check_finite, check_shape
+
+__all__ = ["CPU", "CpuEngine", "Engine", "GpuEngine", "engine_of", "stored_type"]
+
+# Bytes of float64 rows that a product on a GPU converts at once.
+_PRODUCT_BYTES = 1 << 27
+
+
+def stored_type(precision: str) -> np.dtype[Any]:
+    """Type of psi or S while it is scored in `precision`; "tf32" and "bf16" round copies of it."""
+    return np.dtype(np.float64 if precision == "float64" else np.float32)
+
+
+class CpuEngine:
+    """numpy arrays."""
+
+    on_gpu = False
+    # A float64 operation costs this many of those that pairs are scored with in float32.
+    float64_cost = 2.0
+    # Feature dimensions up to which a batch of variance criteria is built from moments.
+    largest_moments = math.inf
+
+    def floats(
+        self, name: str, array: Any, shape: tuple[int | str | None, ...], *, finite: bool = True
+    ) -> Array:
+        """Read an argument, see `as_floats`; the caller's memory where possible."""
+        return as_floats(name, array, shape, finite=finite)
+
+    def check_finite(self, name: str, array: Array) -> None:
+        """Raise a ValueError that locates the first NaN or infinity of a matrix."""
+        check_finite(name, array)
+
+    def put(self, array: Array) -> Array:
+        """Bring a numpy array here."""
+        return array
+
+    def host(self, array: Array) -> Array:
+        """Bring an array from here to the host."""
+        return array
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """Uninitialised float64."""
+        return np.empty(shape)
+
+    def eye(self, n: int) -> Array:
+        """Identity (n, n), float64."""
+        return np.eye(n)
+
+    def dtype(self, array: Array) -> np.dtype[Any]:
+        """Type of an array from here, as numpy calls it."""
+        return array.dtype
+
+    def cast(self, array: Array, dtype: npt.DTypeLike) -> Array:
+        """Convert; the same array where it has the type already."""
+        return array.astype(dtype, copy=False)
+
+    def copy(self, array: Array, dtype: npt.DTypeLike | None = None) -> Array:
+        """Return a new contiguous array of this type."""
+        return np.array(array, dtype=dtype, order="C")
+
+    def rows(self, array: Array, indices: Array) -> Array:
+        """Return a new array of these rows."""
+        result: Array = array[indices]
+        return result
+
+    def block(self, array: Array, rows: Array, columns: Array) -> Array:
+        """Return a new array of these rows and columns."""
+        result: Array = array[np.ix_(rows, columns)]
+        return result
+
+    def stack(self, upper: Array, lower: Array) -> Array:
+        """Return a new array of the rows of both."""
+        return np.concatenate([upper, lower])
+
+    def column_norms(self, V: Array) -> Array:
+        """Squared norm of each column, float64."""
+        result: Array = np.einsum("nx,nx->x", V, V)
+        return result
+
+    def squared_norms(self, X: Array, out: Array | None = None) -> Array:
+        """Squared norm of each row, float64; `out` (N,), if given, takes them."""
+        return ops.squared_norms(X, out)
+
+    def product(self, X: Array, B: Array) -> Array:
+        """See `ops.product`."""
+        return ops.product(X, B)
+
+    def weighted_gram(self, X: Array, weights: Array) -> Array:
+        """See `ops.weighted_gram`."""
+        return ops.weighted_gram(X, weights)
+
+    def quadratic_form(self, X: Array, G: Array) -> Array:
+        """See `ops.quadratic_form`."""
+        return ops.quadratic_form(X, G)
+
+    def whiten(self, features: Array, W: Array) -> Array:
+        """See `ops.whiten`."""
+        return ops.whiten(features, W)
+
+    def condition_features(self, psi: Array, U: Array, C: Array) -> None:
+        """See `ops.condition_features`."""
+        ops.condition_features(psi, U, C)
+
+    def condition_dense(self, S: Array, V: Array) -> None:
+        """See `ops.condition_dense`."""
+        ops.condition_dense(S, V)
+
+    def cholesky(self, A: Array) -> Array:
+        """See `ops.cholesky`."""
+        return ops.cholesky(A)
+
+    def triangular_solve(self, L: Array, B: Array, *, transpose: bool = False) -> Array:
+        """See `ops.triangular_solve`."""
+        return ops.triangular_solve(L, B, transpose=transpose)
+
+    def score_features(
+        self,
+        criterion: str,
+        psi: Array,
+        candidates: Array,
+        evaluation: Array,
+        *,
+        precision: str,
+        **keywords: Any,
+    ) -> Array:
+        """Utilities on the host; everything but psi comes from there, see `ops.score_features`."""
+        return ops.score_features(criterion, psi, candidates, evaluation, **keywords)
+
+    def score_dense(
+        self, criterion: str, S: Array, candidates: Array, evaluation: Array, **keywords: Any
+    ) -> Array:
+        """Utilities on the host; all but S and downdate come from there, see `ops.score_dense`."""
+        return ops.score_dense(criterion, S, candidates, evaluation, **keywords)
+
+
+class GpuEngine:
+    """Arrays of torch or cupy on one GPU, on the caller's current stream.
+
+    Raises
+    ------
+    RuntimeError
+        No GPU kernels in this build, or no GPU that can run them: the message says what is missing.
+    """
+
+    on_gpu = True
+    # float64 against tf32 on tensor cores, by the peak rates of GPUs made for computing.
+    float64_cost = 16.0
+    # Two vectors of them fit the shared memory of any GPU (kMaxMomentColumns in csrc/cuda).
+    largest_moments = 6000
+
+    def __init__(self, library: Library) -> None:
+        missing = cuda_ops.problem()
+        if missing:
+            raise RuntimeError(
+                f"the arrays are on device '{library.device}', and nothing is moved to the CPU "
+                f"behind your back, but {missing}"
+            )
+        self.library = library
+        self._xp: Any = sys.modules[library.module]
+        self._torch = library.module == "torch"
+
+    def _type(self, dtype: npt.DTypeLike) -> Any:
+        """Return what the library calls this type."""
+        name = np.dtype(dtype).name
+        return getattr(self._xp, name) if self._torch else name
+
+    def _cpu_to_gpu(self, array: Array) -> Any:
+        if self._torch:
+            return self._xp.tensor(array, device=self.library.device)
+        return self._xp.array(array)
+
+    def floats(
+        self, name: str, array: Any, shape: tuple[int | str | None, ...], *, finite: bool = True
+    ) -> Any:
+        """Read an argument (a matrix); from the host it is brought here."""
+        if not self.library.owns(name, array):
+            return self.put(as_floats(name, array, shape, finite=finite))
+        if self._torch:
+            check_dense(name, array)
+        check_shape(name, array, shape)
+        kind = str(array.dtype).removeprefix("torch.")
+        if kind not in ("float32", "float64", "bfloat16"):
+            hint = ": convert with .float() in torch, .astype('float32') in cupy"
+            raise TypeError(f"{name} has dtype {kind}; expected float32 or float64{hint}")
+        if self._torch:
+            array = array.detach()
+        array = self.cast(array, np.float32) if kind == "bfloat16" else array
+        array = array.contiguous() if self._torch else self._xp.ascontiguousarray(array)
+        if finite:
+            self.check_finite(name, array)
+        return array
+
+    def check_finite(self, name: str, array: Any) -> None:
+        """Raise a ValueError that locates the first NaN or infinity of a matrix."""
+        if 0 in array.shape:
+            return
+        wrong = np.flatnonzero(~np.isfinite(self.host(self.squared_norms(array))))
+        # Squares of float64 numbers may overflow where the numbers themselves do not.
+        for start in range(0, len(wrong), 1024):
+            rows = wrong[start : start + 1024]
+            check_finite(name, self.host(self.rows(array, rows)), rows)
+
+    def put(self, array: Array) -> Any:
+        """Bring a numpy array here."""
+        return self._cpu_to_gpu(np.ascontiguousarray(array))
+
+    def host(self, array: Any) -> Array:
+        """Bring an array from here to the host."""
+        result: Array = array.to("cpu", copy=True).numpy() if self._torch else array.get()
+        return result
+
+    def empty(self, shape: tuple[int, ...]) -> Any:
+        """Uninitialised float64."""
+        if self._torch:
+            return self._xp.empty(shape, dtype=self._xp.float64, device=self.library.device)
+        return self._xp.empty(shape, dtype="float64")
+
+    def eye(self, n: int) -> Any:
+        """Identity (n, n), float64."""
+        if self._torch:
+            return self._xp.eye(n, dtype=self._xp.float64, device=self.library.device)
+        return self._xp.eye(n, dtype="float64")
+
+    def dtype(self, array: Any) -> np.dtype[Any]:
+        """Type of an array from here, as numpy calls it."""
+        return np.dtype(str(array.dtype).removeprefix("torch."))
+
+    def cast(self, array: Any, dtype: npt.DTypeLike) -> Any:
+        """Convert; the same array where it has the type already."""
+        kind = self._type(dtype)
+        return array.to(kind) if self._torch else array.astype(kind, copy=False)
+
+    def copy(self, array: Any, dtype: npt.DTypeLike | None = None) -> Any:
+        """Return a new contiguous array of this type."""
+        kind = self._type(self.dtype(array) if dtype is None else dtype)
+        if self._torch:
+            return array.to(kind, copy=True, memory_format=self._xp.contiguous_format)
+        return self._xp.array(array, dtype=kind, order="C")
+
+    def rows(self, array: Any, indices: Array) -> Any:
+        """Return a new array of these rows."""
+        chosen = self.put(indices)
+        return array.index_select(0, chosen) if self._torch else array.take(chosen, axis=0)
+
+    def block(self, array: Any, rows: Array, columns: Array) -> Any:
+        """Return a new array of these rows and columns."""
+        return array[self.put(rows)[:, None], self.put(columns)]
+
+    def stack(self, upper: Any, lower: Any) -> Any:
+        """Return a new array of the rows of both."""
+        return self._xp.vstack((upper, lower))
+
+    def column_norms(self, V: Any) -> Any:
+        """Squared norm of each column, float64."""
+        return self._xp.einsum("nx,nx->x", V, V)
+
+    def squared_norms(self, X: Any, out: Any | None = None) -> Any:
+        """Squared norm of each row, float64; `out` (N,), if given, takes them."""
+        return cuda_ops.squared_norms(X, out)
+
+    def product(self, X: Any, B: Any) -> Any:
+        """``X B``, float64, some rows of X at a time: float32 ones are converted for it."""
+        N, d = X.shape
+        result = self.empty((N, B.shape[1]))
+        step = max(1, _PRODUCT_BYTES // (8 * max(1, d)))
+        for start in range(0, N, step):
+            part = slice(start, start + step)
+            result[part] = self.cast(X[part], np.float64) @ B
+        return result
+
+    def weighted_gram(self, X: Any, weights: Array) -> Any:
+        """See `ops.weighted_gram`; the weights come from the host."""
+        return cuda_ops.weighted_gram(X, self.put(weights))
+
+    def quadratic_form(self, X: Any, G: Any) -> Any:
+        """See `ops.quadratic_form`."""
+        return cuda_ops.quadratic_form(X, G)
+
+    def whiten(self, features: Any, W: Any) -> Any:
+        """See `ops.whiten`."""
+        return cuda_ops.whiten(features, self._contiguous(W))
+
+    def condition_features(self, psi: Any, U: Any, C: Any) -> None:
+        """See `ops.condition_features`; memory is taken before psi changes."""
+        cuda_ops.condition_features(psi, self._contiguous(U), self._contiguous(C))
+
+    def condition_dense(self, S: Any, V: Any) -> None:
+        """See `ops.condition_dense`; takes no memory."""
+        cuda_ops.condition_dense(S, V)
+
+    def cholesky(self, A: Any) -> Any:
+        """See `ops.cholesky`."""
+        L, failed = cuda_ops.cholesky(A)
+        if int(failed[0]):
+            raise ValueError(f"not positive definite: row {int(failed[0]) - 1}")
+        return L
+
+    def triangular_solve(self, L: Any, B: Any, *, transpose: bool = False) -> Any:
+        """See `ops.triangular_solve`."""
+        return cuda_ops.triangular_solve(L, B, transpose=transpose)
+
+    def _contiguous(self, array: Any) -> Any:
+        return array.contiguous() if self._torch else self._xp.ascontiguousarray(array)
+
+    def _indices(self, indices: Array, N: int) -> Any:
+        """Bring indices into N points here; None stands for all of them in order."""
+        every = len(indices) == N and np.array_equal(indices, np.arange(N))
+        return None if every else self.put(indices)
+
+    def _put_all(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: self.put(value) if isinstance(value, np.ndarray) else value
+            for name, value in keywords.items()
+        }
+
+    def score_features(
+        self,
+        criterion: str,
+        psi: Any,
+        candidates: Array,
+        evaluation: Array,
+        *,
+        precision: str,
+        **keywords: Any,
+    ) -> Array:
+        """Utilities on the host; everything but psi comes from there.
+
+        "float32" is computed as three tf32 products, "bf16" rounds a copy of psi.
+        """
+        if precision == "bf16":
+            psi = psi.to(self._xp.bfloat16)
+        utilities = cuda_ops.score_features(
+            criterion,
+            psi,
+            self._indices(candidates, len(psi)),
+            self._indices(evaluation, len(psi)),
+            precision="tf32x3" if precision == "float32" else precision,
+            **self._put_all(keywords),
+        )
+        return self.host(utilities)
+
+    def score_dense(
+        self,
+        criterion: str,
+        S: Any,
+        candidates: Array,
+        evaluation: Array,
+        *,
+        downdate: Any,
+        **keywords: Any,
+    ) -> Array:
+        """Utilities on the host; everything but S and downdate comes from there."""
+        if downdate is not None:
+            downdate = self.cast(downdate, self.dtype(S))
+        utilities = cuda_ops.score_dense(
+            criterion,
+            S,
+            self._indices(candidates, len(S)),
+            self._indices(evaluation, len(S)),
+            downdate=downdate,
+            **self._put_all(keywords),
+        )
+        return self.host(utilities)
+
+    def select_variance_reduction(
+        self, psi: Any, candidates: Array, count: int, *, gram: Any, q: Any, s: Any, noise: Array
+    ) -> tuple[Array, Array]:
+        """See `cuda_ops`; candidates and noise come from the host, the picks go there."""
+        picked, utilities = cuda_ops.select_variance_reduction(
+            psi,
+            self._indices(candidates, len(psi)),
+            count,
+            gram=gram,
+            q=q,
+            s=s,
+            noise=self.put(noise),
+        )
+        return self.host(picked), self.host(utilities)
+
+
+Engine = CpuEngine | GpuEngine
+CPU = CpuEngine()
+
+
+def engine_of(library: Library) -> Engine:
+    """Return what computes on arrays of this library."""
+    return CPU if library.device is None else GpuEngine(library)
