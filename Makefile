@@ -1,4 +1,4 @@
-# make demo | test | lint | stubs | bench | sanitize | clean
+# make demo | test | test-emulated | lint | stubs | bench | sanitize | clean
 #
 # Needs Python >= 3.10, a C++17 compiler and make. Everything else goes into .venv, in the versions
 # of constraints.txt; a second run starts at once. ARGS is passed on:
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 PACKAGING := pyproject.toml constraints.txt CMakeLists.txt
 CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo test lint stubs check-stubs check-symbols check-cuda bench sanitize clean
+.PHONY: demo test test-emulated lint stubs check-stubs check-symbols check-cuda bench sanitize clean
 # One step at a time: two pip runs in one environment overwrite each other.
 .NOTPARALLEL:
 
@@ -23,6 +23,21 @@ demo: .venv/installed-demo
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+# The tests that need a GPU, on a build that emulates one: the real wrappers, launchers and kernels, on the CPU. The
+# package lies beside the build, so that nothing installed is used by mistake.
+EMULATED := build/emulated/package
+test-emulated: .venv/installed-test
+	$(BIN)/cmake -S . -B build/emulated -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DPython_EXECUTABLE="$(abspath $(BIN))/python" \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DNTKFAST_CUDA=EMULATED
+	$(BIN)/cmake --build build/emulated
+	rm -rf $(EMULATED) && mkdir -p $(EMULATED)
+	cp -r ntkfast tests/cpp/cuda/emulated/sitecustomize.py $(EMULATED)/
+	rm -f $(EMULATED)/ntkfast/_core*.so
+	cp build/emulated/_core*.so $(EMULATED)/ntkfast/
+	cd $(EMULATED) && PYTHONPATH=$(CURDIR)/$(EMULATED) NTKFAST_REQUIRE_GPU=1 $(abspath $(BIN))/python -m pytest \
+	  -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(CURDIR)/tests -m gpu $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

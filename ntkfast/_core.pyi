@@ -22,6 +22,7 @@ __all__: list[str] = [
     "cuda_condition_features",
     "cuda_condition_features_workspace",
     "cuda_downdate_moments",
+    "cuda_emulated",
     "cuda_problem",
     "cuda_quadratic_form",
     "cuda_score_dense",
@@ -208,6 +209,7 @@ def cuda_downdate_moments(
     ],
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def cuda_emulated() -> bool: ...
 def cuda_problem() -> str: ...
 def cuda_quadratic_form(
     X: tuple[

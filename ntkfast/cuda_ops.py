@@ -29,6 +29,7 @@ __all__ = [
     "condition_dense",
     "condition_features",
     "downdate_moments",
+    "emulated",
     "problem",
     "quadratic_form",
     "score_dense",
@@ -54,6 +55,14 @@ def problem() -> str:
     return _core.cuda_problem()
 
 
+def emulated() -> bool:
+    """Whether kernels run on the CPU, on torch tensors in host memory as on those of a device 0.
+
+    Only in the build of the tests (``make test-emulated``), thousands of times slower than a GPU.
+    """
+    return _core.cuda_emulated()
+
+
 class _Torch:
     """What is needed of torch. An instance belongs to one device."""
 
@@ -75,6 +84,22 @@ class _Torch:
 
     def stream(self) -> int:
         return int(self.torch.cuda.current_stream(self.device).cuda_stream)
+
+
+class _EmulatedTorch(_Torch):
+    """Tensors in host memory taken for device memory: only in the tests' build, see `emulated`."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        kind = getattr(self.torch, dtype)
+        alignment, count = 256 // kind.itemsize, math.prod(shape)  # of allocations on a GPU
+        memory = self.torch.empty(count + alignment, dtype=kind)
+        start = -memory.data_ptr() % 256 // kind.itemsize
+        # What nothing writes must show.
+        unwritten = float("nan") if kind.is_floating_point else self.torch.iinfo(kind).min
+        return memory[start : start + count].fill_(unwritten).view(shape)
+
+    def stream(self) -> int:
+        return 0
 
 
 class _Cupy:
@@ -117,13 +142,15 @@ def _library(name: str, array: Array) -> _Torch | _Cupy:
     if not _core.cuda_compiled():
         raise RuntimeError(_core.cuda_problem())
     _view(name, array)
+    if emulated():
+        return _EmulatedTorch(array)
     return _Torch(array) if _is_torch(array) else _Cupy(array)
 
 
 def _view(name: str, array: Array) -> _View:
     """Describe an array in GPU memory to the compiled core, without a copy."""
     if _is_torch(array):
-        if array.device.type != "cuda":
+        if array.device.type != ("cpu" if emulated() else "cuda"):
             raise TypeError(f"{name} is on device '{array.device}'; expected a CUDA tensor")
         dtype = str(array.dtype).removeprefix("torch.")
         return (

@@ -9,9 +9,56 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import math
+
+import pytest
 from hypothesis import settings
 
 # No deadlines: the first example pays for imports, and CI machines stutter. Fixed examples: a
 # failure in CI is a failure at home.
 settings.register_profile("ntkfast", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("ntkfast")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The torch device of `ntkfast.cuda_ops`: of a GPU, or of a build that emulates one (`make \
+test-emulated`). Without either a skip, or a failure where NTKFAST_REQUIRE_GPU=1.
+
+    Outputs and workspace hold NaN before they are used, and what lies around them is watched.
+    """
+    torch = pytest.importorskip("torch")
+    from ntkfast import cuda_ops
+
+    missing = cuda_ops.problem()
+    if not missing and not cuda_ops.emulated() and not torch.cuda.is_available():
+        missing = "this torch has no CUDA"
+    if missing:
+        required = os.environ.get("NTKFAST_REQUIRE_GPU") == "1"
+        (pytest.fail if required else pytest.skip)(missing)
+
+    library = cuda_ops._EmulatedTorch if cuda_ops.emulated() else cuda_ops._Torch
+    allocate, guarded = library.empty, []
+
+    def empty(self, shape, dtype):
+        kind = getattr(torch, dtype)
+        count, guard = math.prod(shape), 256 // kind.itemsize
+        unwritten = float("nan") if kind.is_floating_point else torch.iinfo(kind).min
+        memory = allocate(self, (guard + count + guard,), dtype).fill_(unwritten)
+        guarded.append((memory, guard, count, unwritten))
+        return memory[guard : guard + count].view(shape)
+
+    monkeypatch.setattr(library, "empty", empty)
+    yield torch.device("cpu" if cuda_ops.emulated() else "cuda")
+    for memory, guard, count, unwritten in guarded:
+        around = torch.cat([memory[:guard], memory[guard + count :]])
+        untouched = around.isnan() if unwritten != unwritten else around == unwritten
+        assert untouched.all(), "a kernel wrote before or behind its output or workspace"
+
+
+@pytest.fixture
+def true_gpu(gpu):
+    """The device, where the emulation cannot stand in for it."""
+    if gpu.type == "cpu":
+        pytest.skip("streams, graphs and the memory of a GPU are not emulated")
+    return gpu

@@ -1,10 +1,9 @@
 """The operations on a GPU against the plain numpy reference; tests marked `gpu` need a device.
 
 On a machine without one they are skipped, unless NTKFAST_REQUIRE_GPU=1: then they fail, so that a
-skipped test is never read as a pass.
+skipped test is never read as a pass. `make test-emulated` runs them on the CPU, all but those that
+need a true device: wrappers, checks, workspace, launches and kernels are the same.
 """
-
-import os
 
 import numpy as np
 import pytest
@@ -14,22 +13,10 @@ from score_problems import problem
 from ntkfast import _core, cuda_ops, ops
 
 torch = pytest.importorskip("torch")
-REQUIRED = os.environ.get("NTKFAST_REQUIRE_GPU") == "1"
 INDICES = ("candidates", "evaluation")
 ARRAYS = ("mean", "outputs", "variance", "noise", "label_probs", "weights", "log_loss_targets")
 # Relative to the largest utility. Features are rounded to tf32 (11 bits) and bf16 (8 bits).
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "tf32x3": 2e-5, "tf32": 2e-2, "bf16": 1e-1}
-
-
-@pytest.fixture
-def gpu():
-    """The device, or a skip, or a failure."""
-    missing = cuda_ops.problem()
-    if not missing and not torch.cuda.is_available():
-        missing = "this torch has no CUDA"
-    if missing:
-        (pytest.fail if REQUIRED else pytest.skip)(missing)
-    return torch.device("cuda")
 
 
 def close(found, expected, tolerance):
@@ -51,7 +38,7 @@ def on(device, keywords):
 
 def features(psi, precision, device):
     dtype = {"float64": torch.float64, "bf16": torch.bfloat16}.get(precision, torch.float32)
-    return torch.from_numpy(psi).to(device=device, dtype=dtype)
+    return torch.from_numpy(np.ascontiguousarray(psi)).to(device=device, dtype=dtype)
 
 
 def rounded(psi, precision):
@@ -127,15 +114,21 @@ def test_score_features_any_depth(gpu, precision, d):
 
 
 @pytest.mark.gpu
-def test_score_features_large_pool_is_reproducible(gpu):
-    """Many tiles per block; the same bits every time."""
-    psi, keywords = problem(5, N=9000, d=64, k=10, candidates=8000, evaluation=8500)
-    found = score("tf32x3", "expected_entropy", psi, keywords, gpu)
-    for _ in range(3):
-        assert torch.equal(found, score("tf32x3", "expected_entropy", psi, keywords, gpu))
-    expected = ops.score_features("expected_entropy", psi.astype(np.float64), **keywords)
-    close(found, expected, 2e-5)
-    close(score("float32", "expected_entropy", psi, keywords, gpu), expected, 2e-5)
+def test_score_features_large_pool_is_reproducible(gpu, monkeypatch):
+    """Several tiles per block; the same bits every time, and in any order of blocks."""
+    if cuda_ops.emulated():
+        precisions, tolerance = ("tf32",), 1e-3
+        psi, keywords = problem(5, N=500, d=8, k=2, candidates=4100, evaluation=4300)
+    else:
+        precisions, tolerance = ("tf32x3", "float32"), 2e-5
+        psi, keywords = problem(5, N=9000, d=64, k=10, candidates=8000, evaluation=8500)
+    expected = ops.score_features("expected_error", psi.astype(np.float64), **keywords)
+    for precision in precisions:
+        monkeypatch.delenv("NTKFAST_EMULATION_ORDER", raising=False)
+        found = score(precision, "expected_error", psi, keywords, gpu)
+        close(found, expected, tolerance)
+        monkeypatch.setenv("NTKFAST_EMULATION_ORDER", "2")
+        assert torch.equal(found, score(precision, "expected_error", psi, keywords, gpu))
 
 
 @pytest.mark.gpu
@@ -185,7 +178,7 @@ def test_downdate_then_score(gpu):
     expected = reference.score_dense("expected_entropy", S, downdate=V, **keywords)
     keywords.update(candidates=None, evaluation=None)
     arrays = {n: v for n, v in keywords.items() if n not in INDICES}
-    covariance = torch.from_numpy(S).to(gpu)
+    covariance = torch.tensor(S, device=gpu)
     found = cuda_ops.score_dense(
         "expected_entropy", covariance, None, None,
         downdate=torch.from_numpy(V).to(gpu), update=True, **on(gpu, arrays),
@@ -222,7 +215,8 @@ def test_rank_agreement_with_ill_conditioned_features(gpu, precision, kept):
 
 
 @pytest.mark.gpu
-def test_other_stream_and_graph(gpu):
+def test_other_stream_and_graph(true_gpu):
+    gpu = true_gpu
     psi, keywords = problem(9, N=200, d=40, k=10, candidates=90, evaluation=150)
     expected = reference.score_features("expected_error", psi, **keywords)
     arguments, psi_gpu = on(gpu, keywords), features(psi, "tf32x3", gpu)
@@ -300,7 +294,7 @@ def test_conditioning_and_contractions(gpu, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("n", [1, 64, 65, 500])
+@pytest.mark.parametrize("n", [1, 64, 65, 300])
 def test_cholesky(gpu, n):
     rng = np.random.default_rng(n)
     X = rng.normal(size=(n + 30, n + 40))
@@ -326,7 +320,7 @@ def test_cholesky(gpu, n):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_select_variance_reduction(gpu, dtype):
     rng = np.random.default_rng(12)
-    N, d, picks = 3000, 96, 40
+    N, d, picks = (700, 33, 12) if cuda_ops.emulated() else (3000, 96, 40)
     psi = (rng.normal(size=(N, d)) * np.exp(-np.arange(d) / 20)).astype(dtype)
     x, weights = torch.from_numpy(psi).to(gpu), rng.uniform(size=N)
     G = cuda_ops.weighted_gram(x, torch.from_numpy(weights).to(gpu))
@@ -345,6 +339,60 @@ def test_select_variance_reduction(gpu, dtype):
         g = image[best]
         C -= np.outer(g, g) / (g @ exact[best] + 0.05)
         free[best] = False
+
+
+def every_operation(device):
+    """Results of one small call of each operation, by name."""
+    rng = np.random.default_rng(14)
+    psi, keywords = problem(14, N=150, d=37, k=3, candidates=140, evaluation=135)
+    arguments = on(device, keywords)
+
+    def array(*shape):
+        return torch.tensor(rng.normal(size=shape), device=device)
+
+    results = {
+        f"score_features {precision}": score(precision, "expected_error", psi, keywords, device)
+        for precision in TOLERANCE
+    }
+    x, S = features(psi, "float32", device), torch.tensor(psi @ psi.T, device=device)
+    results["score_dense"] = cuda_ops.score_dense(
+        "emoc", S, downdate=0.1 * array(3, 150), **arguments
+    )
+    cuda_ops.condition_dense(S, 0.1 * array(3, 150))
+    results["condition_dense"] = S
+    results["whiten"] = cuda_ops.whiten(x, array(37, 37))
+    G = results["weighted_gram"] = cuda_ops.weighted_gram(x, array(150) ** 2)
+    q = results["quadratic_form"] = cuda_ops.quadratic_form(x, G)
+    s = results["squared_norms"] = cuda_ops.squared_norms(x)
+    results["downdated q"], results["downdated s"] = q.clone(), s.clone()
+    cuda_ops.downdate_moments(
+        x, array(37), array(37), array(2), results["downdated q"], results["downdated s"]
+    )
+    results["picked"], results["utilities"] = cuda_ops.select_variance_reduction(
+        x, None, 6, gram=G, q=q.clone(), s=s.clone(), noise=torch.ones_like(q)
+    )
+    results["condition_features"] = x.clone()
+    cuda_ops.condition_features(results["condition_features"], array(4, 37), array(4, 37))
+    A = array(150, 150)
+    A = A @ A.T + torch.eye(150, device=device)
+    L, _ = cuda_ops.cholesky(A[:70, :70].contiguous())
+    results["cholesky"] = L
+    results["cholesky_append"], _ = cuda_ops.cholesky_append(
+        L, A[70:, :70].contiguous(), A[70:, 70:].contiguous()
+    )
+    results["triangular_solve"] = cuda_ops.triangular_solve(L, array(70, 70), transpose=True)
+    return results
+
+
+@pytest.mark.gpu
+def test_every_operation_is_reproducible(gpu, monkeypatch):
+    """The same bits every time, and in the emulation in any order of threads and blocks."""
+    first = every_operation(gpu)
+    assert all(torch.isfinite(array).all() for array in first.values())
+    for order in "123":
+        monkeypatch.setenv("NTKFAST_EMULATION_ORDER", order)
+        for name, array in every_operation(gpu).items():
+            assert torch.equal(array, first[name]), name
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@
 namespace ntkfast {
 
 bool cuda_compiled() { return true; }
+bool cuda_emulated() { return false; }
 
 std::string cuda_problem() {
   int devices = 0;

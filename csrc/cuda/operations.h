@@ -20,6 +20,8 @@ namespace ntkfast {
 /// Whether this build holds GPU kernels.
 bool cuda_compiled();
 /// What is missing for using them here, or "". Initialises CUDA: never called on import.
+/// Whether those kernels run on the CPU, in the emulation of the tests, on arrays in host memory.
+bool cuda_emulated();
 std::string cuda_problem();
 
 struct Workspace {

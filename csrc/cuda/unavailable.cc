@@ -20,6 +20,7 @@ using Size = std::int64_t;
 
 bool cuda_compiled() { return false; }
 std::string cuda_problem() { return kProblem; }
+bool cuda_emulated() { return false; }
 
 Size score_features_cuda_workspace(Text, Size, Size, Size, Text) { fail(); }
 void score_features_cuda(View, const ScoreCall&, Text, const Workspace&, void*) { fail(); }

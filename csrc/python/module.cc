@@ -163,6 +163,7 @@ void* stream_of(std::uintptr_t stream) { return reinterpret_cast<void*>(stream);
 void register_cuda(py::module_& m) {
   m.def("cuda_compiled", &cuda_compiled);
   m.def("cuda_problem", &cuda_problem, py::call_guard<py::gil_scoped_release>());
+  m.def("cuda_emulated", &cuda_emulated);
   m.def("cuda_available", [] {
     const py::gil_scoped_release no_gil;
     return cuda_compiled() && cuda_problem().empty();

@@ -13,6 +13,7 @@
 // between blocks, and anything about speed.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -60,10 +61,56 @@ struct Copy {
   int valid;
 };
 
+/// The stack of a fiber. Launches come by the hundred, and new memory would cost more than they do.
+class Stack {
+ public:
+  Stack() {
+    if (free_stacks().empty()) {
+      memory_.reset(new char[kStackBytes]);
+    } else {
+      memory_ = std::move(free_stacks().back());
+      free_stacks().pop_back();
+    }
+  }
+  ~Stack() { free_stacks().push_back(std::move(memory_)); }
+  Stack(const Stack&) = delete;
+  Stack& operator=(const Stack&) = delete;
+  char* get() const { return memory_.get(); }
+
+ private:
+  static std::vector<std::unique_ptr<char[]>>& free_stacks() {
+    static thread_local std::vector<std::unique_ptr<char[]>> stacks;
+    return stacks;
+  }
+  std::unique_ptr<char[]> memory_;
+};
+
+/// Where a fiber, or the loop over fibers, goes on. swapcontext asks the kernel for the signal mask
+/// at every switch, which takes most of a test's time; a jump does not. The address sanitizer must
+/// be told of switches, and does not follow jumps.
+#if defined(__SANITIZE_ADDRESS__)
+struct Place {
+  ucontext_t context;
+};
+inline void switch_places(Place& from, Place& to) { swapcontext(&from.context, &to.context); }
+#else
+struct Place {
+  ucontext_t context;
+  jmp_buf jump;
+  bool started = true;  // false: only `context` knows where to begin
+};
+inline void switch_places(Place& from, Place& to) {
+  if (_setjmp(from.jump)) return;
+  if (to.started) _longjmp(to.jump, 1);
+  to.started = true;
+  setcontext(&to.context);
+}
+#endif
+
 struct Fiber {
   enum class State { kReady, kAtWarp, kAtBlock, kDone };
-  ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  Place place;
+  Stack stack;
   State state = State::kReady;
   int site = 0;
   void* operands = nullptr;
@@ -285,11 +332,15 @@ class Block {
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
 #endif
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &Block::enter, 0);
+#if !defined(__SANITIZE_ADDRESS__)
+    fiber.place.started = false;
+#endif
+    ucontext_t& context = fiber.place.context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = kStackBytes;
+    context.uc_link = nullptr;
+    makecontext(&context, &Block::enter, 0);
   }
 
   static thread_local Block* entering_;
@@ -305,7 +356,7 @@ class Block {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(nullptr, block.main_bottom_, block.main_size_);
 #endif
-    swapcontext(&fiber.context, &block.main_);
+    switch_places(fiber.place, block.main_);
   }
   void resume(int thread) {
     Fiber& fiber = fibers_[static_cast<std::size_t>(thread)];
@@ -315,7 +366,7 @@ class Block {
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, fiber.stack.get(), kStackBytes);
 #endif
-    swapcontext(&main_, &fiber.context);
+    switch_places(main_, fiber.place);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
@@ -325,7 +376,7 @@ class Block {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&fiber.fake_stack, main_bottom_, main_size_);
 #endif
-    swapcontext(&fiber.context, &main_);
+    switch_places(fiber.place, main_);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &main_bottom_, &main_size_);
 #endif
@@ -340,7 +391,7 @@ class Block {
   std::string failure_;
   void (*body_)(Block&, int, const void*) = nullptr;
   const void* args_ = nullptr;
-  ucontext_t main_;
+  Place main_;
   const void* main_bottom_ = nullptr;
   std::size_t main_size_ = 0;
 };
@@ -499,7 +550,11 @@ class Launcher {
     block.grid_x = grid.x;
     std::vector<int64_t> order(static_cast<std::size_t>(grid.x * grid.y));
     std::iota(order.begin(), order.end(), int64_t{0});
-    if (options_.order != Order::kForward) std::reverse(order.begin(), order.end());
+    if (options_.order == Order::kBackward) std::reverse(order.begin(), order.end());
+    if (options_.order == Order::kShuffled || options_.order == Order::kShuffledAgain) {
+      std::mt19937 random(seed_ + static_cast<std::uint32_t>(options_.order));
+      std::shuffle(order.begin(), order.end(), random);
+    }
     for (const int64_t b : order) {
       block.x = b % grid.x;
       block.y = b / grid.x;
