@@ -158,7 +158,7 @@ def _view(name: str, array: Array) -> _View:
             list(array.shape),
             list(array.stride()),
             dtype,
-            array.device.index,
+            array.device.index or 0,
         )
     if _is_cupy(array):
         strides = [stride // array.itemsize for stride in array.strides]
