@@ -19,9 +19,9 @@ namespace ntkfast {
 
 /// Whether this build holds GPU kernels.
 bool cuda_compiled();
-/// What is missing for using them here, or "". Initialises CUDA: never called on import.
 /// Whether those kernels run on the CPU, in the emulation of the tests, on arrays in host memory.
 bool cuda_emulated();
+/// What is missing for using them here, or "". Initialises CUDA: never called on import.
 std::string cuda_problem();
 
 struct Workspace {
