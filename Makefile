@@ -24,20 +24,17 @@ demo: .venv/installed-demo
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(ARGS)
 
-# The tests that need a GPU, on a build that emulates one: the real wrappers, launchers and kernels, on the CPU. The
-# package lies beside the build, so that nothing installed is used by mistake.
-EMULATED := build/emulated/package
+# The tests that need a GPU, on a build that emulates one: the real wrappers, launchers and kernels, on the CPU.
+EMULATED := $(CURDIR)/build/emulated/package
 test-emulated: .venv/installed-test
 	$(BIN)/cmake -S . -B build/emulated -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	  -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DPython_EXECUTABLE="$(abspath $(BIN))/python" \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DNTKFAST_CUDA=EMULATED
 	$(BIN)/cmake --build build/emulated
-	rm -rf $(EMULATED) && mkdir -p $(EMULATED)
-	cp -r ntkfast tests/cpp/cuda/emulated/sitecustomize.py $(EMULATED)/
-	rm -f $(EMULATED)/ntkfast/_core*.so
-	cp build/emulated/_core*.so $(EMULATED)/ntkfast/
-	cd $(EMULATED) && PYTHONPATH=$(CURDIR)/$(EMULATED) NTKFAST_REQUIRE_GPU=1 $(abspath $(BIN))/python -m pytest \
+	tools/stage_package.sh build/emulated
+	cd $(EMULATED) && PYTHONPATH=$(EMULATED) NTKFAST_REQUIRE_GPU=1 $(abspath $(BIN))/python -m pytest \
 	  -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(CURDIR)/tests -m gpu $(ARGS)
+	PYTHONPATH=$(EMULATED) $(BIN)/python bench/bench_cuda.py --dry-run
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

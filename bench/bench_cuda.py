@@ -1,6 +1,7 @@
 """The GPU operations against their limits and the opponents: rows for bench/results/<device>.csv.
 
     python bench/bench_cuda.py [--only a b selection dense] [--out bench/results/<device>.csv]
+    python bench/bench_cuda.py --dry-run     tiny cases, nothing written; also on the emulated build
 
 a: 1e4 candidates x 1e4 points, d = 1000, 10 classes, float32-accurate products.
 b: 1e5 x 1e5, d = 5000, 100 classes, tf32 products.
@@ -18,6 +19,7 @@ import argparse
 import datetime
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,11 @@ from opponents import trick_chunk, trick_chunk_compiled
 from ntkfast import cuda_ops
 
 GIB = 2**30
+DEVICE = "cpu" if cuda_ops.emulated() else "cuda"
+
+
+def device_name() -> str:
+    return "emulation" if cuda_ops.emulated() else torch.cuda.get_device_name()
 
 
 def k_squared_chunk(psi_c, mean_c, probs_c, inverse_c, psi, mean):
@@ -55,6 +62,10 @@ def in_chunks(function: Any, tensors: tuple[torch.Tensor, ...], count: int, chun
 def elapsed(function: Callable[[], Any], flush: torch.Tensor) -> float:
     """Milliseconds on the device, from a cold second-level cache."""
     flush.zero_()
+    if cuda_ops.emulated():
+        begin = time.perf_counter()
+        function()
+        return 1e3 * (time.perf_counter() - begin)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     function()
@@ -71,7 +82,7 @@ def measure(
     errors: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Rows of a case. Providers: the call, and what its time is multiplied by."""
-    flush = torch.empty(GIB // 4, dtype=torch.uint8, device="cuda")
+    flush = torch.empty(1 if cuda_ops.emulated() else GIB // 4, dtype=torch.uint8, device=DEVICE)
     times: dict[str, list[float]] = {name: [] for name in providers}
     for function, _ in providers.values():
         function()
@@ -80,14 +91,14 @@ def measure(
             times[name].append(factor * elapsed(function, flush) / 1e3)
     new = record.rows(benchmark, case, times, errors)
     for row in new:
-        row.update(device=torch.cuda.get_device_name(), isa="cuda", threads="")
+        row.update(device=device_name(), isa="cuda", threads="")
     record.show(new)
     return new
 
 
 def tuned(function: Any, tensors: tuple[torch.Tensor, ...], count: int, chunks: list[int]) -> Any:
     """The call with the chunk that is fastest here."""
-    flush = torch.empty(1, device="cuda")
+    flush = torch.empty(1, device=DEVICE)
     best: dict[int, float] = {}
     for chunk in chunks:
         run = in_chunks(function, tensors, count, min(chunk, count))
@@ -109,18 +120,18 @@ def scoring(
     print(f"case {case}: GEMM {flops:.3g} FLOP, {labels:.3g} (point, candidate, label) triples")
     # Opponents in the same precision of products.
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    psi = torch.randn(points, d, device="cuda", generator=generator) / d**0.5
-    mean = torch.randn(points, k, device="cuda", generator=generator)
-    probs = torch.softmax(torch.randn(candidates, k, device="cuda", generator=generator), 1)
+    generator = torch.Generator(device=DEVICE).manual_seed(0)
+    psi = torch.randn(points, d, device=DEVICE, generator=generator) / d**0.5
+    mean = torch.randn(points, k, device=DEVICE, generator=generator)
+    probs = torch.softmax(torch.randn(candidates, k, device=DEVICE, generator=generator), 1)
     noise = 0.1
     variance = cuda_ops.squared_norms(psi)
     inverse = (1 / (variance[:candidates] + noise)).float()
-    ones = torch.ones(points, dtype=torch.float64, device="cuda")
-    index = torch.arange(candidates, device="cuda")
+    ones = torch.ones(points, dtype=torch.float64, device=DEVICE)
+    index = torch.arange(candidates, device=DEVICE)
     arguments: dict[str, Any] = dict(
         mean=mean.double(), outputs=mean.double(), variance=variance, ridge=noise,
-        noise=torch.full((candidates,), noise, dtype=torch.float64, device="cuda"),
+        noise=torch.full((candidates,), noise, dtype=torch.float64, device=DEVICE),
         label_probs=probs.double(), weights=ones, label_scale=1.0, loss="squared",
         temperature=1.0, log_loss_targets=None,
     )  # fmt: skip
@@ -129,6 +140,12 @@ def scoring(
         return lambda: cuda_ops.score_features(
             "expected_entropy", psi, index, None, precision=precision, **arguments
         )
+
+    def gemm() -> None:
+        out = psi.new_empty(min(8192, candidates), points)
+        for i in range(0, candidates, 8192):
+            rows = psi[i : min(i + 8192, candidates)]
+            torch.mm(rows, psi.T, out=out[: len(rows)])
 
     few = max(1, sample // (8 if k <= 10 else 64))
     tensors = (psi, mean, probs, inverse)
@@ -156,10 +173,7 @@ def scoring(
         f"trick, torch.compile{part}": (compiled, scale),
         f"trick, eager{part}": (eager, scale),
         f"k^2 labels, eager (timed on {few} candidates)": (k_squared, candidates / few),
-        "GEMM alone, torch": (
-            lambda: [psi[i : i + 8192] @ psi.T for i in range(0, candidates, 8192)],
-            1.0,
-        ),
+        "GEMM alone, torch": (gemm, 1.0),
         "GEMM-bound criterion (variance_reduction)": (
             lambda: cuda_ops.score_features(
                 "variance_reduction", psi, index, None, precision=precision, **arguments
@@ -176,10 +190,10 @@ def scoring(
 
 def selection(N: int = 10**6, d: int = 1024, picks: int = 1000) -> list[dict[str, Any]]:
     """Sequential variance_reduction; limit: one read of psi per pick."""
-    psi = torch.randn(N, d, device="cuda") / d**0.5
-    gram = cuda_ops.weighted_gram(psi, torch.ones(N, dtype=torch.float64, device="cuda"))
+    psi = torch.randn(N, d, device=DEVICE) / d**0.5
+    gram = cuda_ops.weighted_gram(psi, torch.ones(N, dtype=torch.float64, device=DEVICE))
     q, s = cuda_ops.quadratic_form(psi, gram), cuda_ops.squared_norms(psi)
-    noise = torch.full((N,), 0.1, dtype=torch.float64, device="cuda")
+    noise = torch.full((N,), 0.1, dtype=torch.float64, device=DEVICE)
 
     def select(count: int) -> Callable[[], Any]:
         return lambda: cuda_ops.select_variance_reduction(
@@ -202,11 +216,11 @@ def selection(N: int = 10**6, d: int = 1024, picks: int = 1000) -> list[dict[str
 
 def dense(N: int = 20_000, k: int = 10) -> list[dict[str, Any]]:
     """Downdate, then score; limit: S read and written once."""
-    psi = torch.randn(N, 256, device="cuda") / 16
+    psi = torch.randn(N, 256, device=DEVICE) / 16
     S = psi @ psi.T
-    mean = torch.randn(N, k, dtype=torch.float64, device="cuda")
-    ones = torch.ones(N, dtype=torch.float64, device="cuda")
-    V = 1e-3 * torch.randn(1, N, device="cuda")
+    mean = torch.randn(N, k, dtype=torch.float64, device=DEVICE)
+    ones = torch.ones(N, dtype=torch.float64, device=DEVICE)
+    V = 1e-3 * torch.randn(1, N, device=DEVICE)
     arguments: dict[str, Any] = dict(
         mean=mean, outputs=mean, variance=S.diagonal().double(), noise=0.1 * ones, ridge=0.1,
         label_probs=torch.softmax(mean, 1), weights=ones, label_scale=1.0, loss="squared",
@@ -229,23 +243,33 @@ CASES: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "selection": selection,
     "dense": dense,
 }
+TINY: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "a": lambda: scoring("a", 70, 80, 20, 10, "tf32x3", 64),
+    "b": lambda: scoring("b", 70, 80, 20, 100, "tf32", 64),
+    "selection": lambda: selection(100, 8, 3),
+    "dense": lambda: dense(80),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--dry-run", action="store_true", help="tiny cases, nothing is written")
     options = parser.parse_args()
     if cuda_ops.problem():
         sys.exit(f"bench_cuda: {cuda_ops.problem()}")  # never a silent skip
-    slug = torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-")
+    if cuda_ops.emulated() and not options.dry_run:
+        sys.exit("bench_cuda: this build emulates the GPU; only --dry-run means anything")
+    slug = device_name().lower().replace(" ", "-").replace("/", "-")
     out = options.out or record.RESULTS / f"{slug}.csv"
-    out.parent.mkdir(parents=True, exist_ok=True)
     source = record.commit()
-    print(f"{torch.cuda.get_device_name()}, {datetime.date.today()}, commit {source}")
+    print(f"{device_name()}, {datetime.date.today()}, commit {source}")
     for name in options.only:
-        new = CASES[name]()
-        record.write(out, new)  # after each case: a time limit must not lose what was measured
+        new = (TINY if options.dry_run else CASES)[name]()
+        if not options.dry_run:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            record.write(out, new)  # after each case: a time limit must not lose what was measured
         own = statistics.mean(float(row["median_ms"]) for row in new[:1])
         print(f"  {name}: {own:.4g} ms")
         torch.cuda.empty_cache()

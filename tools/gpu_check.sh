@@ -56,12 +56,7 @@ build() {
     -DCMAKE_CUDA_ARCHITECTURES="$architecture" -DPython_EXECUTABLE="$(command -v "$python")" \
     -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" &&
     cmake --build build/gpu-check &&
-    # The package's Python beside the module just built, so that nothing installed is used by mistake.
-    mkdir -p build/gpu-check/package &&
-    rm -rf build/gpu-check/package/ntkfast &&
-    cp -r ntkfast build/gpu-check/package/ &&
-    rm -f build/gpu-check/package/ntkfast/_core*.so &&
-    cp build/gpu-check/_core*.so build/gpu-check/package/ntkfast/
+    tools/stage_package.sh build/gpu-check
 }
 export -f build
 export python architecture
@@ -77,7 +72,7 @@ step tests 150 "${gpu_tests[@]}"
 
 # A few tests reach every kernel; under the sanitizer they are some hundred times slower.
 sanitized=("${gpu_tests[@]}" -x -k
-  "any_depth and 33 or dense and float32 and 3 or many_classes and 100 or cholesky and 65 or contractions or variance_reduction and float32 and not depth")
+  "every_operation or any_depth and 33 or dense and float32 and 3 or many_classes and 100 or cholesky and 65 or contractions")
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck; do
     # torch's allocator hides the ends of arrays from the sanitizer.
