@@ -314,7 +314,7 @@ def as_weights(name: str, array: Any, length: int) -> Array:
     return result
 
 
-def check_shape(name: str, array: Array, shape: tuple[int | str | None, ...]) -> None:
+def check_shape(name: str, array: Any, shape: tuple[int | str | None, ...]) -> None:
     """Raise a ValueError unless `array` has this shape, written as for `as_floats`."""
     fits = array.ndim == len(shape) and all(
         want is None or (size == want if isinstance(want, int) else size > 0)
@@ -324,7 +324,7 @@ def check_shape(name: str, array: Array, shape: tuple[int | str | None, ...]) ->
         expected = ", ".join("n" if want is None else str(want) for want in shape)
         expected += "," if len(shape) == 1 else ""
         empty = " with no empty dimension" if 0 in array.shape and 0 not in shape else ""
-        raise ValueError(f"{name} has shape {array.shape}; expected ({expected}){empty}")
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected ({expected}){empty}")
 
 
 def check_finite(name: str, array: Array, numbers: Array | None = None) -> None:

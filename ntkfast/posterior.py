@@ -149,14 +149,16 @@ def _check_kernel(name: str, K: Any, engine: Engine) -> None:
         if gap.max() > tolerance:
             i, j = divmod(int(gap.argmax()), len(K))
             raise ValueError(
-                f"{name} is not symmetric: entry ({start + i}, {j}) is {K[start + i, j]:g}, "
-                f"entry ({j}, {start + i}) is {K[j, start + i]:g}"
+                f"{name} is not symmetric: entry ({start + i}, {j}) is "
+                f"{float(K[start + i, j]):g}, "
+                f"entry ({j}, {start + i}) is {float(K[j, start + i]):g}"
             )
         excess = abs(K[rows]) - roots[rows, None] * roots
         if excess.max() > tolerance:
             i, j = divmod(int(excess.argmax()), len(K))
             raise ValueError(
-                f"{name} is no kernel matrix: entry ({start + i}, {j}) is {K[start + i, j]:g}, "
+                f"{name} is no kernel matrix: entry ({start + i}, {j}) is "
+                f"{float(K[start + i, j]):g}, "
                 f"beyond the root {root[start + i] * root[j]:g} of the product of the diagonal "
                 f"entries {diagonal[start + i]:g} and {diagonal[j]:g}"
             )
