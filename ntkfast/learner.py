@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from .arrays import Array, as_floats, as_indices, as_numpy
+from ._jacobian.inputs import as_tensor
+from .arrays import Array, Library, as_floats, as_indices, as_numpy, library_of
 from .criteria import find
 from .ntk import EmpiricalNTK
 from .posterior import Loss, Posterior
@@ -154,7 +156,10 @@ class LookAheadLearner:
             Labels that do not fit the model's outputs; with cross-entropy a model that returns one
             logit, or probabilities instead of logits; probabilities with ``outputs="sum"``.
         """
+        library = _library_of_inputs(X_pool)
+        X_pool, X_labeled = self._kept_there(X_pool), self._kept_there(X_labeled)
         outputs = self.ntk.outputs(X_pool)
+        (y_labeled,) = library_of(outputs).fetch(y_labeled=y_labeled)
         k = outputs.shape[1]
         self._check_outputs(outputs)
         y_labeled = [] if y_labeled is None else y_labeled
@@ -194,6 +199,7 @@ class LookAheadLearner:
             rng = np.random.default_rng(self.seed)
             self._evaluation = np.sort(rng.choice(N, self.evaluation_size, replace=False))
         self.classes_: Array | None = classes
+        self._library = library
         self._posterior = posterior
         return self
 
@@ -203,10 +209,20 @@ class LookAheadLearner:
         Returns
         -------
         Selection
-            `indices` into `X_pool` as given to `fit`, and the `utilities` of the picks.
+            `indices` into `X_pool` as given to `fit`, and the `utilities` of the picks, in the
+            library of `X_pool` and on its device.
         """
-        return select(
-            self.posterior, self.criterion, batch_size, self.mode, evaluation=self._evaluation
+        posterior = self.posterior
+        picked = select(
+            posterior, self.criterion, batch_size, self.mode, evaluation=self._evaluation
+        )
+        if posterior._library == self._library:
+            return picked
+        return Selection(
+            *(
+                self._library.wrap(as_numpy("picks", array))
+                for array in posterior._library.fetch(i=picked.indices, u=picked.utilities)
+            )
         )
 
     def update(self, indices: Any, y: Any) -> None:
@@ -220,6 +236,7 @@ class LookAheadLearner:
             Their labels, as in `fit`.
         """
         posterior = self.posterior
+        indices, y = posterior._library.fetch(indices=indices, y=y)
         if self.classes_ is None:
             targets = _numbers("y", y)
         else:
@@ -235,8 +252,24 @@ class LookAheadLearner:
         Logits for cross-entropy, numbers for a regression. The class of each is
         ``classes_[predict(X).argmax(1)]``.
         """
-        posterior = self.posterior
-        return posterior.predict(self.ntk.features(X), self.ntk.outputs(X))
+        posterior, there = self.posterior, self._kept_there(X)
+        result = posterior.predict(self.ntk.features(there), self.ntk.outputs(there))
+        if there is not X:
+            (result,) = posterior._library.fetch(result=result)
+        return result
+
+    def _kept_there(self, X: Any) -> Any:
+        """Make arrays tensors if the model is on a GPU, so that their features stay there.
+
+        `EmpiricalNTK` answers arrays with arrays, and a posterior of arrays is one on the CPU.
+        """
+        if library_of(next(self.ntk.model.parameters())).device is None:
+            return X
+        if isinstance(X, np.ndarray):
+            return as_tensor(X, "X")
+        if isinstance(X, Mapping) and all(isinstance(value, np.ndarray) for value in X.values()):
+            return {key: as_tensor(value, f"X[{key!r}]") for key, value in X.items()}
+        return X
 
     def _check_outputs(self, outputs: Any) -> None:
         """Refuse a network whose outputs are not what loss and criterion read."""
@@ -308,6 +341,13 @@ class LookAheadLearner:
                 "output is which? Name them in order with classes=[...]"
             )
         return classes
+
+
+def _library_of_inputs(X: Any) -> Library:
+    """Return the library and device of inputs; for datasets torch on the CPU."""
+    if isinstance(X, Mapping):
+        X = next(iter(X.values()), None)
+    return library_of(X) if isinstance(X, (np.ndarray, torch.Tensor)) else Library("torch")
 
 
 def _are_probabilities(outputs: Any) -> bool:

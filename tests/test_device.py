@@ -549,3 +549,50 @@ def test_an_interrupted_update_is_whole(device, representation, monkeypatch):
         post.condition([1, 2], [0, 1])
     same.condition([1, 2], [0, 1])
     assert_agree(post, same, device)
+
+
+# --- The learner ----------------------------------------------------------------------------------
+
+
+def network(loss="cross_entropy"):
+    torch.manual_seed(0)
+    outputs = 3 if loss == "cross_entropy" else 1
+    return torch.nn.Sequential(
+        torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, outputs)
+    ).double()
+
+
+@pytest.mark.parametrize("inputs", ["tensors", "arrays", "dataset"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+def test_learner(torch_device, loss, inputs):
+    """A model on the GPU: its features stay there; picks come back in the library of the pool."""
+    device, rng = torch_device, np.random.default_rng(0)
+    X, X_labeled, X_test = (rng.normal(size=(n, 6)) for n in (40, 5, 7))
+    y, y_new = rng.integers(0, 3, 5), rng.integers(0, 3, 4)
+    if loss == "squared":
+        y, y_new = rng.normal(size=5), rng.normal(size=4)
+    convert = {
+        "tensors": device.put,
+        "arrays": lambda a: a,
+        "dataset": lambda a: torch.utils.data.TensorDataset(torch.tensor(a)),
+    }[inputs]
+    there = device.put(np.zeros(1)).device
+    options = dict(loss=loss, dim=256, evaluation_size=30)
+    learner = nf.LookAheadLearner(network(loss).to(there), **options)
+    learner.fit(convert(X_labeled), device.put(y), convert(X))
+    assert learner.posterior._space.engine.on_gpu
+    picked = learner.query(4)
+    if inputs == "arrays":
+        assert isinstance(picked.indices, np.ndarray)
+        assert isinstance(picked.utilities, np.ndarray)
+    else:
+        assert picked.indices.device.type == ("cpu" if inputs == "dataset" else there.type)
+    indices = np.asarray(picked.indices if inputs == "arrays" else picked.indices.cpu())
+    learner.update(device.put(indices), device.put(y_new))
+    predicted = learner.predict(convert(X_test))
+    predicted = predicted if inputs == "arrays" else predicted.cpu().numpy()
+    arrays._GPU_TYPES = ()  # the same on the CPU
+    same = nf.LookAheadLearner(network(loss), **options).fit(X_labeled, y, X)
+    assert same.query(4).indices.tolist() == indices.tolist()
+    same.update(indices, y_new)
+    assert relative_error(predicted, same.predict(X_test)) <= 1e-8

@@ -41,7 +41,8 @@ def concatenate(batches: list[Batch]) -> Batch:
     return torch.cat([b for b in batches if isinstance(b, Tensor)])
 
 
-def _tensor(value: object, name: str) -> Tensor:
+def as_tensor(value: object, name: str) -> Tensor:
+    """Return an array of numbers as a tensor, which passes unchanged."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
@@ -119,10 +120,10 @@ class Inputs:
     def _on_device(self, value: Any) -> Batch:
         if isinstance(value, Mapping):
             return {
-                str(key): self._leaf(_tensor(v, f"{self.name}[{key!r}]"))
+                str(key): self._leaf(as_tensor(v, f"{self.name}[{key!r}]"))
                 for key, v in value.items()
             }
-        return self._leaf(_tensor(value, self.name))
+        return self._leaf(as_tensor(value, self.name))
 
     def _leaf(self, value: Tensor) -> Tensor:
         value = value.detach().to(self.device, self.dtype if value.is_floating_point() else None)
