@@ -258,7 +258,12 @@ class Posterior:
 
     Build one with `from_features` or `from_kernel`. The N points of interest, candidates and
     evaluation points together, are addressed by their position everywhere. Array results are new
-    arrays in the library (numpy, torch, ...) of the features or kernel given.
+    arrays in the library (numpy, torch, ...) of the features or kernel given, on its device.
+
+    On a GPU (torch CUDA tensors or cupy arrays as features or kernel) everything is supported that
+    is on a CPU. What grows with N d, N^2 or d^2 lies and is computed there, on the current stream;
+    means, variances and indices are kept on the host. The other arguments may be on the same GPU or
+    on the host. `to` moves a posterior between devices.
 
     Attributes
     ----------
@@ -319,7 +324,8 @@ class Posterior:
         ----------
         features : array (N, d)
             phi of the points of interest, float32 or float64 (bfloat16 tensors become float32).
-            The features kept inside have this type; factors, variances and F are float64.
+            The features kept inside have this type; factors, variances and F are float64. Where
+            they are decides where everything is computed.
         outputs : array (N, k)
             Outputs f of the trained network: raw for squared loss, logits for cross-entropy.
         labeled_features : array (n, d) or None
@@ -353,7 +359,8 @@ class Posterior:
         TypeError
             Features or outputs that are not float32 or float64.
         RuntimeError
-            Arrays on a device that this build cannot use.
+            Arrays on several devices, or on one that this build or this machine cannot use (the
+            message says what is missing): nothing is computed on the CPU instead.
 
         Warns
         -----
@@ -428,8 +435,8 @@ class Posterior:
         Parameters
         ----------
         K_uu : array (N, N)
-            Kernel of the points of interest, symmetric, float32 or float64. S is kept in this type;
-            once it has been given labels, in float64 also when max K / ridge > 1e4, where float32
+            Kernel of the points of interest, symmetric, float32 or float64; where it is decides
+            where everything is computed. S is kept in this type; once it has been given labels, in float64 also when max K / ridge > 1e4, where float32
             could lose the ranking.
         K_lu : array (n, N) or None
             Kernel of labelled points and points of interest; None for n = 0, like K_ll.
@@ -600,9 +607,9 @@ class Posterior:
         Notes
         -----
         Rank b: O(N d b) with features, O(N^2 b) with a kernel; the first labels of a float32 kernel
-        make S float64 where max K / ridge > 1e4 (see `from_kernel`). A call that fails, or is
-        stopped by Ctrl-C, has changed nothing, or everything when the signal came during the update
-        itself.
+        make S float64 where max K / ridge > 1e4 (see `from_kernel`). A call that fails (out of a
+        GPU's memory, too), or is stopped by Ctrl-C, has changed nothing, or everything when the
+        signal came during the update itself.
         """
         indices, targets, noise = self._library.fetch(indices=indices, targets=targets, noise=noise)
         block = as_indices("indices", indices, len(self), duplicates=True)
@@ -697,6 +704,8 @@ class Posterior:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the posterior to an .npz file (no pickle), all of it or nothing.
 
+        Of a posterior on a GPU it is the same file.
+
         Parameters
         ----------
         path : path
@@ -721,6 +730,8 @@ class Posterior:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Posterior:
         """Read a posterior written by `save`; its results are numpy arrays.
+
+        ``Posterior.load(path).to("cuda")`` is on a GPU again.
 
         Raises
         ------
