@@ -436,8 +436,8 @@ class Posterior:
         ----------
         K_uu : array (N, N)
             Kernel of the points of interest, symmetric, float32 or float64; where it is decides
-            where everything is computed. S is kept in this type; once it has been given labels, in float64 also when max K / ridge > 1e4, where float32
-            could lose the ranking.
+            where everything is computed. S is kept in this type; once it has been given labels, in
+            float64 also when max K / ridge > 1e4, where float32 could lose the ranking.
         K_lu : array (n, N) or None
             Kernel of labelled points and points of interest; None for n = 0, like K_ll.
         K_ll : array (n, n) or None

@@ -430,22 +430,27 @@ def utilities(
         Divides outputs inside soft-maxes of f+; default 1 (cross-entropy) or 0.1 (squared loss).
     log_loss_targets : array (N_x, k), optional
         q of `expected_log_loss`, which needs it, in the order of `evaluation`.
-    precision : {"auto", "float32", "float64"}
+    precision : {"auto", "float32", "float64", "tf32", "bf16"}
         Type of the pairwise computations; "auto": that of the features or of S (float64 where the
         criterion's `float32_limit` is exceeded, and where variances, ridge or noises lie beyond
-        1e-30 to 1e30, which "float32" refuses). Sums are float64.
-        ("tf32" and "bf16" are for GPUs.)
+        1e-30 to 1e30, which "float32" refuses). Sums are float64. On a GPU with float32 features
+        "auto" is "tf32" for criteria without a `float32_limit`, and "float32" is three products in
+        tf32; "tf32" and "bf16", which rounds a copy of the features (torch only), need features on
+        a GPU.
 
     Returns
     -------
     array (N_c,), float64
         In the order of `candidates`; larger = query first. Labelled candidates are scored like any.
+        In the library of the posterior's features or kernel, on its device.
 
     Raises
     ------
     ValueError, TypeError
         An argument that does not fit, by name. Arguments that the criterion does not read are
         checked all the same.
+    RuntimeError
+        An argument on another device than the posterior; those on the host are fine.
 
     Notes
     -----
@@ -516,7 +521,7 @@ def select(
     Sequential costs `batch_size` times the scoring plus a copy of the points concerned (features),
     or a row of N numbers per pick (kernel; a float32 S with max S / noise > 1e4 is copied in
     float64 under "auto": picks subtract). Where moments pay off, see `utilities`, a pick costs
-    one pass over psi.
+    one pass over psi; on a GPU (up to 6000 features) without a word to the host between picks.
     """
     if isinstance(batch_size, (bool, np.bool_)):
         raise TypeError("batch_size must be an integer")
