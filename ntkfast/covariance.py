@@ -284,6 +284,7 @@ class FeatureScorer:
         self.variance = variance
         self._precision = precision
         self._engine = engine
+        self._kept: dict[str, Any] = {}
 
     def score(self, criterion: str, candidates: Array, evaluation: Array, **keywords: Any) -> Array:
         """Utilities (N_c,), float64."""
@@ -294,6 +295,7 @@ class FeatureScorer:
             evaluation,
             variance=self.variance,
             precision=self._precision,
+            kept=self._kept,
             **keywords,
         )
 
@@ -405,10 +407,10 @@ class FunctionSpace:
     def scorer(self, precision: str, picks: int = 0) -> KernelScorer:
         """Scores in `precision`, can be conditioned on `picks` points; S itself never changes."""
         S = self.engine.cast(self.S, stored_type(precision))
-        return KernelScorer(S, self.variance, picks, self.engine)
+        return KernelScorer(S, self.variance, picks, self.engine, shared=S is self.S)
 
     def scratch(self, rows: Array, picks: int, precision: str) -> tuple[KernelScorer, Array]:
-        """Return a scorer to be conditioned on picks; it holds all points, S is not copied."""
+        """Return a scorer to be conditioned on picks; it holds all points."""
         return self.scorer(precision, picks), np.arange(self.size)
 
     def arrays(self) -> dict[str, Any]:
@@ -428,14 +430,20 @@ class FunctionSpace:
 
 
 class KernelScorer:
-    """Criteria over S - V^T V: each pick adds a row to V, float64 as long as V is added to."""
+    """Criteria over S - V^T V: each pick adds a row to V, float64 as long as V is added to.
 
-    def __init__(self, S: Any, variance: Array, picks: int, engine: Engine) -> None:
+    When V has as many rows as the engine takes, they are subtracted in S, or in a copy if it is
+    `shared`, and V starts anew.
+    """
+
+    def __init__(self, S: Any, variance: Array, picks: int, engine: Engine, shared: bool) -> None:
         self.S = S
         self.variance = variance
-        self._rows = engine.empty((picks, len(S)))
+        self._rows = engine.empty((min(picks, engine.largest_downdate), len(S)))
         self._count = 0
         self._engine = engine
+        self._shared = shared
+        self._kept: dict[str, Any] = {}
 
     def score(self, criterion: str, candidates: Array, evaluation: Array, **keywords: Any) -> Array:
         """Utilities (N_c,), float64."""
@@ -446,6 +454,7 @@ class KernelScorer:
             evaluation,
             variance=self.variance,
             downdate=self._rows[: self._count] if self._count else None,
+            kept=self._kept,
             **keywords,
         )
 
@@ -460,6 +469,11 @@ class KernelScorer:
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise."""
         row = self._column(point) / float(np.sqrt(self.variance[point] + noise))
+        if self._count == len(self._rows):
+            if self._shared:
+                self.S, self._shared = self._engine.copy(self.S), False
+            self._engine.condition_dense(self.S, self._rows)
+            self._count = 0
         self._rows[self._count] = row
         self._count += 1
         self.variance = np.maximum(self.variance - self._engine.host(row) ** 2, 0.0)

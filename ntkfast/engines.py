@@ -40,6 +40,8 @@ class CpuEngine:
     float64_cost = 2.0
     # Feature dimensions up to which a batch of variance criteria is built from moments.
     largest_moments = math.inf
+    # Rows that are subtracted from S in every pair that is scored before they are subtracted in S.
+    largest_downdate = sys.maxsize
 
     def floats(
         self, name: str, array: Any, shape: tuple[int | str | None, ...], *, finite: bool = True
@@ -142,13 +144,26 @@ class CpuEngine:
         evaluation: Array,
         *,
         precision: str,
+        kept: dict[str, Any],
         **keywords: Any,
     ) -> Array:
-        """Utilities on the host; everything but psi comes from there, see `ops.score_features`."""
+        """Utilities on the host; everything but psi comes from there, see `ops.score_features`.
+
+        kept : dict
+            Empty at first, and the same for every call of a series: arrays that stay the same
+            object, and so must not be changed in place, are brought to a GPU once.
+        """
         return ops.score_features(criterion, psi, candidates, evaluation, **keywords)
 
     def score_dense(
-        self, criterion: str, S: Array, candidates: Array, evaluation: Array, **keywords: Any
+        self,
+        criterion: str,
+        S: Array,
+        candidates: Array,
+        evaluation: Array,
+        *,
+        kept: dict[str, Any],
+        **keywords: Any,
     ) -> Array:
         """Utilities on the host; all but S and downdate come from there, see `ops.score_dense`."""
         return ops.score_dense(criterion, S, candidates, evaluation, **keywords)
@@ -168,6 +183,8 @@ class GpuEngine:
     float64_cost = 16.0
     # Two vectors of them fit the shared memory of any GPU (kMaxMomentColumns in csrc/cuda).
     largest_moments = 6000
+    # So many multiplications per entry of S take about the time of reading it.
+    largest_downdate = 32
 
     def __init__(self, library: Library) -> None:
         missing = cuda_ops.problem()
@@ -328,11 +345,19 @@ class GpuEngine:
         every = len(indices) == N and np.array_equal(indices, np.arange(N))
         return None if every else self.put(indices)
 
-    def _put_all(self, keywords: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: self.put(value) if isinstance(value, np.ndarray) else value
-            for name, value in keywords.items()
-        }
+    def _scoring(self, N: int, kept: dict[str, Any], keywords: dict[str, Any]) -> dict[str, Any]:
+        """Bring what a scoring call of N points needs here, unless it is `kept`."""
+        result = {}
+        for name, value in keywords.items():
+            if not isinstance(value, np.ndarray):
+                result[name] = value
+                continue
+            if name not in kept or kept[name][0] is not value:
+                kept.pop(name, None)  # makes room first
+                of_points = name in ("candidates", "evaluation")
+                kept[name] = value, self._indices(value, N) if of_points else self.put(value)
+            result[name] = kept[name][1]
+        return result
 
     def score_features(
         self,
@@ -342,6 +367,7 @@ class GpuEngine:
         evaluation: Array,
         *,
         precision: str,
+        kept: dict[str, Any],
         **keywords: Any,
     ) -> Array:
         """Utilities on the host; everything but psi comes from there.
@@ -350,13 +376,12 @@ class GpuEngine:
         """
         if precision == "bf16":
             psi = psi.to(self._xp.bfloat16)
+        keywords |= {"candidates": candidates, "evaluation": evaluation}
         utilities = cuda_ops.score_features(
             criterion,
             psi,
-            self._indices(candidates, len(psi)),
-            self._indices(evaluation, len(psi)),
             precision="tf32x3" if precision == "float32" else precision,
-            **self._put_all(keywords),
+            **self._scoring(len(psi), kept, keywords),
         )
         return self.host(utilities)
 
@@ -368,18 +393,15 @@ class GpuEngine:
         evaluation: Array,
         *,
         downdate: Any,
+        kept: dict[str, Any],
         **keywords: Any,
     ) -> Array:
         """Utilities on the host; everything but S and downdate comes from there."""
         if downdate is not None:
             downdate = self.cast(downdate, self.dtype(S))
+        keywords |= {"candidates": candidates, "evaluation": evaluation}
         utilities = cuda_ops.score_dense(
-            criterion,
-            S,
-            self._indices(candidates, len(S)),
-            self._indices(evaluation, len(S)),
-            downdate=downdate,
-            **self._put_all(keywords),
+            criterion, S, downdate=downdate, **self._scoring(len(S), kept, keywords)
         )
         return self.host(utilities)
 

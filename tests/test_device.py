@@ -292,6 +292,39 @@ def test_batches_by_moments(device, criterion, dtype, share):
         assert "downdate_moments" not in device.ops.calls
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("criterion", ["variance_reduction", "expected_entropy"])
+def test_long_batches_from_a_kernel(device, criterion, dtype, monkeypatch):
+    """Rows are subtracted in a copy of S when there are many; S itself stays."""
+    monkeypatch.setattr(engines.GpuEngine, "largest_downdate", 3)
+    p = random_problem(5, n=3, N_c=30, N_x=20)
+    post, same = both(device, p, "kernel", dtype)
+    found, expected = (nf.select(each, criterion, 12) for each in (post, same))
+    np.testing.assert_array_equal(device.host(found.indices), expected.indices)
+    tolerance = 1e-9 if dtype == np.float64 else 1e-4
+    assert relative_error(device.host(found.utilities), expected.utilities) <= tolerance
+    assert_agree(post, same, device, tolerance)
+    if device.ops is not cuda_ops:
+        assert (
+            device.ops.calls.count("condition_dense") == 1 + 3
+        )  # of 11 rows the last two are not subtracted
+
+
+def test_what_stays_is_brought_to_the_gpu_once(device, monkeypatch):
+    p = random_problem(5, n=3, N_c=30, N_x=20)
+    posts = [posterior(p, representation, convert=device.put) for representation in REPRESENTATIONS]
+    brought, put = [], engines.GpuEngine.put
+    monkeypatch.setattr(
+        engines.GpuEngine, "put", lambda self, a: brought.append(a.shape) or put(self, a)
+    )
+    options = dict(candidates=np.arange(30), evaluation=np.arange(30, 50))
+    for post in posts:
+        brought.clear()
+        nf.select(post, "expected_entropy", 4, **options)
+        assert brought.count((50, 3)) == 1 + 4  # outputs; and F of every pick
+        assert brought.count((20,)) == 2  # weights and evaluation points
+
+
 def test_ties_go_to_the_lowest_point(device):
     p = random_problem(9, N_c=20)
     thrice = dict(phi_c=np.tile(p["phi_c"], (3, 1)), f_c=np.tile(p["f_c"], (3, 1)))
