@@ -13,11 +13,11 @@ own.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import ntk_models
 import record
@@ -148,15 +148,21 @@ def peak_memory(own: bool, points: int) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def resident_peak() -> int:
+    """MiB; Linux's own account, because ru_maxrss starts at the peak of the parent process."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
+
+
 def measure_memory(own: bool, points: int) -> None:
     model, x = ntk_models.resnet18(), images(points)
     forward_backward(model, x[:2])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_peak()
     if own:
         EmpiricalNTK(model).gram(x)
     else:
         chunked_gram(jacobian(model), x)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+    print(resident_peak() - before)
 
 
 def report(rows: list[dict[str, object]]) -> None:
