@@ -11,7 +11,7 @@ import torch
 from ._jacobian.inputs import as_tensor
 from .arrays import Array, Library, as_floats, as_indices, as_numpy, library_of
 from .criteria import find
-from .ntk import EmpiricalNTK
+from .ntk import EmpiricalNTK, SketchName
 from .posterior import Loss, Posterior
 from .selection import Selection, select
 
@@ -47,8 +47,9 @@ class LookAheadLearner:
         `fit`, which then must be k different ones. None for a regression.
     seed : int
         Of the evaluation points and of the sketch.
-    outputs, draws, sketch, dim, layers, memory_budget
-        See `EmpiricalNTK`.
+    outputs, draws, sketch, dim, relative_error, layers, memory_budget
+        See `EmpiricalNTK`. ``sketch="auto"`` is fitted to the first points of the pool at every
+        `fit`.
 
     Attributes
     ----------
@@ -78,8 +79,9 @@ class LookAheadLearner:
         seed: int = 0,
         outputs: Literal["sum", "single", "random", "full"] | int = "sum",
         draws: int = 1,
-        sketch: Literal["sparse", "kronecker"] | None = "sparse",
+        sketch: SketchName | None = "sparse",
         dim: int = 4096,
+        relative_error: float = 0.05,
         layers: Literal["last"] | Sequence[str] | None = None,
         memory_budget: int = 2**31,
     ) -> None:
@@ -121,6 +123,7 @@ class LookAheadLearner:
             draws=draws,
             sketch=sketch,
             dim=dim,
+            relative_error=relative_error,
             seed=seed,
             layers=layers,
             memory_budget=memory_budget,
@@ -169,6 +172,9 @@ class LookAheadLearner:
         else:
             labels = _labels("y_labeled", y_labeled)
             classes = self._classes_of(labels, k)
+        if self.ntk.sketch == "auto":
+            self._posterior = None  # its features will not fit those of the new sketch
+            self.ntk.fit_sketch(X_pool)
         features = self.ntk.features(X_pool)
         self._check_features(features, outputs)
         labeled_features = labeled_outputs = targets = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._jacobian import capture, contract, explain, functional, panels
+from ._jacobian import capture, choose, contract, explain, functional, panels
 from ._jacobian.capture import Gradient, Plan
+from ._jacobian.explain import SketchReport
 from ._jacobian.files import GramFile, PathLike, Rows, fingerprint
 from ._jacobian.inputs import Batch, Inputs, batch_length, take
 from ._jacobian.layers import EmbeddingSite, Site
@@ -22,6 +24,7 @@ from .progress import track
 __all__ = ["EmpiricalNTK"]
 
 Outputs = Literal["sum", "single", "random", "full"]
+SketchName = Literal["sparse", "kronecker", "auto"]
 
 
 # Points per forward and backward pass, at most, and the bytes of their activations on a CPU: more
@@ -30,6 +33,11 @@ _LARGEST_BATCH = 256
 _CPU_ACTIVATIONS = 1 << 27
 # Points on which every call checks its gradients against autograd.
 _PROBE = 2
+# Points on which sketches are chosen and their error is estimated, at most so many rows of their
+# Gram matrix, and outputs (or draws) that stand for all.
+_SKETCH_POINTS = 32
+_SKETCH_ROWS = 128
+_SKETCH_COMBINATIONS = 8
 
 
 @dataclass
@@ -66,15 +74,19 @@ class EmpiricalNTK:
     draws : int
         Number of random combinations; the kernel is the mean of their kernels. Only for
         ``"random"``.
-    sketch : {"sparse", "kronecker", None}
+    sketch : {"sparse", "kronecker", "auto", None}
         What :meth:`features` returns. ``"sparse"``: count-sketch of the whole gradient to `dim`
         numbers (all draws together), unbiased with a relative error of about ``dim ** -0.5``, and
         exact when the gradient is no longer than `dim`. ``"kronecker"``: every weight gradient is
         compressed from both sides before it is formed; unbiased and cheaper, but the error falls
-        as ``dim ** -0.25`` only. None: the exact gradient, refused above `memory_budget`. Gram
-        matrices are always exact.
+        as ``dim ** -0.25`` only. ``"auto"``: for every parameter the cheapest unbiased sketch with
+        which the whole stays within `relative_error`, see :meth:`fit_sketch`. None: the exact
+        gradient, refused above `memory_budget`. Gram matrices are always exact.
     dim : int
         Number of features of a sketch.
+    relative_error : float
+        For ``"auto"``: the largest ``|Phi Phi^T - K|_F / |K|_F`` wanted, as a root mean square
+        over seeds, on the points that the sketch is fitted to.
     seed : int
         Of the random combinations and the sketch. Results depend on it and on nothing else that is
         random.
@@ -117,8 +129,9 @@ class EmpiricalNTK:
         outputs: Outputs | int = "sum",
         *,
         draws: int = 1,
-        sketch: Literal["sparse", "kronecker"] | None = "sparse",
+        sketch: SketchName | None = "sparse",
         dim: int = 4096,
+        relative_error: float = 0.05,
         seed: int = 0,
         layers: Literal["last"] | Sequence[str] | None = None,
         memory_budget: int = 2**31,
@@ -131,8 +144,12 @@ class EmpiricalNTK:
             raise ValueError(
                 f'outputs is {outputs!r}; expected "sum", "single", "random", "full" or an int'
             )
-        if sketch not in (None, "sparse", "kronecker"):
-            raise ValueError(f'sketch is {sketch!r}; expected "sparse", "kronecker" or None')
+        if sketch not in (None, "sparse", "kronecker", "auto"):
+            raise ValueError(
+                f'sketch is {sketch!r}; expected "sparse", "kronecker", "auto" or None'
+            )
+        if not isinstance(relative_error, (int, float)) or not 0 < relative_error < 1:
+            raise ValueError(f"relative_error is {relative_error!r}; expected a number in (0, 1)")
         for name, value in (("draws", draws), ("dim", dim), ("memory_budget", memory_budget)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a positive int")
@@ -146,8 +163,10 @@ class EmpiricalNTK:
         self._outputs, self._draws, self._seed = outputs, int(draws), int(seed)
         self._sketch: CountSketch | None = None
         if sketch is not None:
-            kind = CountSketch if sketch == "sparse" else KroneckerSketch
+            kind = KroneckerSketch if sketch == "kronecker" else CountSketch
             self._sketch = kind(int(dim), int(seed))
+        self.sketch, self._relative_error = sketch, float(relative_error)
+        self._chosen: choose.Sketches | None = None
         self._layers = layers
         self._names = _select(self._net, layers)
         parameters = dict(self._net.named_parameters())
@@ -184,12 +203,10 @@ class EmpiricalNTK:
         return torch.float64 if self._input_dtype == torch.float64 else torch.float32
 
     def __repr__(self) -> str:
-        kind = "exact"
-        if self._sketch is not None:
-            kind = f"{type(self._sketch).__name__}(dim={self._sketch.dim})"
+        dim = "" if self._sketch is None else f", dim={self._sketch.dim}"
         return (
             f"EmpiricalNTK({type(self._net).__name__}, outputs={self._outputs!r}, "
-            f"parameters={self.n_parameters:,}, {kind})"
+            f"sketch={self.sketch!r}{dim}, parameters={self.n_parameters:,})"
         )
 
     # public
@@ -244,10 +261,18 @@ class EmpiricalNTK:
         ValueError
             When exact features exceed the memory budget, outputs or gradients are not finite
             (says where), or the model mixes the points of a batch.
+
+        Notes
+        -----
+        With ``sketch="auto"`` the first call fits the sketch to its first points
+        (:meth:`fit_sketch`), which takes about as long as the features of a hundred points; all
+        others keep it, so that features of one object always fit together.
         """
         inputs = self._inputs(X, "X")
         with evaluation(self._net, self._device):
             setup = self._prepare(inputs)
+            if self.sketch == "auto" and self._chosen is None:
+                self._choose(inputs, setup)
             scale = setup.combinations if self._outputs == "full" else 1
             width = self._draws * self.n_parameters
             if self._sketch is not None:
@@ -324,6 +349,49 @@ class EmpiricalNTK:
                 return file.finish()
         return _result(result, rows)
 
+    def fit_sketch(self, X: Any) -> float:
+        """Choose the sketches of ``sketch="auto"`` on the first (at most 32) points of `X`.
+
+        Features do so by themselves, on the first points they see; this does it on points of your
+        choice, or again (after more training, say). Features from before do not fit those from
+        after. The choice depends on the model, the points and the seed.
+
+        Parameters
+        ----------
+        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+            Points of the kind that features will be asked for; a few dozen, typical ones.
+
+        Returns
+        -------
+        float
+            The relative error ``|Phi Phi^T - K|_F / |K|_F`` to expect on such points, as a root
+            mean square over seeds. It holds for Gram matrices of as many points: where the
+            gradients of different points are nearly orthogonal, it grows with their number.
+
+        Raises
+        ------
+        ValueError
+            When the sketch is not ``"auto"``, and as :meth:`features`.
+
+        Warns
+        -----
+        UserWarning
+            When no sketch to `dim` features reaches `relative_error`; says which `dim` would.
+
+        Notes
+        -----
+        Small parameters that carry much of the kernel get columns of their own, without error. The
+        others share the rest of the `dim` columns, as count-sketches of their gradients, of a few
+        random combinations of the gradient's rows (never forming the gradient), or as
+        tensor-sketches (Pham, Pagh, KDD 2013), whichever is cheapest within the error allowed to
+        all of them. Every choice is unbiased. :meth:`explain` shows them.
+        """
+        if self.sketch != "auto":
+            raise ValueError('fit_sketch needs sketch="auto"')
+        inputs = self._inputs(X, "X")
+        with evaluation(self._net, self._device):
+            return self._choose(inputs, self._prepare(inputs)).error
+
     def sketch_error(self, X: Any, points: int = 32) -> float:
         """Estimate the error of the sketch on a few points.
 
@@ -342,9 +410,7 @@ class EmpiricalNTK:
         if self._sketch is None:
             return 0.0
         few = self._inputs(X, "X").first(points)
-        features = self.features(few).double()
-        kernel = self.gram(few).double()
-        return float((features @ features.T - kernel).norm() / kernel.norm())
+        return explain.gram_errors(self.features(few).double(), self.gram(few).double())[0]
 
     def explain(self, X: Any, points: int = 1000) -> explain.Explanation:
         """Describe, layer by layer, how gradients of points like those of `X` are contracted.
@@ -352,23 +418,59 @@ class EmpiricalNTK:
         Parameters
         ----------
         X : Tensor, ndarray, dict of them, Dataset or DataLoader
-            Points of the kind the model takes; the first two are run.
+            Points of the kind the model takes. The first two show how gradients are taken; the
+            first (at most) 32, what every parameter contributes to the kernel and what error the
+            sketch makes, so a few dozen typical ones are best and two are fastest.
         points : int
             Number of points for which the costs of a Gram matrix are counted.
 
         Returns
         -------
         Explanation
-            A table that prints itself: rule or fallback (and why), parameters, the contraction
-            chosen, its cost, and memory per point.
+            A table that prints itself: rule or fallback (and why), parameters, share of the kernel,
+            sketch, the contraction chosen, its cost, and memory per point. Below it the relative
+            error ``|Phi Phi^T - K|_F / |K|_F`` of the sketch: of this seed on these points, its
+            range over random halves of them, and (not for ``"kronecker"``) what to expect over
+            seeds.
         """
         inputs = self._inputs(X, "X")
         with evaluation(self._net, self._device):
             setup = self._prepare(inputs)
+            if self.sketch == "auto" and self._chosen is None:
+                self._choose(inputs, setup)
+            shares, few = self._shares(inputs, setup, estimate=False)
+        report = self._report(shares, few, setup)
         names = {name: self._n_elements(name) for name in self._names}
         return explain.describe(
-            repr(self), names, setup.plan, setup.parts, points, self._outputs == "full"
+            repr(self), names, setup.plan, setup.parts, points, self._outputs == "full", report
         )
+
+    def _report(self, shares: dict[str, choose.Share], few: Batch, setup: _Setup) -> SketchReport:
+        """Describe the sketch on a few points with known kernels."""
+        kernels = {name: share.kernel for name, share in shares.items()}
+        total = torch.stack(list(kernels.values())).sum(0)
+        trace = float(total.trace())
+        parts = {
+            name: float(kernel.trace()) / trace if trace else 0.0
+            for name, kernel in kernels.items()
+        }
+        n, errors, expected = batch_length(few), None, None
+        if self._sketch is not None:
+            features = self.features(few).double()
+            if self._outputs == "full":
+                features = features.view(n, setup.combinations, -1)
+                features = features[:, _few(setup.combinations)].flatten(0, 1)
+            exact = total / self._draws
+            if self._draws > _SKETCH_COMBINATIONS:
+                exact = self.gram(few).double()
+            errors = explain.gram_errors(features, exact)
+            if self._chosen is not None:
+                expected = self._chosen.error
+            elif not isinstance(self._sketch, KroneckerSketch) and trace:
+                entries = sum(share.entries for share in shares.values())
+                square = choose.hash_error(total, entries, self._sketch.dim)
+                expected = square**0.5 / float(total.norm())
+        return SketchReport(n, parts, errors, expected, self._chosen)
 
     def _inputs(self, X: Any, name: str) -> Inputs:
         return Inputs(X, name, self._device, self._input_dtype)
@@ -390,6 +492,60 @@ class EmpiricalNTK:
         weights = self._weights(value.shape[1])
         plan, parts = capture.plan(self._net, self._names, probe, weights, self._dtype, inputs.name)
         return _Setup(value.shape[1], weights, plan, parts)
+
+    def _choose(self, inputs: Inputs, setup: _Setup) -> choose.Sketches:
+        """Fix the sketch of every parameter on the first points; say if it falls short."""
+        assert self._sketch is not None
+        shares, _ = self._shares(inputs, setup, estimate=True)
+        dim, allowed = self._sketch.dim, self._relative_error
+        chosen = choose.choose(shares, dim, self._seed, allowed)
+        if chosen.error > allowed:
+            warnings.warn(
+                f"the sketch to dim={dim} features has an estimated relative error of "
+                f"{chosen.error:.2g} on {chosen.points} points, above "
+                f"relative_error={allowed:g}; dim={chosen.needed} would reach it",
+                stacklevel=3,
+            )
+        self._chosen = chosen
+        return chosen
+
+    def _shares(
+        self, inputs: Inputs, setup: _Setup, *, estimate: bool
+    ) -> tuple[dict[str, choose.Share], Batch]:
+        """Exact kernels of every parameter on the first points, and those points.
+
+        With `estimate` also the errors of sketches of its weight.
+        """
+        pairs = self._outputs == "full"
+        few = setup.weights[_few(setup.combinations)]
+        room = int(self.memory_budget // (4 * setup.plan.activation_bytes + 1))
+        most = min(_SKETCH_POINTS, _SKETCH_ROWS // (len(few) if pairs else 1), room)
+        points = inputs.first(max(2, most))
+        n, size = batch_length(points), self._batch_size(setup)
+        builder = panels.PanelBuilder(len(few), self._dtype, self._device)
+        for start in range(0, n, size):
+            batch = take(points, slice(start, start + size))
+            outputs, gradients = capture.gradients(self._net, setup.plan, batch, few, self._dtype)
+            checks = [outputs, *panels.witnesses(gradients)]
+            self._check_finite(checks, start, batch, inputs.name, setup)
+            builder.append(batch_length(batch), gradients)
+        panel = builder.finish()
+        shares: dict[str, choose.Share] = {}
+        for name in self._names:
+            entries = self._n_elements(name) * (1 if pairs else self._draws)
+            kernel = choose.kernel(name, panel, pairs, len(few), self._tile_floats)
+            shares[name] = share = choose.Share(kernel, entries)
+            if estimate and self._sketch is not None and name in panel.parts:
+                share.shape = choose.weight_shape(setup.parts[name])
+                choose.estimate(
+                    share, panel.parts[name], panel, pairs, self._sketch, self._offsets[name]
+                )
+        return shares, points
+
+    @property
+    def _tile_floats(self) -> int:
+        """Floats of one tile of per-sample gradients, for an eighth of the budget."""
+        return max(1 << 16, self.memory_budget // (8 * self._dtype.itemsize))
 
     def _weights(self, k: int) -> Tensor:
         """(R, k) float64: the combinations of outputs whose gradients are taken."""
@@ -434,22 +590,27 @@ class EmpiricalNTK:
         outputs, gradients = capture.gradients(
             self._net, setup.plan, batch, setup.weights, self._dtype
         )
+        chosen, shared = self._chosen, block
+        if chosen is not None:
+            shared = block[:, chosen.exact :]
         for name in self._names:
             gradient = gradients.pop(name, None)
+            if gradient is not None and chosen is not None:
+                gradient = self._add_chosen(chosen, name, gradient, n, block)
             if gradient is None:
                 continue
             offset = self._offsets[name]
             if isinstance(gradient, Tensor):
-                self._add(gradient, slice(0, n), offset, block)
+                self._add(gradient, slice(0, n), offset, shared)
                 continue
             if all(isinstance(site, EmbeddingSite) for site in gradient):
                 for site in gradient:
-                    self._add_embedding(site, offset, block)
+                    self._add_embedding(site, offset, shared)
                 continue
-            sketch = self._sketch
+            sketch = self._shared_sketch
             if type(sketch) is CountSketch and contract.is_compiled(gradient):
                 for r, left, right in contract.factors(gradient, self._dtype):
-                    rows, shift = self._place(r, gradient[0].combinations, block)
+                    rows, shift = self._place(r, gradient[0].combinations, shared)
                     sketch.add_gradients(left, right, offset + shift, rows)
                 continue
             if isinstance(sketch, KroneckerSketch):
@@ -457,8 +618,41 @@ class EmpiricalNTK:
             else:
                 tiles = contract.gradient_tiles(gradient, n, self._dtype)
             for samples, start, values in tiles:
-                self._add(values, samples, offset + start, block)
+                self._add(values, samples, offset + start, shared)
         return outputs
+
+    @property
+    def _shared_sketch(self) -> CountSketch | None:
+        """The sketch of the columns that parameters share."""
+        return self._sketch if self._chosen is None else self._chosen.shared
+
+    def _add_chosen(
+        self, chosen: choose.Sketches, name: str, gradient: Gradient, n: int, block: Tensor
+    ) -> Gradient | None:
+        """Add a gradient by the sketch chosen for it, or return what is left to count-sketch."""
+        choice, offset = chosen.choices[name], self._offsets[name]
+        combinations = choose.combinations(gradient)
+        if choice.method == "exact":
+            values = gradient
+            if not isinstance(values, Tensor):
+                values = contract.dense(values, n, self._dtype)
+            for r in range(combinations):
+                rows, first = self._place(r, combinations, block, values.shape[2])
+                first += choice.start
+                rows[:, first : first + values.shape[2]] += values[:, r]
+            return None
+        n_rows = len(self._net.get_parameter(name))
+        if choice.method == "rows":
+            return choose.combined(
+                gradient, choose.row_signs(chosen.shared, offset, n_rows, choice.rows, block)
+            )
+        if choice.method == "tensor":
+            for r in range(combinations):
+                rows, first = self._place(r, combinations, block[:, chosen.exact :])
+                sketch = chosen.tensor_sketch(offset + first)
+                choose.add_tensor(gradient, r, n_rows, sketch, rows)
+            return None
+        return gradient
 
     def _add(self, values: Tensor, samples: slice, start: int, block: Tensor) -> None:
         """Add (n, R, m) entries of gradients, parameters from `start` on, to features."""
@@ -470,11 +664,16 @@ class EmpiricalNTK:
             for r in range(combinations):
                 self._add_rows(values[:, r], start + r * self.n_parameters, block[samples])
 
-    def _place(self, r: int, combinations: int, block: Tensor) -> tuple[Tensor, int]:
-        """Rows of the features that combination `r` is added to, and its first parameter."""
+    def _place(
+        self, r: int, combinations: int, block: Tensor, width: int | None = None
+    ) -> tuple[Tensor, int]:
+        """Rows of the features that combination `r` is added to, and its first parameter.
+
+        Parameters are counted in all, or in one weight of `width`.
+        """
         if self._outputs == "full":
             return block[r::combinations], 0
-        return block, r * self.n_parameters
+        return block, r * (self.n_parameters if width is None else width)
 
     def _add_embedding(self, site: Site, start: int, block: Tensor) -> None:
         """Add the gradients of an embedding's rows: only those its points look up."""
@@ -483,14 +682,16 @@ class EmpiricalNTK:
         for r in range(site.combinations):
             values = site.delta[:, r].flatten(1).to(self._dtype)
             rows, shift = self._place(r, site.combinations, block)
-            if self._sketch is not None:
-                self._sketch.add_scattered(values, index + shift, rows)
+            sketch = self._shared_sketch
+            if sketch is not None:
+                sketch.add_scattered(values, index + shift, rows)
             else:
                 rows.scatter_add_(1, index + shift, values)
 
     def _add_rows(self, values: Tensor, start: int, block: Tensor) -> None:
-        if self._sketch is not None:
-            self._sketch.add(values, start, block)
+        sketch = self._shared_sketch
+        if sketch is not None:
+            sketch.add(values, start, block)
         else:
             block[:, start : start + values.shape[1]] += values
 
@@ -547,8 +748,6 @@ class _GramWork:
         self._size, self._batch = size, ntk._batch_size(setup)
         self._pairs = ntk._outputs == "full"
         self._scale = setup.combinations if self._pairs else 1
-        # Floats of one tile of per-sample gradients, for an eighth of the budget.
-        self._floats = max(1 << 16, ntk.memory_budget // (8 * ntk._dtype.itemsize))
 
     def _blocks(self) -> Iterator[tuple[int, list[int]]]:
         """Yield row panels and the column panels still missing for each."""
@@ -584,7 +783,7 @@ class _GramWork:
                 if not self._is_diagonal(i, j):
                     right = yield from self._panel(self._columns, j)
                 block = yield from panels.gram_block(
-                    ntk._names, left, right, self._pairs, combinations, self._floats
+                    ntk._names, left, right, self._pairs, combinations, self._ntk._tile_floats
                 )
                 self._store(block.div_(ntk._draws), i, j)
                 del right, block
@@ -613,6 +812,11 @@ class _GramWork:
             self._result[c : c + block.shape[1], r : r + block.shape[0]] = value.T
         if self._file is not None:
             self._file.mark(i, j)
+
+
+def _few(combinations: int) -> slice:
+    """Return the outputs or draws that stand for all of them."""
+    return slice(None, None, -(-combinations // _SKETCH_COMBINATIONS))
 
 
 def _select(model: nn.Module, layers: Literal["last"] | Sequence[str] | None) -> list[str]:

@@ -478,6 +478,26 @@ def test_position_embeddings(way, n, monkeypatch) -> None:
         assert set(fallback) == (set() if way in ("gpt", "bert") else {"places.weight"})
 
 
+class Normalised(nn.Module):
+    """A layer without a rule in front of an InstanceNorm, which vmap gets wrong for two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(3))
+        self.norm, self.head = nn.InstanceNorm1d(3, eps=0.1, affine=True), nn.Linear(12, 2)
+
+    def forward(self, x):
+        x = self.norm(torch.tanh(x * self.scale[:, None]))
+        return self.head(torch.tanh(x).flatten(1))
+
+
+def test_what_vmap_gets_wrong_is_done_one_point_at_a_time(monkeypatch) -> None:
+    torch.manual_seed(0)
+    model, x = Normalised().double(), torch.randn(4, 3, 4, dtype=torch.float64)
+    check(model, x, "full", monkeypatch)
+    assert list(plan_of(EmpiricalNTK(model, "full"), x).fallback) == ["scale"]
+
+
 def test_hooks_of_the_user_that_change_outputs_are_respected(monkeypatch) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
     model[0].register_forward_hook(lambda module, args, output: output * 3)
@@ -497,13 +517,25 @@ def test_a_rule_that_is_wrong_is_caught_by_the_self_check(monkeypatch) -> None:
     ntk = EmpiricalNTK(model)
     plan = plan_of(ntk, x)
     assert sorted(plan.fallback) == ["0.bias", "2.bias"]
-    monkeypatch.setattr(
-        capture.functional,
-        "vectorised",
-        lambda model, names, batch, weights: {
+
+    def ones(model, names, batch, weights):
+        return {
             n: torch.ones(len(batch), len(weights), *model.get_parameter(n).shape) for n in names
-        },
-    )
+        }
+
+    monkeypatch.setattr(capture.functional, "vectorised", ones)
+    # A wrong vmap: one point at a time instead.
+    assert not plan_of(ntk, x).vectorised
+    J = literal_jacobian(model, x, output_weights("sum", 3))[:, 0]
+    assert relative(ntk.gram(x), J @ J.T) <= 1e-10
+    right, calls = capture.functional.one_by_one, []
+
+    def wrong_later(*arguments):
+        calls.append(arguments)
+        outputs, gradients = right(*arguments)
+        return outputs, gradients if len(calls) == 1 else ones(*arguments)
+
+    monkeypatch.setattr(capture.functional, "one_by_one", wrong_later)
     with pytest.raises(RuntimeError, match=r"self-check failed: gradients of '0\.bias'"):
         ntk.features(x)
 

@@ -353,6 +353,9 @@ def plan(
         except (RuntimeError, NotImplementedError, ValueError):
             # vmap refuses in-place updates of captured tensors, control flow that looks at the
             # data, and random numbers. If the cause was another, one_by_one raises it again.
+            values = {}
+        # And some of its batching rules are wrong: that of instance_norm, for two outputs.
+        if not all(name in values and agrees(name, values[name].to(dtype)) for name in fallback):
             result.vectorised = False
             _, values = functional.one_by_one(model, fallback, probe, checked)
         for name in fallback:

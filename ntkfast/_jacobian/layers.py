@@ -133,6 +133,10 @@ class Site(ABC):
         """Return a block of which only :meth:`Block.gradient` will be used."""
         return self.block(samples, dtype)
 
+    def combined(self, projection: Tensor) -> Site:
+        """Return the same call of a layer whose weight has its rows combined by (rows, r)."""
+        raise NotImplementedError
+
     def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
         """Return left and right of an ungrouped weight, as the compiled operations take them."""
         raise NotImplementedError
@@ -147,6 +151,10 @@ class LinearSite(Site):
             self.delta[samples, :, None].to(dtype),
             self.x[samples, None, None].to(dtype),
         )
+
+    def combined(self, projection: Tensor) -> Site:
+        delta = self.delta.to(projection.dtype) @ projection
+        return replace(self, delta=delta, rows=projection.shape[1])
 
     def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
         left = Factor.positions_first(self.delta.to(dtype))
@@ -288,10 +296,21 @@ class ConvolutionSite(Site):
             )
         return self.block(samples, dtype)
 
+    def combined(self, projection: Tensor) -> Site:
+        delta = _combined_channels(self.delta, 3, projection)
+        return replace(self, delta=delta, rows=projection.shape[1])
+
     def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
         counts = tuple(self.delta.shape[4:])
         right = self.geometry.factor(self.x[:, None].to(dtype), counts)
         return Factor.channels_first(self.delta.to(dtype)), right
+
+
+def _combined_channels(value: Tensor, axis: int, projection: Tensor) -> Tensor:
+    """Combine axis `axis` of (..., C, *spatial) by (C, r)."""
+    flat = value.flatten(axis + 1) if value.ndim > axis + 1 else value[..., None]
+    product = projection.T @ flat.to(projection.dtype)
+    return product.reshape(*value.shape[:axis], -1, *value.shape[axis + 1 :])
 
 
 @dataclass
@@ -307,6 +326,10 @@ class TransposedSite(Site):
         right = windows.reshape(n, self.combinations, q, self.groups, self.size, -1)
         left = x.reshape(n, q, self.groups, self.rows // self.groups, -1).permute(0, 2, 1, 4, 3)
         return Block(left.flatten(2, 3)[:, None], right.permute(0, 1, 3, 2, 5, 4).flatten(3, 4))
+
+    def combined(self, projection: Tensor) -> Site:
+        x = _combined_channels(self.x, 2, projection)
+        return replace(self, x=x, rows=projection.shape[1])
 
     def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
         right = self.geometry.factor(self.delta.to(dtype), tuple(self.x.shape[3:]))

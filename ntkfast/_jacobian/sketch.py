@@ -1,11 +1,12 @@
-"""Count-sketch of a gradient whose hash and sign are computed, never stored.
+"""Sketches of a gradient whose hashes and signs are computed, never stored.
 
-Parameter ``p`` of the flattened gradient goes to bucket ``(p + shift(p // d)) mod d`` with sign
-``(-1)^bit(p)``; every run of ``d`` consecutive parameters has its own random shift. The estimate
-``<S u, S v>`` is unbiased because the signs are independent of each other and of the buckets. Two
-parameters of one run never collide and two of different runs collide with probability ``1 / d``,
-so the variance is at most that of a fully random hash, ``(|u|^2 |v|^2 + <u, v>^2) / d``; and a run
-is added with unit stride, which is what makes the sketch cheap.
+The count-sketch puts parameter ``p`` of the flattened gradient in bucket
+``(p + shift(p // d)) mod d`` with sign ``(-1)^bit(p)``; every run of ``d`` consecutive parameters
+has its own random shift. The estimate ``<S u, S v>`` is unbiased because the signs are independent
+of each other and of the buckets. Two parameters of one run never collide and two of different runs
+collide with probability ``1 / d``, so the variance is at most that of a fully random hash,
+``(|u|^2 |v|^2 + <u, v>^2) / d``; and a run is added with unit stride, which is what makes the
+sketch cheap.
 
 Signs are the bits of a 64-bit word per 64 parameters, so one hash serves 64 of them. Everything is
 integer arithmetic on the parameter's index and the seed: the sketch does not depend on chunk
@@ -30,6 +31,8 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 # Below this many buckets the Python loop over runs costs more than a gather of random buckets.
 _SHORTEST_RUN = 512
+# Numbers per factor that a tensor-sketch transforms at once.
+_TRANSFORMED = 1 << 16
 
 
 def _signed(value: int) -> int:
@@ -66,6 +69,15 @@ def sign_pattern(count: int, key: int, device: torch.device) -> Tensor:
     return 1.0 - 2.0 * bits.double()
 
 
+def sign_projection(
+    length: int, count: int, key: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(length, count) random signs / sqrt(count): ``E P P^T = I``."""
+    signs = sign_pattern(length * count, key, device).view(length, count)
+    scale: float = count**-0.5
+    return (signs * scale).to(dtype)
+
+
 @lru_cache(maxsize=8)
 def _sign_table(device: torch.device, dtype: torch.dtype) -> Tensor:
     """(256, 8): the signs of the bits of every byte, lowest first."""
@@ -79,6 +91,10 @@ class CountSketch:
 
     dim: int
     seed: int
+
+    def key(self, purpose: int, number: int) -> int:
+        """Return the key of other random numbers of the same seed: those of parameter `number`."""
+        return mix_int(mix_int(self.seed) ^ purpose ^ (number << 32))
 
     @cached_property
     def _sign_key(self) -> int:
@@ -196,6 +212,45 @@ class KroneckerSketch(CountSketch):
         if count >= length:
             return None
         key = mix_int(mix_int(self.seed) ^ 0x4B524F4E ^ (key << 20))
-        signs = sign_pattern(length * count, key, device).view(length, count)
-        scale: float = count**-0.5
-        return (signs * scale).to(dtype)
+        return sign_projection(length, count, key, dtype, device)
+
+
+@dataclass(frozen=True)
+class TensorSketch:
+    """Count-sketch of ``left^T right`` (flattened) in the time of its factors.
+
+    The circular convolution of a count-sketch of every row of `left` with one of the row of
+    `right`, summed over rows (Pham, Pagh 2013): entry (o, i) goes to bucket
+    ``h(o) + g(i) mod dim`` with sign ``s(o) t(i)``. Products of independent signs have mean zero
+    wherever one of the two indices differs, so the estimate is unbiased. A left factor shorter than
+    `dim` is spread out evenly, so that the sums reach every bucket and no two of its entries meet.
+    """
+
+    dim: int
+    seed: int
+
+    def add(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        """Add to `out` (n, dim) the sketches of the products of left (n, T, O), right (n, T, I)."""
+        n, positions, rows = left.shape
+        hashes = CountSketch(self.dim, self.seed), CountSketch(self.dim, mix_int(self.seed))
+        signs = hashes[0].signs(0, rows, left.device, left.dtype)
+        stride = self.dim // rows
+        # Transforms of a few positions at a time stay in the second-level cache.
+        few = max(1, min(positions, _TRANSFORMED // self.dim))
+        step = max(1, _TRANSFORMED // (few * self.dim))
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            total: Tensor | None = None
+            for first in range(0, positions, few):
+                a, b = left[part, first : first + few], right[part, first : first + few]
+                buckets = out.new_zeros((2, *a.shape[:2], self.dim))
+                if stride:
+                    buckets[0, :, :, : rows * stride : stride] = a * signs
+                else:
+                    hashes[0].add(a.flatten(0, 1), 0, buckets[0].flatten(0, 1))
+                hashes[1].add(b.flatten(0, 1).contiguous(), 0, buckets[1].flatten(0, 1))
+                spectra = torch.fft.rfft(buckets)
+                product = (spectra[0] * spectra[1]).sum(1)
+                total = product if total is None else total + product
+            if total is not None:
+                out[part] += torch.fft.irfft(total, n=self.dim)

@@ -1,0 +1,377 @@
+"""Which sketch every parameter's gradient gets: the cheapest within a bound on the error.
+
+All choices are unbiased and independent of each other, so the squared errors of a Gram matrix add:
+
+``exact``   columns of its own, no error, for small parameters with a large share of the kernel
+``count``   the count-sketch of the gradient, into columns that all sketches share
+``rows``    its rows first combined to a few with random signs (``R G`` instead of ``G``), which
+            costs a fraction of forming ``G`` and adds an error of its own, ``rows ** -0.5``
+``tensor``  the circular convolution of the count-sketches of its two factors: cheap for wide layers
+            on few positions
+
+Sharing columns is no worse than splitting them. With ``K_l`` the kernel of layer l, K their sum
+and ``V(K) = (tr K)^2 + |K|_F^2``, one sketch has the squared error ``V(K) / d``; sketches to d_l
+columns each have ``sum_l V(K_l) / d_l``, at best ``(sum_l V(K_l)^(1/2))^2 / d``, which is no less.
+
+Costs are counted, not timed, so that the choice depends on the points and the seed alone. The
+weights below make them multiply-adds at the speed of a compiled product; they were fitted to
+timings of single layers (`bench/compare_sketches.py`) and only have to order the choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import contract, panels
+from .capture import Gradient
+from .layers import EmbeddingSite
+from .panels import Panel
+from .sketch import CountSketch, TensorSketch, sign_projection
+
+# Rows to combine to: multiples of the register tile of the widest instruction set.
+_ROWS = (14, 28, 56, 112, 224)
+# Tensor-sketches whose error is averaged.
+_TENSOR_TRIALS = 4
+# Multiply-adds that take as long as adding one entry to a sketch, moving one element of a factor
+# into place, and a step of a Fourier transform.
+_PER_ENTRY = 16
+_PER_MOVE = 16
+_PER_STEP = 12
+# Floats of spelled-out factors of a tile of samples.
+_FACTORS = 1 << 23
+
+Method = Literal["exact", "count", "rows", "tensor"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the gradient of one parameter becomes features.
+
+    Attributes
+    ----------
+    method : str
+        See the module.
+    start : int
+        First column of its own (``exact``).
+    rows : int
+        Rows that are left (``rows``).
+    share : float
+        Part of the kernel's trace.
+    error : float
+        What the choice adds to the relative error of the Gram matrix, in squares, beside the error
+        of the columns that all share.
+    """
+
+    method: Method
+    share: float
+    start: int = 0
+    rows: int = 0
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sketches:
+    """A sketch of a whole gradient: every parameter's choice, fixed.
+
+    Attributes
+    ----------
+    dim, seed : int
+        As of a :class:`CountSketch`.
+    exact : int
+        Number of columns of ``exact`` parameters, the first ones; the others are shared.
+    choices : dict
+        By name.
+    points : int
+        Rows of the Gram matrix on which they were made.
+    error : float
+        Estimated relative error of that Gram matrix, |Phi Phi^T - K|_F / |K|_F (root mean square).
+    needed : int
+        `dim`, or the larger one that the error asked for takes.
+    """
+
+    dim: int
+    seed: int
+    exact: int
+    choices: Mapping[str, Choice]
+    points: int
+    error: float
+    needed: int
+    shared: CountSketch = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shared", CountSketch(self.dim - self.exact, self.seed))
+
+    def tensor_sketch(self, number: int) -> TensorSketch:
+        """Return that of the weight whose first entry is `number`."""
+        return TensorSketch(self.shared.dim, self.shared.key(0x54454E53, number))
+
+
+@dataclass
+class Share:
+    """What the choice for one parameter is made from.
+
+    Attributes
+    ----------
+    kernel : Tensor
+        (n, n) float64: exact Gram matrix of its gradients.
+    entries : int
+        Columns it would take as ``exact``: its entries, for each draw.
+    shape : (int, int, int), optional
+        Positions, rows and columns of a weight whose rows can be combined; None for others.
+    spread : float
+        Squared error of the Gram matrix when its rows are combined to one; r rows divide it by r.
+    tensor : float
+        Squared error that a tensor-sketch adds to the Gram matrix; inf where it is not cheaper.
+    """
+
+    kernel: Tensor
+    entries: int
+    shape: tuple[int, int, int] | None = None
+    spread: float = 0.0
+    tensor: float = math.inf
+
+
+def weight_shape(gradient: Gradient) -> tuple[int, int, int] | None:
+    """Positions, rows and columns of a weight whose rows can be combined before it is formed."""
+    if not isinstance(gradient, list) or any(
+        site.groups > 1 or isinstance(site, EmbeddingSite) for site in gradient
+    ):
+        return None
+    first = gradient[0]
+    return sum(site.positions for site in gradient), first.rows, first.size
+
+
+def combinations(gradient: Gradient) -> int:
+    """Return R: combinations of outputs of which there are gradients."""
+    return gradient.shape[1] if isinstance(gradient, Tensor) else gradient[0].combinations
+
+
+def combined(gradient: Gradient, projection: Tensor) -> Gradient:
+    """Return a weight's gradient with its rows combined by `projection` (rows, r)."""
+    if isinstance(gradient, list):
+        return [site.combined(projection) for site in gradient]
+    rows = gradient.view(*gradient.shape[:2], len(projection), -1)
+    return torch.einsum("nroi,ok->nrki", rows, projection).flatten(2)
+
+
+def row_signs(sketch: CountSketch, number: int, rows: int, count: int, like: Tensor) -> Tensor:
+    """(rows, count): what combines the rows of the weight whose first entry is `number`."""
+    key = sketch.key(0x524F5753, number)
+    return sign_projection(rows, count, key, like.dtype, like.device)
+
+
+def add_tensor(
+    gradient: Gradient,
+    r: int,
+    rows: int,
+    sketch: TensorSketch,
+    out: Tensor,
+) -> None:
+    """Add to `out` (n, dim) the tensor-sketches of combination `r` of a weight's gradients."""
+    n = len(out)
+    if isinstance(gradient, Tensor):
+        # Factors are not known: every row is a position of its own.
+        value = gradient[:, r].reshape(n, rows, -1)
+        one = torch.eye(rows, dtype=out.dtype, device=out.device)
+        sketch.add(one.expand(n, rows, rows), value, out)
+        return
+    for samples in contract.sample_tiles(gradient, n, _FACTORS):
+        for site in gradient:
+            block = site.block(samples, out.dtype)
+            left, right = (f[:, min(r, f.shape[1] - 1), 0] for f in (block.left, block.right))
+            sketch.add(left, right, out[samples])
+
+
+def kernel(name: str, panel: Panel, pairs: bool, outputs: int, floats: int) -> Tensor:
+    """Exact Gram matrix of one parameter on the points of a panel, float64."""
+    steps = panels.gram_block([name], panel, panel, pairs, outputs, floats)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            value: Tensor = finished.value
+            return value.double()
+
+
+def estimate(
+    share: Share,
+    part: Gradient,
+    panel: Panel,
+    pairs: bool,
+    sketch: CountSketch,
+    number: int,
+) -> None:
+    """Fill in the errors that cheaper sketches of a weight bring to its Gram matrix.
+
+    `number` is that of its first entry; the random numbers are not those of the final sketch.
+    """
+    if share.shape is None:
+        return
+    _, rows, size = share.shape
+    n, dtype, device, dim = panel.n, panel.dtype, panel.device, sketch.dim
+    if rows > _ROWS[0]:
+        key = sketch.key(0x50524F42, number)
+        signs = sign_projection(rows, _ROWS[0], key, dtype, device) * _ROWS[0] ** 0.5
+        few = combined(part, signs)
+        value = contract.dense(few, n, dtype) if isinstance(few, list) else few
+        value = value.view(n, -1, _ROWS[0], size)
+        value = value.flatten(0, 1) if pairs else value.transpose(1, 2).flatten(2)
+        share.spread = row_spread(value, share.kernel)
+    if tensor_cost(share.shape, dim) < count_cost(share.shape):
+        errors = []
+        for trial in range(_TENSOR_TRIALS):
+            block = torch.zeros((len(share.kernel), dim), dtype=dtype, device=device)
+            for r in range(combinations(part)):
+                key = sketch.key(0x54524900 + trial, number) + (0 if pairs else r)
+                target = block[r :: combinations(part)] if pairs else block
+                add_tensor(part, r, rows, TensorSketch(dim, key), target)
+            gram = (block @ block.T).double()
+            errors.append(float((gram - share.kernel).square().sum()))
+        share.tensor = sum(errors) / _TENSOR_TRIALS
+
+
+def row_spread(gradient: Tensor, kernel: Tensor) -> float:
+    """Squared error of the Gram matrix of weight gradients whose rows become one.
+
+    `gradient` (n, m, size): m combinations of the rows with random signs z, unscaled. One of them
+    estimates ``<G, G'>`` as ``z^T A z``, ``A = G G'^T``, with variance ``|A|_F^2 + tr A^2`` (less
+    its diagonal). With z and w independent, ``E (z^T A w)^2 = |A|_F^2`` and
+    ``E (z^T A w)(w^T A z) = tr A^2``, so all pairs of the m estimate it without A. Where rows are
+    nearly parallel, 14 vectors vary a lot, but ``(z^T A z)(w^T A w)`` varies with them, and its
+    mean ``(tr A)^2`` is known from the exact `kernel`: the estimate is scaled by that.
+    """
+    n, count, _ = gradient.shape
+    flat = gradient.flatten(0, 1)
+    products = (flat @ flat.T).view(n, count, n, count).permute(0, 2, 1, 3).double()
+    pairs = products.square() + products * products.transpose(2, 3)
+    own = products.diagonal(dim1=2, dim2=3)
+    pairs.diagonal(dim1=2, dim2=3).zero_()
+    spread = float(pairs.sum()) / (count * (count - 1))
+    known = float((own.sum(2).square() - own.square().sum(2)).sum()) / (count * (count - 1))
+    return spread * float(kernel.square().sum()) / known if known > 0 else spread
+
+
+def count_cost(shape: tuple[int, int, int]) -> float:
+    """Cost of forming and count-sketching the gradient of one point."""
+    positions, rows, size = shape
+    return float(positions * (rows + _PER_MOVE) * size + _PER_ENTRY * rows * size)
+
+
+def rows_cost(shape: tuple[int, int, int], count: int) -> float:
+    """Cost of the same with `count` combinations of the rows."""
+    positions, rows, size = shape
+    return positions * rows * count + count_cost((positions, count, size))
+
+
+def tensor_cost(shape: tuple[int, int, int], dim: int) -> float:
+    """Cost of the tensor-sketch of one point: a transform of each factor per position, one back."""
+    positions, rows, size = shape
+    transform = _PER_STEP * dim * math.log2(dim + 1)
+    return (2 * positions + 1) * transform + _PER_MOVE * positions * (rows + size)
+
+
+def hash_error(kernel: Tensor, entries: int, dim: int) -> float:
+    """Squared error of the Gram matrix of gradients of so many entries, count-sketched to `dim`."""
+    if entries <= dim:
+        return 0.0
+    # Entries of one run of `dim` never meet.
+    return _variance(kernel) * (1 / dim - 1 / entries)
+
+
+def _variance(kernel: Tensor) -> float:
+    """Squared error of the Gram matrix of gradients sketched to one number, summed over points."""
+    return float(kernel.diag().sum()) ** 2 + float(kernel.square().sum())
+
+
+def choose(shares: Mapping[str, Share], dim: int, seed: int, relative_error: float) -> Sketches:
+    """Choose the cheapest sketch of every parameter with a total error within `relative_error`."""
+    total = sum(share.kernel for share in shares.values())
+    assert isinstance(total, Tensor)
+    square, trace = float(total.square().sum()), float(total.diag().sum())
+    allowed = relative_error**2 * square
+    entries = sum(share.entries for share in shares.values())
+    parts = {
+        name: float(share.kernel.diag().sum()) / trace if trace else 0.0
+        for name, share in shares.items()
+    }
+    # Columns of its own pay for a parameter where they take more error away than the columns
+    # that are then missing to the others add.
+    choices: dict[str, Choice] = {}
+    exact, rest = 0, total
+    base = hash_error(total, entries, dim)
+    for name in sorted(shares, key=lambda name: -parts[name] / shares[name].entries):
+        share = shares[name]
+        if base == 0.0 or exact + share.entries >= dim:
+            continue
+        fewer = rest - share.kernel
+        error = hash_error(fewer, entries - share.entries, dim - exact - share.entries)
+        if error < base:
+            choices[name] = Choice("exact", parts[name], start=exact)
+            exact, entries = exact + share.entries, entries - share.entries
+            rest, base = fewer, error
+    options = {
+        name: _options(share, dim - exact) for name, share in shares.items() if name not in choices
+    }
+    picked = _cheapest(options, allowed - base)
+    for name, (_, error, method, rows) in picked.items():
+        relative = math.sqrt(error / square) if error else 0.0
+        choices[name] = Choice(method, parts[name], rows=rows, error=relative)
+    added = sum(error for _, error, _, _ in picked.values())
+    needed = dim
+    if base > allowed:
+        needed = exact + math.ceil(1 / (allowed / _variance(rest) + 1 / entries))
+    error = math.sqrt((base + added) / square) if square else 0.0
+    return Sketches(dim, seed, exact, choices, len(total), error, needed)
+
+
+Option = tuple[float, float, Method, int]
+"""Cost of a point, squared error added, method, rows."""
+
+
+def _options(share: Share, dim: int) -> list[Option]:
+    """Return the sketches of one parameter, cheapest last, each dearer one with a smaller error."""
+    if share.shape is None:
+        return [(0.0, 0.0, "count", 0)]
+    _, rows, _ = share.shape
+    found: list[Option] = [(count_cost(share.shape), 0.0, "count", 0)]
+    if share.tensor < math.inf:
+        found.append((tensor_cost(share.shape, dim), share.tensor, "tensor", 0))
+    for count in _ROWS:
+        if count < rows:
+            found.append((rows_cost(share.shape, count), share.spread / count, "rows", count))
+    return found
+
+
+def _cheapest(options: Mapping[str, list[Option]], budget: float) -> dict[str, Option]:
+    """Pick one option of each so that the errors stay within `budget` at about the least cost.
+
+    The least of cost + price * error for one price, which is the optimum for the errors it leads
+    to; the price is found by bisection.
+    """
+
+    def pick(price: float) -> dict[str, Option]:
+        return {
+            name: min(found, key=lambda option: option[0] + price * option[1])
+            for name, found in options.items()
+        }
+
+    exact = {name: found[0] for name, found in options.items()}
+    if budget <= 0:
+        return exact
+    low, high = 1e-12, 1e12
+    scale = sum(found[0][0] for found in options.values()) / budget
+    best = exact
+    for _ in range(100):
+        middle = math.sqrt(low * high)
+        picked = pick(middle * scale)
+        if sum(option[1] for option in picked.values()) <= budget:
+            best, high = picked, middle
+        else:
+            low = middle
+    return best

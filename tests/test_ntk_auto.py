@@ -1,0 +1,282 @@
+"""Sketches chosen layer by layer: unbiased, within the error asked for, the same for all calls."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from ntk_networks import networks  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+
+from ntkfast._jacobian import capture, choose, contract  # noqa: E402
+from ntkfast._jacobian.sketch import CountSketch, TensorSketch  # noqa: E402
+from ntkfast._jacobian.state import evaluation  # noqa: E402
+from ntkfast.learner import LookAheadLearner  # noqa: E402
+from ntkfast.ntk import EmpiricalNTK  # noqa: E402
+
+METHODS = ("exact", "count", "rows", "tensor")
+
+
+def relative(a, b) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture
+def network():
+    """A convolution, a wide layer and a head, float64, with 24 points."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 20, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(180, 48),
+        nn.Tanh(),
+        nn.Linear(48, 4),
+    )
+    return model.double(), torch.randn(24, 1, 8, 8, dtype=torch.float64)
+
+
+def fixed(ntk, methods, rows=14):
+    """Give `ntk` a choice by hand."""
+    start, choices = 0, {}
+    for name, method in methods.items():
+        choices[name] = choose.Choice(method, 0.0, start, rows)
+        if method == "exact":
+            start += ntk._n_elements(name) * (1 if ntk._outputs == "full" else ntk._draws)
+    dim, seed = ntk._sketch.dim, ntk._seed
+    ntk._chosen = choose.Sketches(dim, seed, start, choices, 1, 0.0, dim)
+    return ntk
+
+
+@pytest.mark.parametrize(("outputs", "draws"), [("sum", 1), ("random", 2), ("full", 1)])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_sketch_is_unbiased_over_seeds(network, method, outputs, draws) -> None:
+    model, x = network
+    x = x[:4]
+    methods = dict.fromkeys((name for name, _ in model.named_parameters()), "count")
+    weights = ("0.weight", "3.weight")
+    methods.update(dict.fromkeys(weights, method) if method != "exact" else {"0.weight": "exact"})
+    dim, seeds = 512, 80
+    K, estimates = 0, []
+    for seed in range(seeds):
+        ntk = fixed(
+            EmpiricalNTK(model, outputs, draws=draws, sketch="auto", dim=dim, seed=seed), methods
+        )
+        features = ntk.features(x)
+        # The random combinations depend on the seed, so only the difference has mean zero.
+        if seed == 0 or outputs == "random":
+            K = ntk.gram(x)
+        estimates.append(features @ features.T - K)
+    values = torch.stack(estimates)
+    deviation = values.mean(0).abs() / (values.std(0) / seeds**0.5)
+    assert float(deviation.max()) < 4.8
+    assert 0 < float(values.flatten(1).norm(dim=1).mean() / K.norm()) < 0.7
+
+
+@pytest.mark.parametrize("dim", [300, 3000])
+def test_chosen_sketches_are_unbiased_over_seeds(network, dim) -> None:
+    model, x = network
+    K = EmpiricalNTK(model).gram(x[:6])
+    values = []
+    for seed in range(60):
+        ntk = EmpiricalNTK(model, sketch="auto", dim=dim, seed=seed, relative_error=0.4)
+        ntk.fit_sketch(x)
+        features = ntk.features(x[:6])
+        values.append(features @ features.T - K)
+    values = torch.stack(values)
+    deviation = values.mean(0).abs() / (values.std(0) / 60**0.5)
+    assert float(deviation.max()) < 4.8
+
+
+@pytest.mark.parametrize("outputs", ["sum", "full", "random"])
+@pytest.mark.parametrize("name", sorted(networks()))
+def test_the_sketch_is_one_linear_map_of_the_gradient(name, outputs, monkeypatch) -> None:
+    """Whatever contraction gives the gradients: layer factors, torch.func, other batches."""
+    model, x = networks()[name]
+    draws = 2 if outputs == "random" else 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        ntk = EmpiricalNTK(
+            model, outputs, draws=draws, sketch="auto", dim=64, relative_error=0.9, seed=3
+        )
+        ntk.fit_sketch(x)
+    with evaluation(model, torch.device("cpu")):
+        parts = ntk._prepare(ntk._inputs(x, "X")).parts
+    methods = dict.fromkeys(ntk._names, "count")
+    wide = [full for full in parts if choose.weight_shape(parts[full]) is not None]
+    methods.update({full: ("rows", "tensor")[i % 2] for i, full in enumerate(wide)})
+    smallest = min(ntk._names, key=ntk._n_elements)
+    fixed(ntk, {**methods, smallest: "exact"}, rows=3)
+    features = ntk.features(x)
+    other = copy.copy(ntk)
+    other.memory_budget = 1
+    assert relative(other.features(x), features) <= 1e-10
+    with monkeypatch.context() as patch:
+        patch.setattr(contract, "on_cpu", lambda value: False)
+        patch.setattr(CountSketch, "add", CountSketch.add_by_runs)
+        assert relative(ntk.features(x), features) <= 1e-10
+    with monkeypatch.context() as patch:
+        patch.setattr(capture, "find_rule", lambda layer: None)
+        assert relative(ntk.features(x), features) <= 1e-10
+
+
+def test_the_error_stays_within_the_one_asked_for(network) -> None:
+    model, x = network
+    K = EmpiricalNTK(model).gram(x)
+    for wanted in (0.03, 0.1, 0.3):
+        expected, errors = [], []
+        for seed in range(24):
+            ntk = EmpiricalNTK(model, sketch="auto", dim=6000, seed=seed, relative_error=wanted)
+            expected.append(ntk.fit_sketch(x))
+            features = ntk.features(x)
+            errors.append(relative(features @ features.T, K))
+        squares = torch.tensor(errors).square()
+        # Estimated and measured, as root mean squares over seeds.
+        rms = float(squares.mean().sqrt())
+        assert max(expected) <= wanted
+        assert rms <= 1.25 * wanted
+        assert 0.5 * rms <= sum(expected) / len(expected) <= 2.5 * rms
+
+
+def test_more_error_costs_less(network) -> None:
+    model, x = network
+    costs = []
+    for wanted in (0.02, 0.1, 0.5):
+        ntk = EmpiricalNTK(model, sketch="auto", dim=6000, relative_error=wanted)
+        ntk.fit_sketch(x)
+        choices = ntk._chosen.choices
+        costs.append([choices[n].method for n in ("0.weight", "3.weight")].count("count"))
+        assert set(choices) == set(dict(model.named_parameters()))
+    assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
+
+
+def test_small_parameters_with_a_large_share_are_exact() -> None:
+    shares = {
+        "weight": choose.Share(torch.eye(4, dtype=torch.float64), 5000),
+        "bias": choose.Share(torch.ones(4, 4, dtype=torch.float64), 8),
+        "unused": choose.Share(torch.zeros(4, 4, dtype=torch.float64), 8),
+    }
+    chosen = choose.choose(shares, 256, 0, 0.2)
+    assert [chosen.choices[n].method for n in shares] == ["count", "exact", "count"]
+    assert chosen.exact == 8 and chosen.shared.dim == 248
+    assert chosen.choices["bias"].share == pytest.approx(0.5)
+    # Fewer parameters than columns: nothing collides and nothing needs columns of its own.
+    few = choose.choose(shares, 8192, 0, 0.2)
+    assert few.exact == 0 and few.error == 0
+
+
+def test_a_dim_that_is_too_small_is_named_with_one_that_is_not(network) -> None:
+    model, x = network
+    ntk = EmpiricalNTK(model, sketch="auto", dim=64, relative_error=0.03)
+    with pytest.warns(
+        UserWarning, match=r"dim=64 .* relative_error=0\.03; dim=\d+ would"
+    ) as record:
+        ntk.features(x)
+    dim = int(str(record[0].message).rsplit("dim=", 1)[1].split()[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (
+            EmpiricalNTK(model, sketch="auto", dim=dim, relative_error=0.03).fit_sketch(x) < 0.031
+        )
+
+
+def test_the_choice_is_made_once_and_reproducible(network) -> None:
+    model, x = network
+    options = {"sketch": "auto", "dim": 700, "relative_error": 0.3}
+    ntk = EmpiricalNTK(model, **options)
+    features = ntk.features(x)
+    chosen = ntk._chosen
+    later = ntk.features(3 * x[:3])
+    assert ntk._chosen is chosen
+    assert relative(later @ features.T, ntk.gram(3 * x[:3], x)) < 1
+    again = EmpiricalNTK(model, **options)
+    again.fit_sketch(x)
+    assert torch.equal(again.features(x), features)
+    # Streams lose no point to the choice.
+    stream = EmpiricalNTK(model, **options).features(DataLoader(TensorDataset(x), batch_size=5))
+    assert relative(stream, features) <= 1e-12
+    ntk.fit_sketch(x[:4])
+    assert ntk._chosen is not chosen
+    with pytest.raises(ValueError, match='needs sketch="auto"'):
+        EmpiricalNTK(model).fit_sketch(x)
+
+
+def test_exact_where_the_gradient_fits(network) -> None:
+    model, x = network
+    ntk = EmpiricalNTK(model, sketch="auto", dim=9500, relative_error=1e-3)
+    assert ntk.n_parameters < 9500
+    assert ntk.fit_sketch(x) <= 1e-3
+    features = ntk.features(x)
+    assert relative(features @ features.T, ntk.gram(x)) <= 1e-12
+
+
+@pytest.mark.parametrize(("rows", "size"), [(3, 5), (40, 700), (700, 40), (900, 900), (1, 1)])
+def test_tensor_sketch_is_its_definition(rows, size) -> None:
+    dim, n, positions = 600, 2, 3
+    left = torch.randn(n, positions, rows, dtype=torch.float64)
+    right = torch.randn(n, positions, size, dtype=torch.float64)
+    sketch = TensorSketch(dim, 5)
+    found = torch.zeros(n, dim, dtype=torch.float64)
+    sketch.add(left, right, found)
+    # Where single entries go, from products of unit vectors.
+    some = [(o, i) for o in {0, rows // 2, rows - 1} for i in {0, size // 2, size - 1}]
+    for o, i in some:
+        unit = torch.zeros(1, dim, dtype=torch.float64)
+        a, b = torch.zeros(1, 1, rows).double(), torch.zeros(1, 1, size).double()
+        a[..., o], b[..., i] = 1, 1
+        sketch.add(a, b, unit)
+        assert unit.abs().max() == pytest.approx(1) and unit.abs().sum() == pytest.approx(1)
+    whole = torch.einsum("nto,nti->noi", left, right)
+    parts = torch.zeros_like(found)
+    eye = torch.eye(rows, dtype=torch.float64).expand(n, rows, rows)
+    sketch.add(eye, whole, parts)
+    assert relative(found, parts) <= 1e-12
+    if rows * size <= dim // 2:
+        assert float(found.norm()) == pytest.approx(float(whole.norm()))
+
+
+def test_explain_says_what_was_chosen_and_what_error_to_expect(network) -> None:
+    model, x = network
+    for sketch in ("sparse", "kronecker", "auto", None):
+        ntk = EmpiricalNTK(model, sketch=sketch, dim=900, relative_error=0.3)
+        text = str(ntk.explain(x))
+        lines = {line.split()[0]: line for line in text.splitlines() if line}
+        assert ("error of the features' Gram matrix" in text) == (sketch is not None)
+        assert ("expected over seeds" in text) == (sketch in ("sparse", "auto"))
+        assert ("on halves of them" in text) == (sketch is not None)
+        assert "%" in lines["3.weight"]
+        if sketch == "auto":
+            assert "sketch: count" in text
+            choice = ntk._chosen.choices["3.weight"]
+            assert {"count": "count", "rows": f"{choice.rows} of 48 rows", "tensor": "tensor"}[
+                choice.method
+            ] in lines["3.weight"]
+        elif sketch is not None:
+            error = float(text.split("Gram matrix: ")[1].split()[0]) / 100
+            assert error == pytest.approx(ntk.sketch_error(x), rel=0.06)
+    assert "on 2 points" in str(EmpiricalNTK(model, dim=64).explain(x[:2]))
+    full = EmpiricalNTK(model, "full", sketch="auto", dim=900, relative_error=0.5)
+    assert "expected over seeds" in str(full.explain(x))
+
+
+def test_learners_pass_it_on(network) -> None:
+    model, x = network
+    learner = LookAheadLearner(model, sketch="auto", dim=900, relative_error=0.3)
+    learner.fit(x[:8], torch.arange(8) % 4, x[8:])
+    assert learner.ntk._chosen.error <= 0.3
+    reference = LookAheadLearner(model, sketch=None).fit(x[:8], torch.arange(8) % 4, x[8:])
+    assert relative(learner.predict(x), reference.predict(x)) < 0.5
+    assert len(learner.query(3).indices) == 3
+
+
+def test_bad_arguments_are_refused(network) -> None:
+    for value in (0, 1, -0.1, "small", float("nan"), True):
+        with pytest.raises(ValueError, match="relative_error is"):
+            EmpiricalNTK(network[0], relative_error=value)
+    with pytest.raises(ValueError, match='expected "sparse", "kronecker", "auto" or None'):
+        EmpiricalNTK(network[0], sketch="Auto")
