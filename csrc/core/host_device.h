@@ -24,3 +24,13 @@
 #else
 #define NTKFAST_UNROLL
 #endif
+
+// The same in a function template over K classes, of which K <= 0 stands for any number: nvcc
+// unrolls a loop of unknown length as it likes.
+#if defined(__CUDACC__)
+#define NTKFAST_UNROLL_CLASSES _Pragma("unroll (K > 0 ? K : 2)")
+#define NTKFAST_KEEP_LOOP _Pragma("unroll 1")
+#else
+#define NTKFAST_UNROLL_CLASSES NTKFAST_UNROLL
+#define NTKFAST_KEEP_LOOP
+#endif

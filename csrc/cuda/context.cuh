@@ -16,12 +16,10 @@
 #define NTKFAST_DEVICE __device__ __forceinline__
 #define NTKFAST_UNROLL_DEVICE _Pragma("unroll")
 #define NTKFAST_UNROLL_TWICE _Pragma("unroll 2")
-#define NTKFAST_KEEP_LOOP _Pragma("unroll 1")
 #else
 #define NTKFAST_DEVICE inline
 #define NTKFAST_UNROLL_DEVICE
 #define NTKFAST_UNROLL_TWICE
-#define NTKFAST_KEEP_LOOP
 #endif
 
 namespace ntkfast {

@@ -164,92 +164,23 @@ NTKFAST_DEVICE Pair<T> load_pair(const T* p) {
   return *reinterpret_cast<const Pair<T>*>(p);
 }
 
-/// As many classes as the caller says, and nothing kept between the two passes over the labels: a
-/// thread's registers hold a few classes, not a hundred.
-constexpr int kAnyClasses = 0;
-
-/// moderate_labels of softmax_rank_one.h, computing u and w again in the second pass.
-template <class V, class Point, class Candidate, class Body>
-NTKFAST_HD NTKFAST_INLINE void moderate_labels_again(int k, V A, const Point& F, const Candidate& B,
-                                                     Body& body) {
-  using T = scalar_of<V>;
-  V S(T(0)), N0(T(0));
-  TopTwo<V> top(TopTwo<V>::lowest());
-  NTKFAST_UNROLL_TWICE
-  for (int j = 0; j < k; ++j) {
-    const V u = fma_of(-A, V(B(j)), F(j));
-    const V w = exp2_of(u);
-    S = S + w;
-    N0 = fma_of(u, w, N0);
-    top.add(w, V(T(j)));
-  }
-  const V E = exp2_of(A);
-  const V growth = E - V(T(1));
-  const V A_E = A * E;
-  NTKFAST_UNROLL_TWICE
-  for (int y = 0; y < k; ++y) {
-    const V u = fma_of(-A, V(B(y)), F(y));
-    const V w = exp2_of(u);
-    const V largest = max_of(select(top.where == V(T(y)), top.second, top.first), w * E);
-    body(y, LabelSums<V>{fma_of(w, growth, S), fma_of(w, fma_of(u, growth, A_E), N0), largest,
-                         V(T(0))});
-  }
-}
-
-/// any_labels of softmax_rank_one.h, computing u and w again in each pass.
-template <class V, class Point, class Candidate, class Body>
-NTKFAST_HD NTKFAST_INLINE void any_labels_again(int k, V A, const Point& F, const Candidate& B,
-                                                Body& body) {
-  using T = scalar_of<V>;
-  const V zero(T(0)), one(T(1));
-  TopTwo<V> top(TopTwo<V>::lowest());
-  NTKFAST_KEEP_LOOP
-  for (int j = 0; j < k; ++j) top.add(fma_of(-A, V(B(j)), F(j)), V(T(j)));
-  V S2 = zero, N2 = zero;
-  NTKFAST_KEEP_LOOP
-  for (int j = 0; j < k; ++j) {
-    const V t = fma_of(-A, V(B(j)), F(j)) - top.second;
-    const V w = select(top.where == V(T(j)), zero, exp2_of(min_of(t, zero)));
-    S2 = S2 + w;
-    N2 = fma_of(t, w, N2);
-  }
-  const V gap = top.second - top.first;
-  const V shrink = exp2_of(gap);
-  const V N1 = shrink * fma_of(gap, S2, N2);
-  NTKFAST_KEEP_LOOP
-  for (int y = 0; y < k; ++y) {
-    const auto is_largest = top.where == V(T(y));
-    const V u = fma_of(-A, V(B(y)), F(y));
-    const V relative = select(is_largest, zero, exp2_of(min_of(u - top.second, zero)));
-    const V b = select(is_largest, top.second, top.first);
-    const V R = select(is_largest, S2, fma_of(S2 - relative, shrink, one));
-    const V N = select(is_largest, N2, fma_of(top.first - u, relative * shrink, N1));
-    const V rise = u + A - b;
-    const V h = max_of(rise, zero);
-    const V small = exp2_of(-abs_of(rise));
-    const auto rises = rise > zero;
-    const V old = select(rises, small, one);
-    const V e = select(rises, one, small);
-    body(y, LabelSums<V>{fma_of(R, old, e), fma_of(fma_of(-h, R, N), old, e * (rise - h)), one,
-                         b + h});
-  }
-}
-
 /// What the criteria call on a GPU thread: the unrolled registers of softmax_rank_one.h for a few
-/// classes and moderate steps, loops that keep nothing otherwise (a register array indexed by a
-/// loop would live in memory).
+/// classes and moderate steps, loops that keep nothing otherwise.
 template <int K, class T, int N, class Point, class Candidate, class Body>
 NTKFAST_HD NTKFAST_INLINE void for_each_label(int k, Lanes<T, N> A, Lanes<T, N> bound,
                                               const Point& F, const Candidate& B, Lanes<T, N>*,
                                               Body& body) {
   using V = Lanes<T, N>;
-  if (!all_of(abs_of(A) * bound <= V(moderate_step<T>()))) {
-    any_labels_again(k, A, F, B, body);
-  } else if constexpr (K > 0) {
+  if (all_of(abs_of(A) * bound <= V(moderate_step<T>()))) {
     LabelScratch<K, V> scratch(nullptr, k);
     moderate_labels<K>(k, A, F, B, scratch, body);
+    return;
+  }
+  LabelScratch<kAnyClasses, V> nothing(nullptr, k);
+  if (all_of(abs_of(A) <= V(large_step<T>()))) {
+    large_labels<kAnyClasses>(k, A, F, B, nothing, body);
   } else {
-    moderate_labels_again(k, A, F, B, body);
+    any_labels<kAnyClasses>(k, A, F, B, nothing, body);
   }
 }
 

@@ -20,18 +20,63 @@ struct LabelSums {
   V Z, N, top, reference;
 };
 
-/// Logits and exponentials of one point, kept between the two passes over the labels: in registers
-/// when the number of classes K is a template argument, in the caller's scratch (2 k values) when K
-/// = 0.
+/// Logits u and weights w of one point, for a further pass over the labels; `again` computes one
+/// anew and is not called where they were kept. K > 0: in registers. K = 0: in the caller's scratch
+/// (2 k values).
+template <class Memory>
+struct KeptLabels {
+  Memory w, u;
+  template <class V>
+  NTKFAST_HD NTKFAST_INLINE void keep_logit(int j, V value) {
+    u[j] = value;
+  }
+  template <class V>
+  NTKFAST_HD NTKFAST_INLINE void keep_weight(int j, V value) {
+    w[j] = value;
+  }
+  template <class Again>
+  NTKFAST_HD NTKFAST_INLINE auto logit(int j, const Again&) const {
+    return u[j];
+  }
+  template <class Again>
+  NTKFAST_HD NTKFAST_INLINE auto weight(int j, const Again&) const {
+    return w[j];
+  }
+};
 template <int K, class V>
-struct LabelScratch {
-  V w[K], u[K];
+struct LabelScratch : KeptLabels<V[K]> {
   NTKFAST_HD NTKFAST_INLINE LabelScratch(V*, int) {}
 };
 template <class V>
-struct LabelScratch<0, V> {
-  V *w, *u;
-  NTKFAST_HD NTKFAST_INLINE LabelScratch(V* scratch, int k) : w(scratch), u(scratch + k) {}
+struct LabelScratch<0, V> : KeptLabels<V*> {
+  NTKFAST_HD NTKFAST_INLINE LabelScratch(V* scratch, int k)
+      : KeptLabels<V*>{scratch, scratch + k} {}
+};
+/// K for any number of classes of which nothing is kept: a GPU thread's registers hold a few
+/// classes, not a hundred, and an array indexed by a loop would live in memory.
+constexpr int kAnyClasses = -1;
+template <class V>
+struct LabelScratch<kAnyClasses, V> {
+  NTKFAST_HD NTKFAST_INLINE LabelScratch(V*, int) {}
+  NTKFAST_HD NTKFAST_INLINE void keep_logit(int, V) {}
+  NTKFAST_HD NTKFAST_INLINE void keep_weight(int, V) {}
+  template <class Again>
+  NTKFAST_HD NTKFAST_INLINE V logit(int, const Again& again) const {
+    return again();
+  }
+  template <class Again>
+  NTKFAST_HD NTKFAST_INLINE V weight(int, const Again& again) const {
+    return again();
+  }
+};
+
+/// l_j = F_j - A B_j
+template <class V, class Point, class Candidate>
+struct Logits {
+  V A;
+  const Point& F;
+  const Candidate& B;
+  NTKFAST_HD NTKFAST_INLINE V operator()(int j) const { return fma_of(-A, V(B(j)), F(j)); }
 };
 
 /// Bounds that keep every intermediate finite. A logit this far below another has probability zero,
@@ -81,26 +126,28 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
                                                LabelScratch<K, V>& scratch, Body& body) {
   using T = scalar_of<V>;
   const int count = K > 0 ? K : k;
+  const Logits<V, Point, Candidate> logit{A, F, B};
   V S(T(0)), N0(T(0));
   TopTwo<V> top(TopTwo<V>::lowest());
-  NTKFAST_UNROLL
+  NTKFAST_UNROLL_CLASSES
   for (int j = 0; j < count; ++j) {
-    const V u = fma_of(-A, V(B(j)), F(j));
+    const V u = logit(j);
     const V w = exp2_of(u);
     S = S + w;
     N0 = fma_of(u, w, N0);
     top.add(w, V(T(j)));
-    scratch.u[j] = u;
-    scratch.w[j] = w;
+    scratch.keep_logit(j, u);
+    scratch.keep_weight(j, w);
   }
   const V E = exp2_of(A);
   const V growth = E - V(T(1));
   const V A_E = A * E;
-  NTKFAST_UNROLL
+  NTKFAST_UNROLL_CLASSES
   for (int y = 0; y < count; ++y) {
-    const V w = scratch.w[y];
+    const V u = scratch.logit(y, [&] { return logit(y); });
+    const V w = scratch.weight(y, [&] { return exp2_of(u); });
     const V Z = fma_of(w, growth, S);
-    const V N = fma_of(w, fma_of(scratch.u[y], growth, A_E), N0);
+    const V N = fma_of(w, fma_of(u, growth, A_E), N0);
     const V largest = max_of(select(top.where == V(T(y)), top.second, top.first), w * E);
     body(y, LabelSums<V>{Z, N, largest, V(T(0))});
   }
@@ -113,32 +160,34 @@ NTKFAST_HD NTKFAST_INLINE void large_labels(int k, V A, const Point& F, const Ca
                                             LabelScratch<K, V>& scratch, Body& body) {
   using T = scalar_of<V>;
   const int count = K > 0 ? K : k;
+  const Logits<V, Point, Candidate> logit{A, F, B};
   const V zero(T(0)), one(T(1));
   V largest = TopTwo<V>::lowest(), where = zero;
-  NTKFAST_UNROLL
+  NTKFAST_UNROLL_CLASSES
   for (int j = 0; j < count; ++j) {
-    const V u = fma_of(-A, V(B(j)), F(j));
+    const V u = logit(j);
     where = select(u > largest, V(T(j)), where);
     largest = max_of(largest, u);
-    scratch.u[j] = u;
+    scratch.keep_logit(j, u);
   }
   V others = zero, N0 = zero, second = zero;
-  NTKFAST_UNROLL
+  NTKFAST_UNROLL_CLASSES
   for (int j = 0; j < count; ++j) {
-    const V u = scratch.u[j] - largest;
+    const V u = scratch.logit(j, [&] { return logit(j); }) - largest;
     const V w = exp2_of(u);
     const V other = select(where == V(T(j)), zero, w);
     others = others + other;
     second = max_of(second, other);
     N0 = fma_of(u, w, N0);  // the largest adds nothing: its u is zero
-    scratch.u[j] = u;
-    scratch.w[j] = w;
+    scratch.keep_logit(j, u);
+    scratch.keep_weight(j, w);
   }
   const V E = exp2_of(A);
   const V A_E = A * E;
-  NTKFAST_UNROLL
+  NTKFAST_UNROLL_CLASSES
   for (int y = 0; y < count; ++y) {
-    const V w = scratch.w[y], u = scratch.u[y];
+    const V u = scratch.logit(y, [&] { return logit(y) - largest; });
+    const V w = scratch.weight(y, [&] { return exp2_of(u); });
     const auto is_largest = where == V(T(y));
     const V R = select(is_largest, others, one + (others - w));
     const V Z = fma_of(w, E, R);
@@ -155,32 +204,40 @@ NTKFAST_HD NTKFAST_INLINE void any_labels(int k, V A, const Point& F, const Cand
                                           LabelScratch<K, V>& scratch, Body& body) {
   using T = scalar_of<V>;
   const int count = K > 0 ? K : k;
+  const Logits<V, Point, Candidate> logit{A, F, B};
   const V zero(T(0)), one(T(1));
   TopTwo<V> top(TopTwo<V>::lowest());
+  NTKFAST_KEEP_LOOP
   for (int j = 0; j < count; ++j) {
-    const V u = fma_of(-A, B(j), F(j));
+    const V u = logit(j);
     top.add(u, V(T(j)));
-    scratch.u[j] = u;
+    scratch.keep_logit(j, u);
   }
   // All but the largest, relative to the second largest; then the same seen from the largest.
+  const auto relative = [&](int j, V t) {
+    return select(top.where == V(T(j)), zero, exp2_of(min_of(t, zero)));
+  };
   V S2 = zero, N2 = zero;
+  NTKFAST_KEEP_LOOP
   for (int j = 0; j < count; ++j) {
-    const V t = scratch.u[j] - top.second;
-    const V w = select(top.where == V(T(j)), zero, exp2_of(min_of(t, zero)));
+    const V t = scratch.logit(j, [&] { return logit(j); }) - top.second;
+    const V w = relative(j, t);
     S2 = S2 + w;
     N2 = fma_of(t, w, N2);
-    scratch.w[j] = w;
+    scratch.keep_weight(j, w);
   }
   const V gap = top.second - top.first;
   const V shrink = exp2_of(gap);
   const V N1 = shrink * fma_of(gap, S2, N2);
+  NTKFAST_KEEP_LOOP
   for (int y = 0; y < count; ++y) {
     const auto is_largest = top.where == V(T(y));
-    const V w = scratch.w[y] * shrink;
+    const V u = scratch.logit(y, [&] { return logit(y); });
+    const V w = scratch.weight(y, [&] { return relative(y, u - top.second); });
     const V b = select(is_largest, top.second, top.first);
-    const V R = select(is_largest, S2, fma_of(S2 - scratch.w[y], shrink, one));
-    const V N = select(is_largest, N2, fma_of(top.first - scratch.u[y], w, N1));
-    const V raised = scratch.u[y] + A;
+    const V R = select(is_largest, S2, fma_of(S2 - w, shrink, one));
+    const V N = select(is_largest, N2, fma_of(top.first - u, w * shrink, N1));
+    const V raised = u + A;
     const V rise = raised - b;
     const V h = max_of(rise, zero);
     const V small = exp2_of(-abs_of(rise));

@@ -254,7 +254,10 @@ void softmax_rank_one() {
     for (const double A : {step, -step}) {
       labels<V, 2>(path, A, spread, 2, ++seed);
       labels<V, 10>(path, A, spread, 10, ++seed);
-      for (const int k : {2, 3, 26}) labels<V, 0>(path, A, spread, k, ++seed);
+      for (const int k : {2, 3, 26}) {
+        labels<V, 0>(path, A, spread, k, ++seed);
+        labels<V, kAnyClasses>(path, A, spread, k, seed);
+      }
     }
   };
   for (int repeat = 0; repeat < 4; ++repeat) {
