@@ -220,6 +220,75 @@ def score_dense(
     return arguments["utilities"]  # type: ignore[no-any-return]
 
 
+def score_blocks(
+    criterion: str,
+    covariance: Floating,
+    candidates: Indices,
+    evaluation: Indices,
+    *,
+    mean: Float64,
+    outputs: Float64,
+    variance: Float64,
+    noise: Float64,
+    ridge: float,
+    label_probs: Float64,
+    weights: Float64,
+    label_scale: float,
+    loss: str,
+    temperature: float,
+    log_loss_targets: Float64 | None,
+    rows: Indices | None = None,
+    columns: Indices | None = None,
+    evaluation_variance: Float64 | None = None,
+) -> Float64:
+    r"""Utilities of candidates for a matrix-valued kernel: every covariance is a k x k block.
+
+    With ``G_y = (S(c, c) + noise_c I)^-1 label_scale (e_y - B(c))`` and ``f+ = F(x) + S(x, c) G_y``
+    the label criteria are those of `score_features`; `variance_reduction` and `epig` are the trace
+    and the log-determinant of docs/method.md, section 6, over k, so that ``K (x) I_k`` is worth
+    what the scalar kernel K is. O(k^3) multiply-adds and O(k^2) exponentials for each pair.
+
+    Parameters
+    ----------
+    covariance : (B_c k, B_x k) float
+        Block ``rows[i]``, ``columns[j]`` of it is S(c_i, x_j), entry (a, b) being the covariance of
+        output a of c_i and output b of x_j. Its dtype is the compute type.
+    rows, columns : (N_c,), (N_x,) int64, optional
+        Default: blocks in the order of candidates and evaluation points. With the covariance of
+        all points, pass `candidates` and `evaluation`.
+    variance : (N_c, k, k) float64
+        S(c, c) of each candidate; the lower triangle is read.
+    evaluation_variance : (N_x, k, k) float64
+        S(x, x) of each evaluation point; `epig` only.
+    candidates, evaluation, mean, outputs, noise, ridge, label_probs, weights, label_scale, loss, \
+temperature, log_loss_targets
+        As in `score_features`.
+
+    Returns
+    -------
+    (N_c,) float64
+        Utilities; larger = query first. The blocks S(c, c) are factored in float64; in float32 the
+        products with their inverses lose what S / noise exceeds 1 by.
+
+    Raises
+    ------
+    ValueError
+        As `score_features`, and where a variance plus its noise is not positive definite.
+    """
+    arguments = _score_arguments(
+        criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs,
+        weights, label_scale, loss, temperature, log_loss_targets,
+    )  # fmt: skip
+    _core.score_blocks(
+        covariance=_floating(covariance, "covariance"),
+        rows=None if rows is None else _indices(rows),
+        columns=None if columns is None else _indices(columns),
+        evaluation_variance=None if evaluation_variance is None else _float64(evaluation_variance),
+        **arguments,
+    )
+    return arguments["utilities"]  # type: ignore[no-any-return]
+
+
 def condition_features(psi: Floating, U: Float64, C: Float64) -> None:
     """``psi <- psi - (psi U^T) C`` in place: conditioning in weight space, rank b.
 

@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+from block_problems import blocks
 from score_problems import problem
 
 from ntkfast import ops
@@ -91,7 +92,18 @@ def battery():
         results[f"{criterion}, dense"] = ops.score_dense(
             criterion, psi @ psi.T, downdate=V, **keywords
         )
+    for dtype in DTYPES:
+        for criterion, S, kw in block_calls(dtype):
+            name = f"{criterion}, blocks, {np.dtype(dtype).name}"
+            results[name] = ops.score_blocks(criterion, S, **kw)
     return results
+
+
+def block_calls(dtype):
+    """Yield (criterion, S, keywords) of every call of score_blocks."""
+    S, keywords = blocks(5, N=40, k=11, candidates=37, evaluation=600, dtype=dtype)
+    for criterion in ops.criteria():
+        yield criterion, S, keywords
 
 
 if __name__ == "__main__":

@@ -84,19 +84,24 @@ def score(
                 continue
             r = label_scale * (np.eye(k)[y] - base[c])
             f_plus = F_x + a[:, None] * r
-            lp = log_softmax(f_plus / temperature)
-            if criterion in ("mlmoc", "emoc"):
-                value = weights @ np.linalg.norm(f_plus - f_x, axis=1)
-            elif criterion == "expected_entropy":
-                value = weights @ np.where(lp > -700, np.exp(lp) * lp, 0.0).sum(1)
-            elif criterion == "expected_log_loss":
-                value = weights @ (log_loss_targets * lp).sum(1)
-            elif criterion == "expected_error":
-                value = weights @ (np.exp(lp).max(1) - 1.0)
-            else:
-                value = weights @ (f_plus.argmax(1) != f_x.argmax(1)).astype(float)
-            result[i] += probs[y] * value
+            result[i] += probs[y] * _label_value(
+                criterion, f_plus, f_x, weights, temperature, log_loss_targets
+            )
     return result
+
+
+def _label_value(criterion, f_plus, f_x, weights, temperature, log_loss_targets):
+    """Worth of one label that makes the outputs f_plus (N_x, k) of f_x (N_x, k)."""
+    lp = log_softmax(f_plus / temperature)
+    if criterion in ("mlmoc", "emoc"):
+        return weights @ np.linalg.norm(f_plus - f_x, axis=1)
+    if criterion == "expected_entropy":
+        return weights @ np.where(lp > -700, np.exp(lp) * lp, 0.0).sum(1)
+    if criterion == "expected_log_loss":
+        return weights @ (log_loss_targets * lp).sum(1)
+    if criterion == "expected_error":
+        return weights @ (np.exp(lp).max(1) - 1.0)
+    return weights @ (f_plus.argmax(1) != f_x.argmax(1)).astype(float)
 
 
 def score_features(criterion, psi, candidates, evaluation, **keywords):
@@ -110,6 +115,62 @@ def score_dense(criterion, S, candidates, evaluation, *, downdate=None, **keywor
         V = downdate.astype(np.float64)
         S_cx = S_cx - V[:, candidates].T @ V[:, evaluation]
     return score(criterion, S_cx, candidates, evaluation, **keywords)
+
+
+def score_blocks(
+    criterion,
+    covariance,
+    candidates,
+    evaluation,
+    *,
+    mean,
+    outputs,
+    variance,
+    noise,
+    ridge,
+    label_probs,
+    weights,
+    label_scale,
+    loss,
+    temperature,
+    log_loss_targets,
+    rows=None,
+    columns=None,
+    evaluation_variance=None,
+):
+    """Utilities (N_c,): every block taken out of `covariance`, every f+ formed."""
+    if criterion == "expected_log_loss" and log_loss_targets is None:
+        raise ValueError("log_loss_targets is required by expected_log_loss")
+    k = mean.shape[1]
+    rows = np.arange(len(candidates)) if rows is None else rows
+    columns = np.arange(len(evaluation)) if columns is None else columns
+    blocks = covariance.astype(np.float64).reshape(len(covariance) // k, k, -1, k)
+    F_x, f_x = mean[evaluation], outputs[evaluation]
+    base = mean if loss == "squared" else softmax(mean)
+    result = np.zeros(len(candidates))
+    for i, c in enumerate(candidates):
+        S_cx = blocks[rows[i]][:, columns].transpose(1, 0, 2)  # (N_x, k, k), outputs of c first
+        gain = np.zeros_like(S_cx)
+        if np.isfinite(noise[i]):
+            gain = np.linalg.solve(variance[i] + noise[i] * np.eye(k), S_cx)
+        if criterion == "variance_reduction":
+            result[i] = weights @ np.einsum("xab,xab->x", S_cx, gain) / k
+            continue
+        if criterion == "epig":
+            A_x = evaluation_variance + ridge * np.eye(k)
+            taken = np.linalg.solve(A_x, S_cx.transpose(0, 2, 1) @ gain)
+            result[i] = -0.5 / k * weights @ np.linalg.slogdet(np.eye(k) - taken)[1]
+            continue
+        probs = np.eye(k)[outputs[c].argmax()] if criterion == "mlmoc" else label_probs[i]
+        for y in range(k):
+            if probs[y] == 0:
+                continue
+            r = label_scale * (np.eye(k)[y] - base[c])
+            f_plus = F_x + np.einsum("xab,a->xb", gain, r)
+            result[i] += probs[y] * _label_value(
+                criterion, f_plus, f_x, weights, temperature, log_loss_targets
+            )
+    return result
 
 
 def condition_features(psi, U, C):

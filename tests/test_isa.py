@@ -9,6 +9,7 @@ import isa_battery
 import numpy as np
 import pytest
 import reference
+from block_problems import check as check_blocks
 from score_problems import check, covariance
 
 HERE = Path(__file__).parent
@@ -53,6 +54,15 @@ def test_scores(results, isa):
     for name, criterion, dtype, psi, keywords in isa_battery.score_calls():
         some = np.linspace(0, len(keywords["candidates"]) - 1, 4).astype(int)
         check(found[name], criterion, covariance(psi, keywords), keywords, dtype, some)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_blocks(results, isa):
+    found = results(isa, "2")
+    for dtype in isa_battery.DTYPES:
+        for criterion, S, keywords in isa_battery.block_calls(dtype):
+            name = f"{criterion}, blocks, {np.dtype(dtype).name}"
+            check_blocks(found[name], criterion, S, keywords, dtype)
 
 
 @pytest.mark.parametrize("isa", ISAS)

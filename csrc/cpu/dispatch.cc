@@ -8,16 +8,18 @@
 
 namespace ntkfast {
 
-#define NTKFAST_DECLARE(isa)                                \
-  extern const ScoreKernels<float> kScoreFloat_##isa;       \
-  extern const ScoreKernels<double> kScoreDouble_##isa;     \
-  extern const LinalgKernels kLinalg_##isa;                 \
-  extern const ContractKernels<float> kContractFloat_##isa; \
+#define NTKFAST_DECLARE(isa)                                        \
+  extern const ScoreKernels<float> kScoreFloat_##isa;               \
+  extern const ScoreKernels<double> kScoreDouble_##isa;             \
+  extern const ScoreBlocksKernels<float> kScoreBlocksFloat_##isa;   \
+  extern const ScoreBlocksKernels<double> kScoreBlocksDouble_##isa; \
+  extern const LinalgKernels kLinalg_##isa;                         \
+  extern const ContractKernels<float> kContractFloat_##isa;         \
   extern const ContractKernels<double> kContractDouble_##isa;
-#define NTKFAST_TABLE(isa)                                                      \
-  Kernels {                                                                     \
-    kScoreFloat_##isa, kScoreDouble_##isa, kLinalg_##isa, kContractFloat_##isa, \
-        kContractDouble_##isa                                                   \
+#define NTKFAST_TABLE(isa)                                                                    \
+  Kernels {                                                                                   \
+    kScoreFloat_##isa, kScoreDouble_##isa, kScoreBlocksFloat_##isa, kScoreBlocksDouble_##isa, \
+        kLinalg_##isa, kContractFloat_##isa, kContractDouble_##isa                            \
   }
 NTKFAST_DECLARE(baseline)
 #if defined(NTKFAST_X86_ISAS)

@@ -1,9 +1,10 @@
 // The table of per-instruction-set kernels, and the plain structs they take.
 //
-// kernels_score.cc, kernels_linalg.cc and kernels_contract.cc are compiled once per instruction
-// set; dispatch.cc picks a table once, outside every loop. Kernels do one unit of work on one
-// thread, into memory the drivers (one .cc per operation) provide. They include no C++ library and
-// share no code with other units, so that no instruction ends up where it does not belong.
+// kernels_score.cc, kernels_score_blocks.cc, kernels_linalg.cc and kernels_contract.cc are compiled
+// once per instruction set; dispatch.cc picks a table once, outside every loop. Kernels do one unit
+// of work on one thread, into memory the drivers (one .cc per operation) provide. They include no
+// C++ library and share no code with other units, so that no instruction ends up where it does not
+// belong.
 #pragma once
 
 #include <stdint.h>
@@ -45,9 +46,8 @@ struct GemmKernels {
                void* scratch);  // one tile of rows x the chunk
 };
 
-/// One call of score_features or score_dense in compute type T.
-template <class T>
-struct Score {
+/// What every scoring operation reads besides covariances.
+struct ScoreInputs {
   int criterion;
   int classes;
   bool cross_entropy;
@@ -56,10 +56,16 @@ struct Score {
   int64_t num_candidates;
   const int64_t* evaluation;
   int64_t num_evaluation;
-  const double *mean, *outputs, *variance;  // of all points
-  const double *noise, *label_probs;        // follow candidates
-  const double *weights, *targets;          // follow evaluation; targets may be null
-  const T* dense;                           // S (num_points, num_points) or null
+  const double *mean, *outputs;       // of all points
+  const double *noise, *label_probs;  // follow candidates
+  const double *weights, *targets;    // follow evaluation; targets may be null
+};
+
+/// One call of score_features or score_dense in compute type T.
+template <class T>
+struct Score : ScoreInputs {
+  const double* variance;  // of all points
+  const T* dense;          // S (num_points, num_points) or null
   int64_t dense_stride;
   Operand<T> candidate_factor, evaluation_factor;  // covariance += factors' product
   int64_t depth;
@@ -82,6 +88,35 @@ struct ScoreKernels {
   void (*prepare_candidates)(const Score<T>&, int64_t begin, int64_t end);
   void (*pack_candidates)(const Score<T>&, int64_t c_tile);
   void (*unit)(const Score<T>&, int64_t segment, int64_t group, void* scratch);
+};
+
+/// One call of score_blocks in compute type T.
+template <class T>
+struct ScoreBlocks : ScoreInputs {
+  const T* covariance;  // blocks (k, k): (row blocks k, column blocks k)
+  int64_t covariance_stride;
+  const int64_t *rows, *columns;      // blocks of candidates and evaluation points; null: in order
+  const double* variance;             // (k, k) for every candidate
+  const double* evaluation_variance;  // (k, k) for every evaluation point; may be null
+  // Filled by the driver; sizes from the kernels' size functions.
+  T* points;               // [x tile][1 + point_size][tile columns], first the weights
+  T* prepared_candidates;  // [candidate][candidate_size]
+  int32_t* candidate_rows;  // of each; -1: its variance plus noise is not positive definite
+  bool* point_is_wrong;     // likewise of an evaluation point
+  int64_t tiles_per_group, num_groups;
+  double* partial;  // [candidate][group]
+};
+
+template <class T>
+struct ScoreBlocksKernels {
+  int64_t tile_cols;
+  int64_t (*point_size)(const ScoreBlocks<T>&);
+  int64_t (*candidate_size)(const ScoreBlocks<T>&);
+  int64_t (*scratch_bytes)(const ScoreBlocks<T>&);
+  void (*prepare_points)(const ScoreBlocks<T>&, int64_t x_tile, void* scratch);
+  void (*prepare_candidate)(const ScoreBlocks<T>&, int64_t candidate, void* scratch);
+  /// Candidates [begin, end) x the tiles of a group.
+  void (*unit)(const ScoreBlocks<T>&, int64_t begin, int64_t end, int64_t group, void* scratch);
 };
 
 /// Labels up to which conditioning makes one pass over psi instead of two matrix products.
@@ -183,6 +218,8 @@ struct Kernels {
   ScoreKernels<float> score_float;
   ScoreKernels<double> score_double;
   LinalgKernels linalg;
+  ScoreBlocksKernels<float> score_blocks_float;
+  ScoreBlocksKernels<double> score_blocks_double;
   ContractKernels<float> contract_float;
   ContractKernels<double> contract_double;
 };

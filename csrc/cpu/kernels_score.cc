@@ -1,7 +1,7 @@
 // Fused scoring for one instruction set: covariance tile -> criterion -> sum. Compiled once per
 // instruction set with NTKFAST_ISA naming it; see kernels.h.
 #include "cpu/gemm_tile.h"
-#include "math/criteria.h"
+#include "cpu/score_settings.h"
 
 namespace ntkfast {
 namespace {
@@ -17,11 +17,6 @@ struct RowScalar {  // element j of a prepared candidate
   const T* first;
   NTKFAST_INLINE T operator()(int j) const { return first[j]; }
 };
-
-template <class T>
-Settings settings_of(const Score<T>& score) {
-  return {score.classes, score.cross_entropy, score.label_scale, score.temperature, score.ridge};
-}
 
 template <class T>
 int64_t point_size(const Score<T>& score) {

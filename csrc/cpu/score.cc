@@ -17,14 +17,6 @@ constexpr std::int64_t kUnits = 64;
 /// it.
 constexpr std::int64_t kRowsPerUnit = 1024;
 
-void check_indices(const std::int64_t* indices, std::int64_t count, std::int64_t num_points,
-                   const char* name) {
-  for (std::int64_t i = 0; i < count; ++i)
-    require(indices[i] >= 0 && indices[i] < num_points,
-            std::string(name) + ": index " + std::to_string(indices[i]) + " at position " +
-                std::to_string(i) + " is outside [0, " + std::to_string(num_points) + ")");
-}
-
 }  // namespace
 
 int criterion_count() { return Criteria::size; }
@@ -44,18 +36,24 @@ int criterion_index(const std::string& name) {
   throw InvalidArgument("criterion: unknown name '" + name + "'; expected one of " + known);
 }
 
-template <class T>
-void run_score(const ScoreKernels<T>& kernels, Score<T> score, std::int64_t num_points,
-               const ScoreCall& call, const Interrupt& interrupted) {
+void check_indices(const std::int64_t* indices, std::int64_t count, std::int64_t num_points,
+                   const char* name) {
+  for (std::int64_t i = 0; i < count; ++i)
+    require(indices[i] >= 0 && indices[i] < num_points,
+            std::string(name) + ": index " + std::to_string(indices[i]) + " at position " +
+                std::to_string(i) + " is outside [0, " + std::to_string(num_points) + ")");
+}
+
+ScoreInputs read_score_call(const ScoreCall& call, std::int64_t num_points) {
   const std::int64_t k = call.mean.ndim == 2 ? call.mean.shape[1] : -1;
   const std::int64_t num_candidates = call.candidates.ndim == 1 ? call.candidates.shape[0] : -1;
   const std::int64_t num_evaluation = call.evaluation.ndim == 1 ? call.evaluation.shape[0] : -1;
+  ScoreInputs score{};
   score.criterion = criterion_index(call.criterion);
   score.candidates = contiguous<std::int64_t>(call.candidates, "candidates", {num_candidates});
   score.evaluation = contiguous<std::int64_t>(call.evaluation, "evaluation", {num_evaluation});
   score.mean = contiguous<double>(call.mean, "mean", {num_points, k});
   score.outputs = contiguous<double>(call.outputs, "outputs", {num_points, k});
-  score.variance = contiguous<double>(call.variance, "variance", {num_points});
   score.noise = contiguous<double>(call.noise, "noise", {num_candidates});
   score.label_probs = contiguous<double>(call.label_probs, "label_probs", {num_candidates, k});
   score.weights = contiguous<double>(call.weights, "weights", {num_evaluation});
@@ -79,8 +77,6 @@ void run_score(const ScoreKernels<T>& kernels, Score<T> score, std::int64_t num_
   check_indices(score.candidates, num_candidates, num_points, "candidates");
   check_indices(score.evaluation, num_evaluation, num_points, "evaluation");
   std::fill(utilities, utilities + num_candidates, 0.0);
-  if (num_candidates == 0 || num_evaluation == 0) return;
-
   score.classes = static_cast<int>(k);
   score.cross_entropy = call.cross_entropy;
   score.label_scale = call.label_scale;
@@ -88,6 +84,18 @@ void run_score(const ScoreKernels<T>& kernels, Score<T> score, std::int64_t num_
   score.ridge = call.ridge;
   score.num_candidates = num_candidates;
   score.num_evaluation = num_evaluation;
+  return score;
+}
+
+template <class T>
+void run_score(const ScoreKernels<T>& kernels, Score<T> score, std::int64_t num_points,
+               const ScoreCall& call, const Interrupt& interrupted) {
+  static_cast<ScoreInputs&>(score) = read_score_call(call, num_points);
+  score.variance = contiguous<double>(call.variance, "variance", {num_points});
+  const std::int64_t num_candidates = score.num_candidates, num_evaluation = score.num_evaluation;
+  if (num_candidates == 0 || num_evaluation == 0) return;
+  double* utilities = static_cast<double*>(call.utilities.data);
+
   score.candidate_factor.index = score.candidates;
   score.evaluation_factor.index = score.evaluation;
 

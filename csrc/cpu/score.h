@@ -1,4 +1,4 @@
-// The driver that score_features and score_dense share.
+// The driver that score_features and score_dense share, and what score_blocks has of it.
 #pragma once
 
 #include "core/score_call.h"
@@ -11,6 +11,14 @@ namespace ntkfast {
 int criterion_index(const std::string& name);
 int criterion_count();
 const char* criterion_name(int index);
+
+/// Throws InvalidArgument unless every index lies in [0, num_points).
+void check_indices(const std::int64_t* indices, std::int64_t count, std::int64_t num_points,
+                   const char* name);
+
+/// Checks a call against `num_points` points and returns its arguments, all but the variance, which
+/// each operation has in its own shape. Utilities are zero afterwards.
+ScoreInputs read_score_call(const ScoreCall& call, std::int64_t num_points);
 
 /// Checks a call against `num_points` points and writes its utilities. The covariance is given by
 /// dense / factors / depth of `score`, which the caller has set; the rest is filled in here.

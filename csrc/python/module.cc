@@ -26,6 +26,7 @@
 #include "cpu/quadratic_form.h"
 #include "cpu/score.h"
 #include "cpu/score_dense.h"
+#include "cpu/score_blocks.h"
 #include "cpu/score_features.h"
 #include "cpu/sketch_add.h"
 #include "cpu/sketch_gradients.h"
@@ -512,6 +513,35 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("psi"), py::arg("g"), py::arg("h"), py::arg("g_G_g"), py::arg("D"), py::arg("q"),
       py::arg("s"));
+  m.def(
+      "score_blocks",
+      [](const py::array& covariance, const std::optional<py::array>& rows,
+         const std::optional<py::array>& columns,
+         const std::optional<py::array>& evaluation_variance, const std::string& criterion,
+         const py::array& candidates, const py::array& evaluation, const py::array& mean,
+         const py::array& outputs, const py::array& variance, const py::array& noise, double ridge,
+         const py::array& label_probs, const py::array& weights, double label_scale,
+         bool cross_entropy, double temperature, const std::optional<py::array>& log_loss_targets,
+         const py::array& utilities) {
+        const ScoreArguments arguments(criterion, candidates, evaluation, mean, outputs, variance,
+                                       noise, ridge, label_probs, weights, label_scale,
+                                       cross_entropy, temperature, log_loss_targets, utilities);
+        const TensorView covariance_view = view_of(covariance, "covariance"),
+                         rows_view = view_of(rows, "rows"),
+                         columns_view = view_of(columns, "columns"),
+                         evaluation_variance_view =
+                             view_of(evaluation_variance, "evaluation_variance");
+        released([&] {
+          score_blocks_cpu(covariance_view, rows_view, columns_view, evaluation_variance_view,
+                           arguments.call, interrupt_pending);
+        });
+      },
+      py::arg("covariance"), py::arg("rows"), py::arg("columns"), py::arg("evaluation_variance"),
+      py::arg("criterion"), py::arg("candidates"), py::arg("evaluation"), py::arg("mean"),
+      py::arg("outputs"), py::arg("variance"), py::arg("noise"), py::arg("ridge"),
+      py::arg("label_probs"), py::arg("weights"), py::arg("label_scale"), py::arg("cross_entropy"),
+      py::arg("temperature"), py::arg("log_loss_targets"), py::arg("utilities"));
+
 
   m.def(
       "cholesky",
