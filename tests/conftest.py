@@ -12,6 +12,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import math
 
 import pytest
+from devices import anywhere, device  # noqa: F401 (fixtures)
 from hypothesis import settings
 
 # No deadlines: the first example pays for imports, and CI machines stutter. Fixed examples: a

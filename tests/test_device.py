@@ -24,33 +24,6 @@ NAMES = tuple(row.name for row in nf.criteria())
 TOLERANCE = {"float64": 1e-9, "float32": 5e-5, "tf32": 2e-2, "bf16": 2e-1}
 
 
-class Device:
-    """Where arrays lie in a test: `put` brings numpy arrays there, `host` results back."""
-
-    def __init__(self, put, kind, ops):
-        self.put, self.kind, self.ops = put, kind, ops
-
-    def host(self, result):
-        assert isinstance(result, self.kind)
-        return result.get() if self.kind is gpu_doubles.Cupy else result.cpu().numpy()
-
-
-@pytest.fixture(params=["double", "cupy", pytest.param("gpu", marks=pytest.mark.gpu)])
-def device(request, monkeypatch):
-    if request.param == "gpu":
-        place = request.getfixturevalue("gpu")
-        monkeypatch.setattr(arrays, "_GPU_TYPES", (place.type,))
-        put = lambda a: torch.tensor(np.asarray(a), device=place)  # noqa: E731
-        return Device(put, torch.Tensor, cuda_ops)
-    operations = gpu_doubles.Operations()
-    monkeypatch.setattr(engines, "cuda_ops", operations)
-    monkeypatch.setattr(arrays, "_GPU_TYPES", ("cuda", "cpu"))
-    if request.param == "double":
-        return Device(lambda a: torch.tensor(np.asarray(a)), torch.Tensor, operations)
-    monkeypatch.setitem(sys.modules, "cupy", gpu_doubles.cupy)
-    return Device(gpu_doubles.cupy.array, gpu_doubles.Cupy, operations)
-
-
 @pytest.fixture
 def torch_device(device):
     """A device with torch tensors, where a test needs torch."""

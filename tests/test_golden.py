@@ -24,14 +24,16 @@ def margin_of_flips(p):
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 @pytest.mark.parametrize("name", GOLDEN)
 @pytest.mark.parametrize("criterion", oracle.CRITERIA)
-def test_golden(criterion, name, representation, dtype):
+def test_golden(criterion, name, representation, dtype, anywhere):
     p = golden(name)
     if criterion == "label_flips" and dtype == np.float32:
         # A step: only problems whose closest decision float32 can tell are comparable.
         scale = max(np.abs(p["f_x"]).max(), p["scale"])
         if margin_of_flips(p) < 1e-5 * scale:
             pytest.skip("a decision is closer than float32 resolves")
-    found = nf.utilities(posterior(p, representation, dtype), criterion, **keywords(p))
+    post = posterior(p, representation, dtype, anywhere.put)
+    options = keywords(p, anywhere.put) | anywhere.like_float32(dtype)
+    found = anywhere.host(nf.utilities(post, criterion, **options))
     assert found.dtype == np.float64
     assert relative_error(found, p[f"u_{criterion}"]) <= TOLERANCE[dtype]
 
@@ -39,10 +41,11 @@ def test_golden(criterion, name, representation, dtype):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 @pytest.mark.parametrize("name", GOLDEN)
-def test_mean(name, representation, dtype):
+def test_mean(name, representation, dtype, anywhere):
     p = golden(name)
     expected = np.vstack([p["F_c"], p["F_x"]])
-    assert relative_error(posterior(p, representation, dtype).mean, expected) <= TOLERANCE[dtype]
+    found = anywhere.host(posterior(p, representation, dtype, anywhere.put).mean)
+    assert relative_error(found, expected) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", GOLDEN)

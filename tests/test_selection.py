@@ -81,38 +81,40 @@ def refitted_batch(p, criterion, b, k_given):
 @pytest.mark.parametrize("d", [5, 40], ids=["few features", "many features"])
 @pytest.mark.parametrize("loss", SETTINGS)
 @pytest.mark.parametrize("criterion", NAMES)
-def test_sequential_is_refitting_after_each_pick(criterion, loss, d, k_given):
+def test_sequential_is_refitting_after_each_pick(criterion, loss, d, k_given, anywhere):
     p = random_problem(3, d=d, **SETTINGS[loss])
-    options = keywords(p) | dict(label_probs=p["P"] if k_given else None)
+    options = keywords(p, anywhere.put)
+    if not k_given:
+        options["label_probs"] = None
     picks, values = refitted_batch(p, criterion, 5, k_given)
     for representation in REPRESENTATIONS:
-        post = posterior(p, representation)
+        post = posterior(p, representation, convert=anywhere.put)
         before = post.mean, post.variance
         found = nf.select(post, criterion, 5, **options)
-        indices = found.indices.tolist()
+        indices = anywhere.host(found.indices).tolist()
         # Flips are counted: rounding decides between equals, and then batches go apart.
         same = 5 if indices == picks else next(i for i in range(5) if indices[i] != picks[i]) + 1
         assert same == 5 or criterion == "label_flips"
-        assert relative_error(found.utilities[:same], values[:same]) <= 1e-9
-        np.testing.assert_array_equal(post.mean, before[0])
-        np.testing.assert_array_equal(post.variance, before[1])
+        assert relative_error(anywhere.host(found.utilities)[:same], values[:same]) <= 1e-9
+        for now, then in zip((post.mean, post.variance), before, strict=True):
+            np.testing.assert_array_equal(anywhere.host(now), anywhere.host(then))
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 @pytest.mark.parametrize("criterion", NAMES)
-def test_float32_batches_agree(criterion, representation):
+def test_float32_batches_agree(criterion, representation, anywhere):
     p = random_problem(11, n=8, N_c=30, N_x=40, d=20, **SETTINGS["cross_entropy"])
-    options = keywords(p)
-    exact = nf.select(posterior(p, representation), criterion, 6, **options)
-    single = nf.select(posterior(p, representation, np.float32), criterion, 6, **options)
-    forced = nf.select(posterior(p, representation), criterion, 6, precision="float32", **options)
-    raised = nf.select(
-        posterior(p, representation, np.float32), criterion, 6, precision="float64", **options
-    )
-    for other in (single, forced, raised):
-        assert relative_error(other.utilities, exact.utilities) <= 1e-4
+    exact = nf.select(posterior(p, representation), criterion, 6, **keywords(p))
+    for dtype, precision in (
+        (np.float32, anywhere.like_float32(np.float32)),
+        (np.float64, dict(precision="float32")),
+        (np.float32, dict(precision="float64")),
+    ):
+        post = posterior(p, representation, dtype, anywhere.put)
+        other = nf.select(post, criterion, 6, **precision, **keywords(p, anywhere.put))
+        assert relative_error(anywhere.host(other.utilities), exact.utilities) <= 1e-4
         if criterion != "label_flips":
-            assert other.indices.tolist() == exact.indices.tolist()
+            assert anywhere.host(other.indices).tolist() == exact.indices.tolist()
 
 
 @pytest.mark.parametrize("criterion", ["variance_reduction", "fisher_variance_reduction"])
