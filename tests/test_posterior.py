@@ -83,30 +83,31 @@ def test_one_by_one_is_a_block_is_from_scratch(seed, data):
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
-def test_cross_entropy_step(representation):
+def test_cross_entropy_step(representation, anywhere):
     """Residuals of a block are taken together, before the step, in units of label_scale."""
     p = golden("cross_entropy")
-    post = posterior(p, representation)
-    F, S = post.mean, post.covariance(range(32), range(32))
+    post = posterior(p, representation, convert=anywhere.put)
+    F, S = anywhere.host(post.mean), anywhere.host(post.covariance(range(32), range(32)))
     B, T = np.array([2, 20]), np.array([[0.5, 0.5, 0, 0], [0, 0, 0, 1.0]])
     post.condition(B, T)
     gain = S[:, B] @ np.linalg.inv(S[np.ix_(B, B)] + p["lam"] * np.eye(2))
     residual = p["scale"] * (T - oracle.softmax(F[B]))
-    assert relative_error(post.mean, F + gain @ residual) <= 1e-10
+    assert relative_error(anywhere.host(post.mean), F + gain @ residual) <= 1e-10
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 @pytest.mark.parametrize("name", ["plain", "more_labels_than_features", "unlabelled"])
-def test_float32_stream(name, representation):
+def test_float32_stream(name, representation, anywhere):
     """A hundred labels one by one keep float32 close to float64."""
     p = golden(name)
     rng = np.random.default_rng(0)
-    exact, single = (posterior(p, representation, dtype) for dtype in (np.float64, np.float32))
+    exact = posterior(p, representation)
+    single = posterior(p, representation, np.float32, anywhere.put)
     for i, y in zip(rng.integers(0, 32, 100), rng.integers(0, 4, 100), strict=True):
         exact.condition([i], [y])
         single.condition([i], [y])
-    assert relative_error(single.mean, exact.mean) <= 1e-4
-    assert np.abs(single.variance - exact.variance).max() <= 1e-5
+    assert relative_error(anywhere.host(single.mean), exact.mean) <= 1e-4
+    assert np.abs(anywhere.host(single.variance) - exact.variance).max() <= 1e-5
 
 
 @pytest.mark.parametrize("n", [0, 40])
@@ -257,14 +258,17 @@ def test_dense_precision_follows_the_conditioning():
         assert dtype in repr(post)
 
 
-def rbf_posteriors(ridge):
-    """Float32 and float64 posteriors, without labels, of the same float32 numbers."""
+def rbf_posteriors(ridge, put=lambda a: a):
+    """Float32 and float64 posteriors, without labels, of the same float32 numbers.
+
+    The first of what `put` makes of them.
+    """
     rng = np.random.default_rng(0)
     x, f = rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
     K = np.exp(-((x[:, None] - x) ** 2).sum(2) / 2).astype(np.float32)
     return [
-        nf.Posterior.from_kernel(K.astype(dtype), None, None, f, None, None, ridge)
-        for dtype in (np.float32, np.float64)
+        nf.Posterior.from_kernel(there, None, None, f, None, None, ridge)
+        for there in (put(K), K.astype(np.float64))
     ]
 
 
@@ -286,13 +290,13 @@ def test_a_conditioned_float32_kernel_keeps_its_ranking(blocks):
 
 @pytest.mark.parametrize("ridge", [1e-6, 1e-2])
 @pytest.mark.parametrize("criterion", ["variance_reduction", "epig", "emoc", "expected_entropy"])
-def test_sequential_picks_from_a_float32_kernel(criterion, ridge):
+def test_sequential_picks_from_a_float32_kernel(criterion, ridge, anywhere):
     """So must not what the picks of a batch subtract: of the ridge, or of noises below it."""
-    single, exact = rbf_posteriors(ridge)
+    single, exact = rbf_posteriors(ridge, anywhere.put)
     noise = np.full(300, 1e-6)
     u, v = (nf.select(post, criterion, 20, noise=noise) for post in (single, exact))
-    assert u.indices.tolist() == v.indices.tolist()
-    assert relative_error(u.utilities, v.utilities) <= 1e-9
+    assert anywhere.host(u.indices).tolist() == v.indices.tolist()
+    assert relative_error(anywhere.host(u.utilities), v.utilities) <= 1e-9
     assert "float32" in repr(single)
 
 
