@@ -196,6 +196,11 @@ class GpuEngine:
         self.library = library
         self._xp: Any = sys.modules[library.module]
         self._torch = library.module == "torch"
+        if not self._torch and self._xp.cuda.Device() != library.device:
+            raise RuntimeError(
+                f"the arrays are on {library.device}, and the current device of cupy is "
+                f"{self._xp.cuda.Device()}: make it the current one, with array.device: ..."
+            )
 
     def _type(self, dtype: npt.DTypeLike) -> Any:
         """Return what the library calls this type."""

@@ -247,7 +247,9 @@ class _Moments:
 
     def __init__(self, task: _Task, space: WeightSpace, picks: int) -> None:
         engine, N = space.engine, space.size
-        psi = engine.cast(space.psi, stored_type(task.precision))
+        psi = space.psi  # in float64 all sums are, whatever its type
+        if task.precision != "float64":
+            psi = engine.cast(psi, stored_type(task.precision))
         # Gather rows only where that is a minority: a pool is not copied to leave out a few points.
         if 2 * len(task.evaluation) >= N:
             weights = np.zeros(N)

@@ -154,7 +154,7 @@ def _scoring(N, candidates, evaluation, keywords):
 class Cupy:
     """An array of cupy."""
 
-    device = "gpu 0"
+    device = "GPU 0"
 
     def __init__(self, memory):
         self.memory = np.asarray(memory)
@@ -246,6 +246,7 @@ def _array(value, dtype=None, order=None):
 
 cupy = SimpleNamespace(
     __name__="cupy",
+    cuda=SimpleNamespace(Device=lambda: "GPU 0"),
     ndarray=Cupy,
     array=_array,
     asarray=_array,
