@@ -24,6 +24,7 @@ __all__: list[str] = [
     "cuda_downdate_moments",
     "cuda_emulated",
     "cuda_problem",
+    "cuda_product",
     "cuda_quadratic_form",
     "cuda_score_dense",
     "cuda_score_dense_workspace",
@@ -211,6 +212,30 @@ def cuda_downdate_moments(
 ) -> None: ...
 def cuda_emulated() -> bool: ...
 def cuda_problem() -> str: ...
+def cuda_product(
+    X: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    B: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    Y: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def cuda_quadratic_form(
     X: tuple[
         typing.SupportsInt | typing.SupportsIndex,

@@ -31,6 +31,7 @@ __all__ = [
     "downdate_moments",
     "emulated",
     "problem",
+    "product",
     "quadratic_form",
     "score_dense",
     "score_features",
@@ -399,7 +400,10 @@ def condition_dense(S: Array, V: Array) -> None:
 
 
 def whiten(features: Array, W: Array) -> Array:
-    """Return ``features W^T`` in the features' dtype; W (d, d) float64, sums in float64."""
+    """Return ``features W^T``, (N, d) in the features' dtype, sums in float64.
+
+    features (N, d) float32, float64 or bfloat16 (the result is float32 then); W (d, d) float64.
+    """
     library = _library("features", features)
     psi = library.empty(_matrix("features", features), _view("features", features)[3])
     _core.cuda_whiten(
@@ -408,8 +412,22 @@ def whiten(features: Array, W: Array) -> Array:
     return psi
 
 
+def product(X: Array, B: Array) -> Array:
+    """Return ``X B``, (N, k) float64, products and sums in float64.
+
+    X (N, d) float32, float64 or bfloat16; B (d, k) float64.
+    """
+    library = _library("X", X)
+    Y = library.empty((_matrix("X", X)[0], _matrix("B", B)[1]), "float64")
+    _core.cuda_product(_view("X", X), _view("B", B), _view("Y", Y), library.stream())
+    return Y
+
+
 def weighted_gram(X: Array, weights: Array) -> Array:
-    """Return ``sum_i weights_i x_i x_i^T``, (d, d) float64; weights (N,) float64."""
+    """Return ``sum_i weights_i x_i x_i^T``, (d, d) float64, products and sums in float64.
+
+    X (N, d) float32, float64 or bfloat16; weights (N,) float64.
+    """
     library = _library("X", X)
     _, d = _matrix("X", X)
     gram = library.empty((d, d), "float64")
@@ -420,7 +438,10 @@ def weighted_gram(X: Array, weights: Array) -> Array:
 
 
 def quadratic_form(X: Array, G: Array) -> Array:
-    """Return ``x_i^T G x_i``, (N,) float64; G (d, d) float64."""
+    """Return ``x_i^T G x_i``, (N,) float64, products and sums in float64.
+
+    X (N, d) float32, float64 or bfloat16; G (d, d) float64.
+    """
     library = _library("X", X)
     q = library.empty(_matrix("X", X)[:1], "float64")
     _core.cuda_quadratic_form(_view("X", X), _view("G", G), _view("q", q), library.stream())
@@ -428,7 +449,7 @@ def quadratic_form(X: Array, G: Array) -> Array:
 
 
 def squared_norms(X: Array, out: Array | None = None) -> Array:
-    """Return ``|x_i|^2``, (N,) float64, in `out` if given."""
+    """Return ``|x_i|^2``, (N,) float64, in `out` if given; X float32, float64 or bfloat16."""
     library = _library("X", X)
     norms = library.empty(_matrix("X", X)[:1], "float64") if out is None else out
     _core.cuda_squared_norms(_view("X", X), _view("s", norms), library.stream())
@@ -438,7 +459,8 @@ def squared_norms(X: Array, out: Array | None = None) -> Array:
 def downdate_moments(psi: Array, g: Array, h: Array, scalars: Array, q: Array, s: Array) -> None:
     """One sequential pick of `variance_reduction` in one pass over psi; see `ntkfast.ops`.
 
-    scalars (2,) float64 on the device: ``g^T G g`` and D; q, s (N,) float64, in place.
+    psi (N, d) float32, float64 or bfloat16; g, h (d,) float64; scalars (2,) float64 on the device:
+    ``g^T G g`` and D; q, s (N,) float64, in place. Products and sums in float64.
     """
     library = _library("psi", psi)
     _core.cuda_downdate_moments(
@@ -461,7 +483,7 @@ def select_variance_reduction(
 
     Parameters
     ----------
-    psi : (N, d) float32 or float64
+    psi : (N, d) float32, float64 or bfloat16
         Whitened features; products and sums in float64.
     candidates : (N_c,) int64 or None
         Which points may be picked; None: all.
@@ -529,3 +551,149 @@ def triangular_solve(L: Array, B: Array, *, transpose: bool = False) -> Array:
     X = library.copy(B)
     _core.cuda_triangular_solve(_view("L", L), _view("B", X), transpose, library.stream())
     return X
+
+
+def _product_precision(precision: str, array: Array) -> str:
+    if precision != "auto":
+        return precision
+    return {"float32": "tf32x3", "bfloat16": "bf16"}.get(_view("array", array)[3], "float64")
+
+
+def gram_add(
+    A: Array, B: Array, out: Array, *, lower: bool = False, precision: str = "auto"
+) -> None:
+    """``out += A B^T`` in place.
+
+    Parameters
+    ----------
+    A, B : (n, K), (m, K) float32, float64 or bfloat16
+        Rows contiguous; rows that start at multiples of 16 bytes are read faster.
+    out : (n, m) float32, or float64 for float64
+        Changed.
+    lower : bool
+        Entries above the diagonal are left undefined.
+    precision : {"auto", "float32", "float64", "tf32", "tf32x3", "bf16"}
+        How products are formed, see `score_features`. "auto": tf32x3 for float32, bf16 for
+        bfloat16. Sums in the type of `out`, the same from run to run.
+    """
+    library = _library("A", A)
+    _core.cuda_gram_add(
+        _view("A", A),
+        _view("B", B),
+        _view("out", out),
+        lower,
+        _product_precision(precision, A),
+        library.stream(),
+    )
+
+
+def gram_ghost(
+    left: Array,
+    right: Array,
+    left2: Array,
+    right2: Array,
+    out: Array,
+    *,
+    lower: bool = False,
+    precision: str = "auto",
+) -> None:
+    """``out[i, j] += sum_ts <left[i, t], left2[j, s]> <right[i, t], right2[j, s]>`` in place.
+
+    Inner products of the weight gradients ``left_i^T right_i`` and ``left2_j^T right2_j``, see
+    `ntkfast.ops.gram_ghost`. The tile of products over pairs of positions stays on the chip.
+
+    Parameters
+    ----------
+    left, left2 : (n, T, p), (m, S, p) or (R, n, T, p), (R2, m, S, p)
+        Of float32, float64 or bfloat16, C-contiguous.
+    right, right2 : (n, T, q), (m, S, q)
+        Of the same type.
+    out : (n, m) or (n R, m R2) float32, or float64 for float64
+        Changed; rows contiguous.
+    lower, precision
+        As in `gram_add`.
+    """
+    library = _library("left", left)
+    _core.cuda_gram_ghost(
+        _view("left", left[None] if len(left.shape) == 3 else left),
+        _view("right", right),
+        _view("left2", left2[None] if len(left2.shape) == 3 else left2),
+        _view("right2", right2),
+        _view("out", out),
+        lower,
+        _product_precision(precision, left),
+        library.stream(),
+    )
+
+
+def sketch_add(values: Array, start: int, sign_key: int, shift_key: int, out: Array) -> None:
+    """Add the count-sketch of vectors to `out`, in place and bit for bit as `ntkfast.ops` does.
+
+    values (n, m), out (n, dim), both float32 or both float64, summed in that type.
+    """
+    library = _library("values", values)
+    count, dim = _matrix("values", values)[1], _matrix("out", out)[1]
+    workspace = _Workspace(library, _core.cuda_sketch_workspace(start, count, dim))
+    _core.cuda_sketch_add(
+        _view("values", values),
+        start,
+        sign_key,
+        shift_key,
+        _view("out", out),
+        workspace.memory,
+        library.stream(),
+    )
+
+
+def sketch_gradients(
+    left: Array,
+    left_positions: Array,
+    left_columns: Array,
+    right: Array,
+    right_positions: Array,
+    right_columns: Array,
+    start: int,
+    sign_key: int,
+    shift_key: int,
+    out: Array,
+    *,
+    groups: int = 1,
+) -> None:
+    """Add the count-sketches of per-sample weight gradients to `out`, in place.
+
+    As `ntkfast.ops.sketch_gradients`: the gradient of a sample is formed a tile of 4096 entries at
+    a time in the registers of one block of threads, and added to buckets in its shared memory. The
+    same bits from run to run.
+
+    Parameters
+    ----------
+    left, right : (n, a), (n, b) float32 or float64
+        Products and sums in that type; rows contiguous.
+    left_positions, right_positions : (T,) int64
+        On the device, as all tables, and not checked: they must not lead out of `left` and `right`.
+    left_columns, right_columns : (groups rows,), (groups size,) int64
+        Offsets of the rows and columns of the gradient.
+    start, sign_key, shift_key, groups
+        As in `ntkfast.ops.sketch_gradients`.
+    out : (n, dim) of the type of `left`
+        The sketches.
+    """
+    library = _library("left", left)
+    count = left_columns.shape[0] * (right_columns.shape[0] // max(1, groups))
+    dim = _matrix("out", out)[1]
+    workspace = _Workspace(library, _core.cuda_sketch_workspace(start, count, dim))
+    _core.cuda_sketch_gradients(
+        _view("left", left),
+        _view("left_positions", left_positions),
+        _view("left_columns", left_columns),
+        _view("right", right),
+        _view("right_positions", right_positions),
+        _view("right_columns", right_columns),
+        groups,
+        start,
+        sign_key,
+        shift_key,
+        _view("out", out),
+        workspace.memory,
+        library.stream(),
+    )

@@ -5,6 +5,8 @@ skipped test is never read as a pass. `make test-emulated` runs them on the CPU,
 need a true device: wrappers, checks, workspace, launches and kernels are the same.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import reference
@@ -13,6 +15,13 @@ from score_problems import problem
 from ntkfast import _core, cuda_ops, ops
 
 torch = pytest.importorskip("torch")
+
+from ntk_networks import networks  # noqa: E402
+
+from ntkfast._jacobian import compiled, contract  # noqa: E402
+from ntkfast._jacobian.sketch import CountSketch  # noqa: E402
+from ntkfast.ntk import EmpiricalNTK  # noqa: E402
+
 INDICES = ("candidates", "evaluation")
 ARRAYS = ("mean", "outputs", "variance", "noise", "label_probs", "weights", "log_loss_targets")
 # Relative to the largest utility. Features are rounded to tf32 (11 bits) and bf16 (8 bits).
@@ -267,30 +276,57 @@ def test_errors_name_the_argument(gpu):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_conditioning_and_contractions(gpu, dtype):
+def test_conditioning(gpu, dtype):
     rng = np.random.default_rng(11)
     N, d, b = 333, 70, 5
     tolerance = 1e-5 if dtype == np.float32 else 1e-12
     psi = rng.normal(size=(N, d)).astype(dtype)
-    U, C, W = rng.normal(size=(b, d)), rng.normal(size=(b, d)), rng.normal(size=(d, d))
-    G, weights, V = W @ W.T, rng.uniform(size=N), 0.1 * rng.normal(size=(b, N))
+    U, C, V = rng.normal(size=(b, d)), rng.normal(size=(b, d)), 0.1 * rng.normal(size=(b, N))
     S = (psi @ psi.T).astype(dtype)
-    t = {
-        name: torch.from_numpy(a).to(gpu)
-        for name, a in dict(U=U, C=C, W=W, G=G, V=V, w=weights).items()
-    }
-    x = torch.from_numpy(psi).to(gpu)
-    close(cuda_ops.whiten(x, t["W"]), reference.whiten(psi, W), tolerance)
+    t = {name: torch.tensor(a, device=gpu) for name, a in dict(U=U, C=C, V=V, S=S, x=psi).items()}
+    cuda_ops.condition_dense(t["S"], t["V"])
+    reference.condition_dense(S, V)
+    close(t["S"], S, tolerance)
+    cuda_ops.condition_features(t["x"], t["U"], t["C"])
+    reference.condition_features(psi, U, C)
+    close(t["x"], psi, tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
+def test_contractions(gpu, precision):
+    """All that only reads features takes them in bfloat16 too."""
+    rng = np.random.default_rng(11)
+    N, d, k = 333, 70, 11
+    x = features(rng.normal(size=(N, d)), precision, gpu)
+    psi = x.double().cpu().numpy()
+    W, B, weights = rng.normal(size=(d, d)), rng.normal(size=(d, k)), rng.uniform(size=N)
+    G = W @ W.T
+    t = {n: torch.tensor(a, device=gpu) for n, a in dict(W=W, B=B, G=G, w=weights).items()}
+    whitened = cuda_ops.whiten(x, t["W"])
+    assert whitened.dtype == (torch.float64 if precision == "float64" else torch.float32)
+    close(whitened, reference.whiten(psi, W), 1e-12 if precision == "float64" else 1e-5)
     close(cuda_ops.weighted_gram(x, t["w"]), reference.weighted_gram(psi, weights), 1e-12)
     close(cuda_ops.quadratic_form(x, t["G"]), reference.quadratic_form(psi, G), 1e-12)
     close(cuda_ops.squared_norms(x), reference.squared_norms(psi), 1e-12)
-    dense = torch.from_numpy(S).to(gpu)
-    cuda_ops.condition_dense(dense, t["V"])
-    reference.condition_dense(S, V)
-    close(dense, S, tolerance)
-    cuda_ops.condition_features(x, t["U"], t["C"])
-    reference.condition_features(psi, U, C)
-    close(x, psi, tolerance)
+    close(cuda_ops.product(x, t["B"]), reference.product(psi, B), 1e-12)
+    close(cuda_ops.product(x, t["B"][:, :0]), reference.product(psi, B[:, :0]), 1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
+@pytest.mark.parametrize("d", [5, 2048, 2049, 6500])
+def test_downdate_moments(gpu, d, precision):
+    """Of any number of columns: more than shared memory holds are taken in parts."""
+    rng = np.random.default_rng(d)
+    x = features(rng.normal(size=(70, d)), precision, gpu)
+    g, h, scalars = rng.normal(size=d), rng.normal(size=d), np.array([0.7, 2.5])
+    q, s = rng.normal(size=70), rng.normal(size=70)
+    t = [torch.tensor(a, device=gpu) for a in (g, h, scalars, q, s)]
+    cuda_ops.downdate_moments(x, *t)
+    alpha, beta = (x.double().cpu().numpy() @ v for v in (g, h))
+    close(t[3], q - 2 * alpha * beta / 2.5 + alpha**2 * 0.7 / 2.5**2, 1e-12)
+    close(t[4], s - alpha**2 / 2.5, 1e-12)
 
 
 @pytest.mark.gpu
@@ -317,19 +353,19 @@ def test_cholesky(gpu, n):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_select_variance_reduction(gpu, dtype):
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
+def test_select_variance_reduction(gpu, precision):
     rng = np.random.default_rng(12)
     N, d, picks = (700, 33, 12) if cuda_ops.emulated() else (3000, 96, 40)
-    psi = (rng.normal(size=(N, d)) * np.exp(-np.arange(d) / 20)).astype(dtype)
-    x, weights = torch.from_numpy(psi).to(gpu), rng.uniform(size=N)
+    x = features(rng.normal(size=(N, d)) * np.exp(-np.arange(d) / 20), precision, gpu)
+    weights = rng.uniform(size=N)
     G = cuda_ops.weighted_gram(x, torch.from_numpy(weights).to(gpu))
     q, s = cuda_ops.quadratic_form(x, G), cuda_ops.squared_norms(x)
     picked, utilities = cuda_ops.select_variance_reduction(
         x, None, picks, gram=G, q=q, s=s, noise=torch.full((N,), 0.05, device=gpu).double()
     )
-    exact, C, free = psi.astype(np.float64), np.eye(d), np.ones(N, bool)
-    gram = reference.weighted_gram(psi, weights)
+    exact, C, free = x.double().cpu().numpy(), np.eye(d), np.ones(N, bool)
+    gram = reference.weighted_gram(exact, weights)
     for t in range(picks):
         image = exact @ C
         score = ((image @ gram) * image).sum(1) / ((image * exact).sum(1) + 0.05)
@@ -361,6 +397,7 @@ def every_operation(device):
     cuda_ops.condition_dense(S, 0.1 * array(3, 150))
     results["condition_dense"] = S
     results["whiten"] = cuda_ops.whiten(x, array(37, 37))
+    results["product"] = cuda_ops.product(x, array(37, 5))
     G = results["weighted_gram"] = cuda_ops.weighted_gram(x, array(150) ** 2)
     q = results["quadratic_form"] = cuda_ops.quadratic_form(x, G)
     s = results["squared_norms"] = cuda_ops.squared_norms(x)
@@ -393,6 +430,128 @@ def test_every_operation_is_reproducible(gpu, monkeypatch):
         monkeypatch.setenv("NTKFAST_EMULATION_ORDER", order)
         for name, array in every_operation(gpu).items():
             assert torch.equal(array, first[name]), name
+
+
+# --- Contractions of gradients --------------------------------------------------------------------
+
+
+def exact_tolerance(precision):
+    """bf16 factors are rounded before the reference sees them."""
+    return TOLERANCE[precision] if precision != "bf16" else 2e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_gram_add(gpu, precision, lower):
+    rng = np.random.default_rng(14)
+    for n, m, depth in [(150, 131, 333), (3, 5, 5000), (1, 1, 1), (0, 3, 4), (3, 2, 0)]:
+        wide = features(rng.normal(size=(n + m, depth + 1)), precision, gpu)
+        A, B = wide[:n, 1:], wide[n:, :depth]  # one of them unaligned
+        out = torch.zeros((n, m), dtype=torch.float64 if precision == "float64" else torch.float32)
+        out = (out + 0.5).to(gpu)
+        expected = np.full((n, m), 0.5)
+        reference.gram_add(*(f.double().cpu().numpy() for f in (A, B)), expected)
+        cuda_ops.gram_add(A, B, out, lower=lower, precision=precision)
+        keep = (lambda a: a.tril()) if lower else (lambda a: a)
+        close(keep(out), keep(torch.from_numpy(expected)).numpy(), exact_tolerance(precision))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_gram_ghost(gpu, precision):
+    rng = np.random.default_rng(15)
+    for n, m, T, S, p, q, combinations in [
+        (9, 4, 17, 17, 5, 40, ()), (3, 40, 1, 3, 8, 9, ()), (2, 3, 150, 40, 3, 4, ()),
+        (3, 2, 9, 9, 4, 18, (2, 3)), (0, 2, 3, 3, 2, 2, ()), (2, 2, 3, 3, 0, 2, ()),
+    ]:  # fmt: skip
+        several, several2 = ((c,) for c in combinations) if combinations else ((), ())
+        shapes = (*several, n, T, p), (n, T, q), (*several2, m, S, p), (m, S, q)
+        factors = [features(rng.normal(size=shape), precision, gpu) for shape in shapes]
+        rows, cols = (size * np.prod(c, dtype=int) for size, c in ((n, several), (m, several2)))
+        expected = np.zeros((rows, cols))
+        reference.gram_ghost(*(f.double().cpu().numpy() for f in factors), expected)
+        kind = torch.float64 if precision == "float64" else torch.float32
+        out = torch.zeros((rows, cols), dtype=kind, device=gpu)
+        cuda_ops.gram_ghost(*factors, out, precision=precision)
+        close(out, expected, exact_tolerance(precision))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dim", [1, 100, 4096, 30000])
+def test_sketches(gpu, dtype, dim):
+    rng = np.random.default_rng(16)
+    start, keys = 123457, (2**64 - 3, 12345)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
+    values, out = rng.normal(size=(3, 5000)).astype(dtype), np.ones((3, dim), dtype=dtype)
+    found = torch.tensor(out, device=gpu)
+    ops.sketch_add(values, start, *keys, out)
+    cuda_ops.sketch_add(torch.tensor(values, device=gpu), start, *keys, found)
+    assert np.array_equal(found.cpu().numpy(), out)
+    for T, groups, rows, size in [(16, 1, 9, 600), (100, 1, 70, 30), (4, 3, 2, 9)]:
+        left = rng.normal(size=(2, groups * rows * T)).astype(dtype)
+        right = rng.normal(size=(2, groups * size * T)).astype(dtype)
+        channels = np.arange(T), np.arange(groups * rows) * T
+        positions = np.arange(T) * (groups * size), np.arange(groups * size)
+        factors = left, *channels, right, *positions
+        expected = np.zeros((2, dim))
+        reference.sketch_gradients(*factors, start, *keys, expected, groups=groups)
+        found = torch.zeros((2, dim), dtype=getattr(torch, np.dtype(dtype).name), device=gpu)
+        on_device = [torch.tensor(a, device=gpu) for a in factors]
+        cuda_ops.sketch_gradients(*on_device, start, *keys, found, groups=groups)
+        close(found, expected, tolerance)
+
+
+@pytest.mark.gpu
+def test_errors_of_contractions_name_the_argument(gpu):
+    data, table = torch.zeros((2, 6), device=gpu), torch.arange(3, device=gpu)
+    out = torch.zeros((2, 2), device=gpu)
+    with pytest.raises(ValueError, match="out: expected shape"):
+        cuda_ops.gram_add(data, data, data)
+    with pytest.raises(ValueError, match="precision: unknown name"):
+        cuda_ops.gram_add(data, data, out, precision="fp8")
+    with pytest.raises(ValueError, match="A: expected bfloat16"):
+        cuda_ops.gram_add(data, data, out, precision="bf16")
+    with pytest.raises(ValueError, match="right2: expected shape"):
+        cuda_ops.gram_ghost(*[data.view(2, 3, 2)] * 3, data.view(2, 2, 3), out)
+    factors = data, table, table, data, table, table
+    with pytest.raises(ValueError, match="start: expected at least 0"):
+        cuda_ops.sketch_gradients(*factors, -1, 1, 2, out)
+    with pytest.raises(ValueError, match="groups: expected a divisor"):
+        cuda_ops.sketch_gradients(*factors, 0, 1, 2, out, groups=2)
+    with pytest.raises(ValueError, match="right_positions: expected shape"):
+        cuda_ops.sketch_gradients(*factors[:4], table[:2], table, 0, 1, 2, out)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("outputs", ["sum", "full"])
+@pytest.mark.parametrize("name", ["conv", "resnet", "attention", "everything"])
+def test_tangent_kernel(gpu, name, outputs, monkeypatch):
+    """Features and Gram matrices of models on a GPU, against the torch path of a CPU."""
+    model, x = networks()[name]
+    expected = []
+    with monkeypatch.context() as patch:
+        patch.setattr(contract, "contractions", lambda value: None)
+        patch.setattr(CountSketch, "add", CountSketch.add_by_runs)
+        ntk = EmpiricalNTK(model, outputs, dim=100)
+        expected += [ntk.features(x), ntk.gram(x)]
+    used = []
+    for operation in ("gram_add", "gram_ghost", "sketch_add", "sketch_gradients"):
+        count = partial(_counted, getattr(cuda_ops, operation), used, operation)
+        monkeypatch.setattr(cuda_ops, operation, count)
+    monkeypatch.setitem(compiled._BY_DEVICE, gpu.type, compiled.CudaContractions)
+    ntk = EmpiricalNTK(model.to(gpu), outputs, dim=100)
+    for found, by_torch in zip(
+        (ntk.features(x.to(gpu)), ntk.gram(x.to(gpu))), expected, strict=True
+    ):
+        close(found, by_torch.numpy(), 1e-11)
+    assert {"gram_add", "sketch_add", "sketch_gradients"} <= set(used)
+
+
+def _counted(operation, used, name, *arguments, **keywords):
+    used.append(name)
+    return operation(*arguments, **keywords)
 
 
 @pytest.mark.gpu

@@ -72,7 +72,7 @@ step tests 150 "${gpu_tests[@]}"
 
 # A few tests reach every kernel; under the sanitizer they are some hundred times slower.
 sanitized=("${gpu_tests[@]}" -x -k
-  "every_operation or any_depth and 33 or dense and float32 and 3 or many_classes and 100 or cholesky and 65 or contractions")
+  "every_operation or any_depth and 33 or dense and float32 and 3 or many_classes and 100 or cholesky and 65 or conditioning or contractions or moments")
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck; do
     # torch's allocator hides the ends of arrays from the sanitizer.

@@ -31,6 +31,18 @@ T* device_array(const TensorView& view, const char* name,
   return contiguous<T>(view, name, shape, Device::kCuda);
 }
 
+/// Calls visitor(element) with a number of the element type of features that are read only.
+template <class Visitor>
+void visit_element(const TensorView& features, Visitor&& visitor) {
+  if (features.dtype == DType::kFloat64) {
+    visitor(double{});
+  } else if (features.dtype == DType::kBFloat16) {
+    visitor(BFloat16{});
+  } else {
+    visitor(float{});
+  }
+}
+
 /// Number of the device all views lie on; views with ndim 0 are absent.
 inline int common_device(std::initializer_list<const TensorView*> views) {
   const TensorView* first = nullptr;

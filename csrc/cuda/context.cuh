@@ -42,6 +42,16 @@ NTKFAST_HD inline float to_float(BFloat16 value) {
   return result;
 }
 
+/// An element of an array as a number of type T.
+template <class T, class S>
+NTKFAST_HD inline T number(S value) {
+  return static_cast<T>(value);
+}
+template <class T>
+NTKFAST_HD inline T number(BFloat16 value) {
+  return static_cast<T>(to_float(value));
+}
+
 /// Operand types of the tensor-core instruction; both read 32 bytes of a row per step.
 struct Tf32 {};
 struct Bf16 {};

@@ -9,9 +9,6 @@ void downdate(const TensorView& psi_view, const TensorView& g_view, const Tensor
               const TensorView& scalars_view, const TensorView& q_view, const TensorView& s_view,
               void* stream) {
   const MatrixView<T> psi = device_matrix<T>(psi_view, "psi", -1, -1);
-  require(psi.cols <= kMaxMomentColumns, "psi: expected at most " +
-                                             std::to_string(kMaxMomentColumns) + " columns, got " +
-                                             std::to_string(psi.cols));
   MomentArgs<T> args{};
   args.psi = psi.data;
   args.row_stride = psi.row_stride;
@@ -33,11 +30,8 @@ void downdate(const TensorView& psi_view, const TensorView& g_view, const Tensor
 void downdate_moments_cuda(const TensorView& psi, const TensorView& g, const TensorView& h,
                            const TensorView& scalars, const TensorView& q, const TensorView& s,
                            void* stream) {
-  if (psi.dtype == DType::kFloat64) {
-    downdate<double>(psi, g, h, scalars, q, s, stream);
-  } else {
-    downdate<float>(psi, g, h, scalars, q, s, stream);
-  }
+  visit_element(
+      psi, [&](auto element) { downdate<decltype(element)>(psi, g, h, scalars, q, s, stream); });
 }
 
 }  // namespace ntkfast

@@ -92,7 +92,7 @@ struct SquaredNorms {
     if (i < args.rows) {
       const S* x = args.X + i * args.row_stride;
       for (int64_t j = lane; j < args.cols; j += 32)
-        sum = fma(static_cast<double>(x[j]), static_cast<double>(x[j]), sum);
+        sum = fma(number<double>(x[j]), number<double>(x[j]), sum);
     }
     sum = sum_lanes<32>(ctx, sum);
     if (lane == 0 && i < args.rows) args.out[i] = sum;

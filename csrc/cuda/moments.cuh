@@ -13,6 +13,8 @@ namespace {
 constexpr int kMomentThreads = 256;
 constexpr int kMomentRows = 4;
 constexpr int kMomentRowsPerBlock = kMomentThreads / 32 * kMomentRows;
+/// Columns of g and h in shared memory at a time.
+constexpr int kMomentColumns = 2048;
 
 template <class S>
 struct MomentArgs {
@@ -40,31 +42,38 @@ NTKFAST_HD inline bool better_pick(double value, int64_t row, double best, int64
 template <class S>
 struct DowndateMoments {
   static constexpr int kThreads = kMomentThreads;
+  static NTKFAST_HD int columns_at_once(int64_t cols) {
+    return cols < kMomentColumns ? static_cast<int>(cols) : kMomentColumns;
+  }
   static int shared_bytes(int64_t cols) {
-    return static_cast<int>(2 * cols * int64_t{sizeof(double)}) + 16 * kMomentThreads / 32;
+    return 2 * columns_at_once(cols) * int{sizeof(double)} + 16 * kMomentThreads / 32;
   }
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const MomentArgs<S>& args) {
     const int thread = ctx.thread(), lane = thread % 32, warp = thread / 32;
-    const int cols = static_cast<int>(args.cols);
-    const auto g = ctx.template shared<double>(0, cols);
-    const auto h = ctx.template shared<double>(cols * int{sizeof(double)}, cols);
-    const int tail = 2 * cols * int{sizeof(double)};
+    const int width = columns_at_once(args.cols);
+    const auto g = ctx.template shared<double>(0, width);
+    const auto h = ctx.template shared<double>(width * int{sizeof(double)}, width);
+    const int tail = 2 * width * int{sizeof(double)};
     const auto values = ctx.template shared<double>(tail, kMomentThreads / 32);
     const auto places =
         ctx.template shared<int64_t>(tail + 8 * (kMomentThreads / 32), kMomentThreads / 32);
-    for (int j = thread; j < cols; j += kThreads) {
-      g[j] = args.g[j];
-      h[j] = args.h[j];
-    }
+    const auto load = [&](int64_t first, int count) {
+      for (int j = thread; j < count; j += kThreads) {
+        g[j] = args.g[first + j];
+        h[j] = args.h[first + j];
+      }
+    };
+    const bool once = args.cols <= width;  // loaded once per block, however many rows it has
+    if (once) load(0, width);
     ctx.barrier();
     const double gGg = args.scalars ? args.scalars[0] : 0.0,
                  D = args.scalars ? args.scalars[1] : 1.0;
     double best = -HUGE_VAL;
     int64_t best_row = INT64_MAX;
-    // Blocks stride over the rows, so that g and h are loaded once per block.
-    for (int64_t first = (ctx.block_x() * (kThreads / 32) + warp) * kMomentRows; first < args.rows;
-         first += ctx.grid_x() * kMomentRowsPerBlock) {
+    for (int64_t first_of_block = ctx.block_x() * kMomentRowsPerBlock; first_of_block < args.rows;
+         first_of_block += ctx.grid_x() * kMomentRowsPerBlock) {
+      const int64_t first = first_of_block + warp * kMomentRows;
       const S* x[kMomentRows];
       NTKFAST_UNROLL_DEVICE
       for (int r = 0; r < kMomentRows; ++r) {
@@ -72,13 +81,22 @@ struct DowndateMoments {
         x[r] = args.psi + (args.index ? args.index[i] : i) * args.row_stride;
       }
       double alpha[kMomentRows] = {}, beta[kMomentRows] = {};
-      for (int j = lane; j < cols; j += 32) {
-        const double g_j = g[j], h_j = h[j];
-        NTKFAST_UNROLL_DEVICE
-        for (int r = 0; r < kMomentRows; ++r) {
-          const double value = static_cast<double>(x[r][j]);
-          alpha[r] = fma(value, g_j, alpha[r]);
-          beta[r] = fma(value, h_j, beta[r]);
+      for (int64_t column = 0; column < args.cols; column += width) {
+        const int64_t left = args.cols - column;
+        const int count = left < width ? static_cast<int>(left) : width;
+        if (!once) {
+          ctx.barrier();
+          load(column, count);
+          ctx.barrier();
+        }
+        for (int j = lane; j < count; j += 32) {
+          const double g_j = g[j], h_j = h[j];
+          NTKFAST_UNROLL_DEVICE
+          for (int r = 0; r < kMomentRows; ++r) {
+            const double value = number<double>(x[r][column + j]);
+            alpha[r] = fma(value, g_j, alpha[r]);
+            beta[r] = fma(value, h_j, beta[r]);
+          }
         }
       }
       NTKFAST_UNROLL_DEVICE
@@ -167,7 +185,7 @@ struct TakePick {
     const S* x = row < INT64_MAX ? args.psi + (args.index ? args.index[row] : row) * args.row_stride
                                  : nullptr;
     for (int64_t j = ctx.thread(); j < args.cols; j += kThreads)
-      args.pick[j] = x ? static_cast<double>(x[j]) : 0.0;
+      args.pick[j] = x ? number<double>(x[j]) : 0.0;
   }
 };
 
@@ -215,9 +233,6 @@ struct OuterDowndate {
                     : args.C[e] - (args.g[i < j ? i : j] / args.scalars[1]) * args.g[i < j ? j : i];
   }
 };
-
-/// g and h fit in the shared memory of a block (227 KB from sm_90 on, 99 KB on the smallest).
-constexpr int64_t kMaxMomentColumns = 6000;
 
 /// Blocks of a pass over psi: every warp of a large GPU busy, g and h loaded a few times per
 /// multiprocessor.

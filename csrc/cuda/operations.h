@@ -54,8 +54,12 @@ void condition_features_cuda(const TensorView& psi, const TensorView& U, const T
                              const Workspace& workspace, void* stream);
 void condition_dense_cuda(const TensorView& S, const TensorView& V, void* stream);
 
+/// bfloat16 is accepted for features that are only read: here and below, and by score_features. psi
+/// has the features' type, float32 for bfloat16.
 void whiten_cuda(const TensorView& features, const TensorView& W, const TensorView& psi,
                  void* stream);
+/// Y = X B, products and sums in double.
+void product_cuda(const TensorView& X, const TensorView& B, const TensorView& Y, void* stream);
 void weighted_gram_cuda(const TensorView& X, const TensorView& weights, const TensorView& G,
                         void* stream);
 void quadratic_form_cuda(const TensorView& X, const TensorView& G, const TensorView& q,

@@ -21,11 +21,7 @@ void quadratic_form(const TensorView& X_view, const TensorView& G_view, const Te
 
 void quadratic_form_cuda(const TensorView& X, const TensorView& G, const TensorView& q,
                          void* stream) {
-  if (X.dtype == DType::kFloat64) {
-    quadratic_form<double>(X, G, q, stream);
-  } else {
-    quadratic_form<float>(X, G, q, stream);
-  }
+  visit_element(X, [&](auto element) { quadratic_form<decltype(element)>(X, G, q, stream); });
 }
 
 }  // namespace ntkfast

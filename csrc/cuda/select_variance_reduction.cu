@@ -10,9 +10,6 @@ void select(const TensorView& psi_view, const TensorView& candidates, const Tens
             const TensorView& picked, const TensorView& utilities, const Workspace& workspace,
             void* stream) {
   const MatrixView<T> psi = device_matrix<T>(psi_view, "psi", -1, -1);
-  require(psi.cols <= kMaxMomentColumns, "psi: expected at most " +
-                                             std::to_string(kMaxMomentColumns) + " columns, got " +
-                                             std::to_string(psi.cols));
   SelectionArgs<T> args{};
   args.psi = psi.data;
   args.row_stride = psi.row_stride;
@@ -52,11 +49,10 @@ void select_variance_reduction_cuda(const TensorView& psi, const TensorView& can
                                     const TensorView& noise, const TensorView& picked,
                                     const TensorView& utilities, const Workspace& workspace,
                                     void* stream) {
-  if (psi.dtype == DType::kFloat64) {
-    select<double>(psi, candidates, G, q, s, noise, picked, utilities, workspace, stream);
-  } else {
-    select<float>(psi, candidates, G, q, s, noise, picked, utilities, workspace, stream);
-  }
+  visit_element(psi, [&](auto element) {
+    select<decltype(element)>(psi, candidates, G, q, s, noise, picked, utilities, workspace,
+                              stream);
+  });
 }
 
 }  // namespace ntkfast

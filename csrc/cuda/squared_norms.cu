@@ -17,11 +17,7 @@ void squared_norms(const TensorView& X_view, const TensorView& s_view, void* str
 }  // namespace
 
 void squared_norms_cuda(const TensorView& X, const TensorView& s, void* stream) {
-  if (X.dtype == DType::kFloat64) {
-    squared_norms<double>(X, s, stream);
-  } else {
-    squared_norms<float>(X, s, stream);
-  }
+  visit_element(X, [&](auto element) { squared_norms<decltype(element)>(X, s, stream); });
 }
 
 }  // namespace ntkfast

@@ -50,7 +50,7 @@ NTKFAST_DEVICE T element(const Factor<S>& from, int64_t row, int64_t rows, int64
                          int64_t depth) {
   if (row >= rows || k >= depth) return T(0);
   const int64_t source = from.index ? from.index[row] : row;
-  const T value = static_cast<T>(from.data[source * from.row_stride + k * from.col_stride]);
+  const T value = number<T>(from.data[source * from.row_stride + k * from.col_stride]);
   return from.depth_scale ? value * static_cast<T>(from.depth_scale[k]) : value;
 }
 

@@ -31,11 +31,7 @@ void weighted_gram(const TensorView& X_view, const TensorView& weights_view,
 
 void weighted_gram_cuda(const TensorView& X, const TensorView& weights, const TensorView& G,
                         void* stream) {
-  if (X.dtype == DType::kFloat64) {
-    weighted_gram<double>(X, weights, G, stream);
-  } else {
-    weighted_gram<float>(X, weights, G, stream);
-  }
+  visit_element(X, [&](auto element) { weighted_gram<decltype(element)>(X, weights, G, stream); });
 }
 
 }  // namespace ntkfast

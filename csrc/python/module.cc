@@ -290,6 +290,14 @@ void register_cuda(py::module_& m) {
       },
       py::arg("features"), py::arg("W"), py::arg("psi"), py::arg("stream"));
   m.def(
+      "cuda_product",
+      [](const DeviceArray& X, const DeviceArray& B, const DeviceArray& Y, std::uintptr_t stream) {
+        const TensorView X_view = view_of(X, "X"), B_view = view_of(B, "B"),
+                         Y_view = view_of(Y, "Y");
+        released([&] { product_cuda(X_view, B_view, Y_view, stream_of(stream)); });
+      },
+      py::arg("X"), py::arg("B"), py::arg("Y"), py::arg("stream"));
+  m.def(
       "cuda_weighted_gram",
       [](const DeviceArray& X, const DeviceArray& weights, const DeviceArray& G,
          std::uintptr_t stream) {
