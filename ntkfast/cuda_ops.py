@@ -30,12 +30,16 @@ __all__ = [
     "condition_features",
     "downdate_moments",
     "emulated",
+    "gram_add",
+    "gram_ghost",
     "problem",
     "product",
     "quadratic_form",
     "score_dense",
     "score_features",
     "select_variance_reduction",
+    "sketch_add",
+    "sketch_gradients",
     "squared_norms",
     "triangular_solve",
     "weighted_gram",
@@ -405,7 +409,9 @@ def whiten(features: Array, W: Array) -> Array:
     features (N, d) float32, float64 or bfloat16 (the result is float32 then); W (d, d) float64.
     """
     library = _library("features", features)
-    psi = library.empty(_matrix("features", features), _view("features", features)[3])
+    dtype = _view("features", features)[3]
+    dtype = "float32" if dtype == "bfloat16" else dtype
+    psi = library.empty(_matrix("features", features), dtype)
     _core.cuda_whiten(
         _view("features", features), _view("W", W), _view("psi", psi), library.stream()
     )
