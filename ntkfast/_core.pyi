@@ -23,6 +23,8 @@ __all__: list[str] = [
     "cuda_condition_features_workspace",
     "cuda_downdate_moments",
     "cuda_emulated",
+    "cuda_gram_add",
+    "cuda_gram_ghost",
     "cuda_problem",
     "cuda_product",
     "cuda_quadratic_form",
@@ -32,16 +34,21 @@ __all__: list[str] = [
     "cuda_score_features_workspace",
     "cuda_select_variance_reduction",
     "cuda_select_variance_reduction_workspace",
+    "cuda_sketch_add",
+    "cuda_sketch_gradients",
+    "cuda_sketch_workspace",
     "cuda_squared_norms",
     "cuda_triangular_solve",
     "cuda_weighted_gram",
     "cuda_whiten",
     "downdate_moments",
+    "form_gradients",
     "gram_add",
     "gram_ghost",
     "num_threads",
     "product",
     "quadratic_form",
+    "score_blocks",
     "score_dense",
     "score_features",
     "sketch_add",
@@ -211,6 +218,72 @@ def cuda_downdate_moments(
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_emulated() -> bool: ...
+def cuda_gram_add(
+    A: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    B: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    out: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    lower: bool,
+    precision: str,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_gram_ghost(
+    left: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    right: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    left2: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    right2: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    out: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    lower: bool,
+    precision: str,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
 def cuda_problem() -> str: ...
 def cuda_product(
     X: tuple[
@@ -533,6 +606,93 @@ def cuda_select_variance_reduction_workspace(
     num_candidates: typing.SupportsInt | typing.SupportsIndex,
     num_features: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
+def cuda_sketch_add(
+    values: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    start: typing.SupportsInt | typing.SupportsIndex,
+    sign_key: typing.SupportsInt | typing.SupportsIndex,
+    shift_key: typing.SupportsInt | typing.SupportsIndex,
+    out: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    workspace: tuple[
+        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_sketch_gradients(
+    left: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    left_positions: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    left_columns: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    right: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    right_positions: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    right_columns: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    groups: typing.SupportsInt | typing.SupportsIndex,
+    start: typing.SupportsInt | typing.SupportsIndex,
+    sign_key: typing.SupportsInt | typing.SupportsIndex,
+    shift_key: typing.SupportsInt | typing.SupportsIndex,
+    out: tuple[
+        typing.SupportsInt | typing.SupportsIndex,
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        str,
+        typing.SupportsInt | typing.SupportsIndex,
+    ],
+    workspace: tuple[
+        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+    ],
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_sketch_workspace(
+    start: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def cuda_squared_norms(
     X: tuple[
         typing.SupportsInt | typing.SupportsIndex,
@@ -625,6 +785,17 @@ def downdate_moments(
     q: numpy.ndarray,
     s: numpy.ndarray,
 ) -> None: ...
+def form_gradients(
+    left: numpy.ndarray,
+    left_positions: numpy.ndarray,
+    left_columns: numpy.ndarray,
+    right: numpy.ndarray,
+    right_positions: numpy.ndarray,
+    right_columns: numpy.ndarray,
+    groups: typing.SupportsInt | typing.SupportsIndex,
+    out: numpy.ndarray,
+    add: bool,
+) -> None: ...
 def gram_add(A: numpy.ndarray, B: numpy.ndarray, out: numpy.ndarray, lower: bool) -> None: ...
 def gram_ghost(
     left: numpy.ndarray,
@@ -637,6 +808,27 @@ def gram_ghost(
 def num_threads() -> int: ...
 def product(X: numpy.ndarray, B: numpy.ndarray, Y: numpy.ndarray) -> None: ...
 def quadratic_form(X: numpy.ndarray, G: numpy.ndarray, q: numpy.ndarray) -> None: ...
+def score_blocks(
+    covariance: numpy.ndarray,
+    rows: numpy.ndarray | None,
+    columns: numpy.ndarray | None,
+    evaluation_variance: numpy.ndarray | None,
+    criterion: str,
+    candidates: numpy.ndarray,
+    evaluation: numpy.ndarray,
+    mean: numpy.ndarray,
+    outputs: numpy.ndarray,
+    variance: numpy.ndarray,
+    noise: numpy.ndarray,
+    ridge: typing.SupportsFloat | typing.SupportsIndex,
+    label_probs: numpy.ndarray,
+    weights: numpy.ndarray,
+    label_scale: typing.SupportsFloat | typing.SupportsIndex,
+    cross_entropy: bool,
+    temperature: typing.SupportsFloat | typing.SupportsIndex,
+    log_loss_targets: numpy.ndarray | None,
+    utilities: numpy.ndarray,
+) -> None: ...
 def score_dense(
     S: numpy.ndarray,
     downdate: numpy.ndarray | None,
@@ -688,6 +880,7 @@ def sketch_gradients(
     right: numpy.ndarray,
     right_positions: numpy.ndarray,
     right_columns: numpy.ndarray,
+    groups: typing.SupportsInt | typing.SupportsIndex,
     start: typing.SupportsInt | typing.SupportsIndex,
     sign_key: typing.SupportsInt | typing.SupportsIndex,
     shift_key: typing.SupportsInt | typing.SupportsIndex,

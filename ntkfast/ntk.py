@@ -611,7 +611,7 @@ class EmpiricalNTK:
             if type(sketch) is CountSketch and contract.is_compiled(gradient):
                 for r, left, right in contract.factors(gradient, self._dtype):
                     rows, shift = self._place(r, gradient[0].combinations, shared)
-                    sketch.add_gradients(left, right, offset + shift, rows)
+                    sketch.add_gradients(left, right, gradient[0].groups, offset + shift, rows)
                 continue
             if isinstance(sketch, KroneckerSketch):
                 tiles = contract.kronecker_tiles(gradient, n, self._dtype, sketch, offset)

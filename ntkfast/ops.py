@@ -431,6 +431,8 @@ def sketch_gradients(
     sign_key: int,
     shift_key: int,
     out: Floating,
+    *,
+    groups: int = 1,
 ) -> None:
     r"""Add the count-sketches of per-sample weight gradients to `out`, in place.
 
@@ -446,7 +448,7 @@ def sketch_gradients(
         type of all products and sums.
     left_positions, right_positions : (T,) int64
         Offsets of the T positions, at least 0.
-    left_columns, right_columns : (rows,), (size,) int64
+    left_columns, right_columns : (groups rows,), (groups size,) int64
         Offsets of the rows and columns of the gradient, at least 0.
     start : int
         Index of the gradient's first entry among all parameters.
@@ -454,6 +456,9 @@ def sketch_gradients(
         Keys of the sketch, in [0, 2^64).
     out : (n, dim) float
         The sketches, of the type of `left`.
+    groups : int
+        The columns of both factors fall into this many groups, and only columns of the same group
+        are multiplied: the gradient is (groups rows, size), as of a grouped convolution.
 
     Raises
     ------
@@ -467,10 +472,41 @@ def sketch_gradients(
         _floating(right, "right"),
         _indices(right_positions),
         _indices(right_columns),
+        groups,
         start,
         sign_key,
         shift_key,
         _in_place(out, "out"),
+    )
+
+
+def form_gradients(
+    left: Floating,
+    left_positions: Indices,
+    left_columns: Indices,
+    right: Floating,
+    right_positions: Indices,
+    right_columns: Indices,
+    out: Floating,
+    *,
+    groups: int = 1,
+    add: bool = False,
+) -> None:
+    """Store the per-sample weight gradients of `sketch_gradients` in `out`, or `add` them to it.
+
+    out (n, groups rows size) float32 or float64, the type of `left` and of all products and sums;
+    the factors and errors are those of `sketch_gradients`.
+    """
+    _core.form_gradients(
+        _floating(left, "left"),
+        _indices(left_positions),
+        _indices(left_columns),
+        _floating(right, "right"),
+        _indices(right_positions),
+        _indices(right_columns),
+        groups,
+        _in_place(out, "out"),
+        add,
     )
 
 
@@ -498,14 +534,21 @@ def gram_ghost(
     without the gradients: two tiles of products over pairs of positions are multiplied and summed
     in cache.
 
-    left (n, T, p), right (n, T, q), left2 (m, S, p), right2 (m, S, q) C-contiguous, out (n, m),
-    float32 or float64 throughout and computed in that type. With `lower`, entries above the
-    diagonal are left undefined.
+    left (n, T, p), right (n, T, q), left2 (m, S, p), right2 (m, S, q), out (n, m), float32 or
+    float64 throughout and computed in that type. With several left factors for one right one,
+    left (R, n, T, p) and left2 (R2, m, S, p), out (n R, m R2) has the products of all pairs of
+    them, rows and columns sample by sample; the right factors are multiplied once for all. With
+    `lower`, entries above the diagonal are left undefined.
     """
+
+    def combinations(array: Floating, name: str) -> Floating:
+        array = _floating(array, name)
+        return np.ascontiguousarray(array[None] if array.ndim == 3 else array)
+
     _core.gram_ghost(
-        np.ascontiguousarray(_floating(left, "left")),
+        combinations(left, "left"),
         np.ascontiguousarray(_floating(right, "right")),
-        np.ascontiguousarray(_floating(left2, "left2")),
+        combinations(left2, "left2"),
         np.ascontiguousarray(_floating(right2, "right2")),
         _in_place(out, "out"),
         lower,

@@ -252,22 +252,31 @@ def sketch_add(values, start, sign_key, shift_key, out):
     out[...] = total
 
 
-def sketch_gradients(
+def form_gradients(
     left,
     left_positions,
     left_columns,
     right,
     right_positions,
     right_columns,
-    start,
-    sign_key,
-    shift_key,
     out,
+    *,
+    groups=1,
+    add=False,
 ):
     L = left[:, left_positions[:, None] + left_columns].astype(np.float64)
     R = right[:, right_positions[:, None] + right_columns].astype(np.float64)
-    gradients = np.einsum("itr,itc->irc", L, R)
-    sketch_add(gradients.reshape(len(out), -1), start, sign_key, shift_key, out)
+    L, R = (a.reshape(*a.shape[:2], groups, a.shape[2] // groups) for a in (L, R))
+    gradients = np.einsum("itgr,itgc->igrc", L, R).reshape(len(out), -1)
+    out[...] = out + gradients if add else gradients
+
+
+def sketch_gradients(*factors, groups=1):
+    *factors, start, sign_key, shift_key, out = factors
+    size = len(factors[5]) // groups
+    gradients = np.empty((len(out), len(factors[2]) * size))
+    form_gradients(*factors, gradients, groups=groups)
+    sketch_add(gradients, start, sign_key, shift_key, out)
 
 
 def gram_add(A, B, out, *, lower=False):
@@ -275,6 +284,9 @@ def gram_add(A, B, out, *, lower=False):
 
 
 def gram_ghost(left, right, left2, right2, out, *, lower=False):
-    first = np.einsum("itp,itq->ipq", left.astype(np.float64), right.astype(np.float64))
-    second = np.einsum("itp,itq->ipq", left2.astype(np.float64), right2.astype(np.float64))
-    out += np.einsum("ipq,jpq->ij", first, second)
+    def gradients(left, right):
+        left = left if left.ndim == 4 else left[None]
+        G = np.einsum("aitp,itq->iapq", left.astype(np.float64), right.astype(np.float64))
+        return G.reshape(G.shape[0] * G.shape[1], *G.shape[2:])
+
+    out += np.einsum("ipq,jpq->ij", gradients(left, right), gradients(left2, right2))

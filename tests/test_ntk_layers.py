@@ -571,7 +571,7 @@ def test_compiled_contractions_are_the_torch_ones(name, outputs, monkeypatch) ->
         point = parts if isinstance(x, dict) else parts[""]
         compiled = ntk.features(point), ntk.gram(point)
         with monkeypatch.context() as patch:
-            patch.setattr(contract, "on_cpu", lambda value: False)
+            patch.setattr(contract, "contractions", lambda value: None)
             patch.setattr(CountSketch, "add", CountSketch.add_by_runs)
             reference = ntk.features(point), ntk.gram(point)
         for found, expected in zip(compiled, reference, strict=True):

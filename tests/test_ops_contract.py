@@ -87,6 +87,29 @@ def test_sketch_gradients(dtype, seed, start, dim, rows, size, shape, layout):
 
 
 @dtypes
+@pytest.mark.parametrize("add", [False, True])
+@given(
+    seed=seeds,
+    groups=st.sampled_from([1, 2, 5]),
+    rows=st.sampled_from([1, 3, 15]),
+    size=st.sampled_from([1, 9, 130]),
+    positions=st.sampled_from([0, 1, 16, 35]),
+)
+def test_groups_and_gradients_as_they_are(dtype, add, seed, groups, rows, size, positions):
+    rng = np.random.default_rng(seed)
+    left = channels(rng, 2, positions, groups * rows, dtype)
+    right = linear(rng, 2, positions, groups * size, dtype)
+    out = rng.normal(size=(2, 77)).astype(dtype)
+    check("sketch_gradients", dtype, *left, *right, 5, 1, 2, out=out, groups=groups)
+    wide = np.full((2, groups * rows * size + 2), np.nan, dtype=dtype)
+    out = wide[:, 1:-1]
+    out[...] = rng.normal(size=out.shape) if add else np.nan
+    with np.errstate(invalid="ignore"):
+        check("form_gradients", dtype, *left, *right, out=out, groups=groups, add=add)
+    assert np.isnan(wide[:, [0, -1]]).all()
+
+
+@dtypes
 def test_sketch_gradients_deeper_than_a_slice(dtype):
     rng = np.random.default_rng(0)
     left, right = linear(rng, 2, 5000, 3, dtype), linear(rng, 2, 5000, 40, dtype)
@@ -130,6 +153,27 @@ def test_gram_ghost(dtype, lower, seed, n, m, T, S, p, q):
     check("gram_ghost", dtype, *factors, out=out, keep=keep, lower=lower)
 
 
+@dtypes
+@pytest.mark.parametrize("lower", [False, True])
+@given(
+    seed=seeds,
+    n=st.sampled_from([1, 5, 30]),
+    m=st.sampled_from([1, 20]),
+    R=st.sampled_from([1, 3]),
+    R2=st.sampled_from([1, 2]),
+    T=st.sampled_from([1, 7, 130]),
+    p=st.sampled_from([0, 1, 20]),
+)
+def test_gram_ghost_of_several_left_factors(dtype, lower, seed, n, m, R, R2, T, p):
+    rng = np.random.default_rng(seed)
+    shapes = (R, n, T, p), (n, T, 9), (R2, m, 5, p), (m, 5, 9)
+    factors = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+    out = rng.normal(size=(n * R, m * R2)).astype(dtype)
+    sample, other = np.arange(n * R) // R, np.arange(m * R2) // R2
+    keep = other <= sample[:, None] if lower else slice(None)
+    check("gram_ghost", dtype, *factors, out=out, keep=keep, lower=lower)
+
+
 def test_errors_name_the_argument():
     out, table = np.zeros((2, 8)), np.arange(3)
     data = np.zeros((2, 4))
@@ -152,4 +196,10 @@ def test_errors_name_the_argument():
         ops.gram_ghost(*[np.zeros((2, 3, 4))] * 3, np.zeros((2, 3, 5)), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="out: expected shape"):
         ops.sketch_add(np.zeros((3, 4)), 0, 1, 2, out)
+    with pytest.raises(ValueError, match="groups: expected a divisor of the 3 and 3 columns"):
+        ops.sketch_gradients(*good, groups=2)
+    with pytest.raises(ValueError, match=r"out: expected shape \(2, 9\)"):
+        ops.form_gradients(*good[:6], out)
+    with pytest.raises(ValueError, match=r"right: expected shape \(2, \*\)"):
+        ops.form_gradients(*good[:3], np.zeros((3, 4)), *good[4:6], out)
     assert not out.any()

@@ -22,14 +22,16 @@ template <class T>
 void gram_ghost(const ContractKernels<T>& kernels, const TensorView& left, const TensorView& right,
                 const TensorView& left2, const TensorView& right2, const TensorView& out_view,
                 bool lower, const Interrupt& interrupted) {
-  const MatrixView<T> out = matrix<T>(out_view, "out", -1, -1);
-  const T* a = contiguous<T>(left, "left", {out.rows, -1, -1});
-  const std::int64_t positions = left.shape[1], p = left.shape[2];
-  const T* b = contiguous<T>(right, "right", {out.rows, positions, -1});
+  const T* a = contiguous<T>(left, "left", {-1, -1, -1, -1});
+  const std::int64_t combinations = left.shape[0], n = left.shape[1], positions = left.shape[2],
+                     p = left.shape[3];
+  const T* b = contiguous<T>(right, "right", {n, positions, -1});
   const std::int64_t q = right.shape[2];
-  const T* a2 = contiguous<T>(left2, "left2", {out.cols, -1, p});
-  const std::int64_t positions2 = left2.shape[1];
-  const T* b2 = contiguous<T>(right2, "right2", {out.cols, positions2, q});
+  const T* a2 = contiguous<T>(left2, "left2", {-1, -1, -1, p});
+  const std::int64_t combinations2 = left2.shape[0], m = left2.shape[1],
+                     positions2 = left2.shape[2];
+  const T* b2 = contiguous<T>(right2, "right2", {m, positions2, q});
+  const MatrixView<T> out = matrix<T>(out_view, "out", n * combinations, m * combinations2);
   if (out.rows == 0 || out.cols == 0 || positions == 0 || positions2 == 0) return;
 
   Ghost<T> job{};
@@ -37,6 +39,10 @@ void gram_ghost(const ContractKernels<T>& kernels, const TensorView& left, const
   job.right = rows_of(b, q);
   job.left2 = rows_of(a2, p);
   job.right2 = rows_of(b2, q);
+  job.samples = n;
+  job.samples2 = m;
+  job.combinations = combinations;
+  job.combinations2 = combinations2;
   job.positions = positions;
   job.positions2 = positions2;
   job.left_size = p;
@@ -44,8 +50,8 @@ void gram_ghost(const ContractKernels<T>& kernels, const TensorView& left, const
   job.out = out.data;
   job.out_stride = out.row_stride;
   job.lower = lower;
-  const std::int64_t cols = out.cols * positions2, item = sizeof(T);
-  const std::int64_t per_col = std::max<std::int64_t>(1, p + q) * item;
+  const std::int64_t cols = m * positions2, item = sizeof(T);
+  const std::int64_t per_col = std::max<std::int64_t>(1, combinations2 * p + q) * item;
   const std::int64_t chunk = round_up_to(
       std::min(cols, std::max(kernels.tile_cols, kPackedBytes / per_col)), kernels.tile_cols);
   const Buffer packed(chunk * per_col);
@@ -60,9 +66,9 @@ void gram_ghost(const ContractKernels<T>& kernels, const TensorView& left, const
         ceil_div(job.chunk_cols, kernels.tile_cols),
         [&](std::int64_t tile, int) { kernels.gram_ghost_pack(job, tile); }, interrupted);
     parallel_for(
-        ceil_div(out.rows, samples),
+        ceil_div(n, samples),
         [&](std::int64_t unit, int worker) {
-          kernels.gram_ghost_rows(job, unit * samples, std::min(out.rows, (unit + 1) * samples),
+          kernels.gram_ghost_rows(job, unit * samples, std::min(n, (unit + 1) * samples),
                                   scratch.part(worker, scratch_bytes));
         },
         interrupted);

@@ -99,8 +99,8 @@ struct ScoreBlocks : ScoreInputs {
   const double* variance;             // (k, k) for every candidate
   const double* evaluation_variance;  // (k, k) for every evaluation point; may be null
   // Filled by the driver; sizes from the kernels' size functions.
-  T* points;               // [x tile][1 + point_size][tile columns], first the weights
-  T* prepared_candidates;  // [candidate][candidate_size]
+  T* points;                // [x tile][1 + point_size][tile columns], first the weights
+  T* prepared_candidates;   // [candidate][candidate_size]
   int32_t* candidate_rows;  // of each; -1: its variance plus noise is not positive definite
   bool* point_is_wrong;     // likewise of an evaluation point
   int64_t tiles_per_group, num_groups;
@@ -180,21 +180,21 @@ struct Gathered {
   const Run* runs;  // of every 16 positions
 };
 
-/// Sketches of left_i^T right_i, (rows, size) flattened, for every sample i.
+/// left_i^T right_i of every sample i, group by group: `groups` blocks of (rows, size), flattened.
 template <class T>
-struct SketchGradients {
-  Gathered<T> left, right;
-  int64_t depth, rows, size;  // depth: number of positions
-  Sketch sketch;
-  T* out;
+struct Gradients {
+  Gathered<T> left, right;            // groups * rows and groups * size columns
+  int64_t depth, groups, rows, size;  // depth: number of positions
+  T* out;                             // (samples, .): sketches, or the gradients themselves
   int64_t out_stride;
 };
 
-/// out(i, j) += sum_{t, s} <left_it, left2_js> <right_it, right2_js>; rows of the operands are
-/// (sample, position) pairs.
+/// out(i R + a, j R2 + b) += sum_{t, s} <left_ait, left2_bjs> <right_it, right2_js>; rows of the
+/// operands are (sample, position) pairs, those of each combination of left after another.
 template <class T>
 struct Ghost {
   Operand<T> left, right, left2, right2;
+  int64_t samples, samples2, combinations, combinations2;
   int64_t positions, positions2, left_size, right_size;
   T* out;
   int64_t out_stride;
@@ -207,8 +207,9 @@ template <class T>
 struct ContractKernels {
   int64_t tile_rows, tile_cols;
   void (*sketch_add)(const Sketch&, const T* values, int64_t count, T* out);
-  int64_t (*sketch_gradients_scratch)(const SketchGradients<T>&);
-  void (*sketch_gradients)(const SketchGradients<T>&, int64_t sample, void* scratch);
+  int64_t (*gradients_scratch)(const Gradients<T>&);
+  void (*sketch_gradients)(const Gradients<T>&, const Sketch&, int64_t sample, void* scratch);
+  void (*form_gradients)(const Gradients<T>&, bool add, int64_t sample, void* scratch);
   int64_t (*gram_ghost_scratch)(const Ghost<T>&);
   void (*gram_ghost_pack)(const Ghost<T>&, int64_t tile);
   void (*gram_ghost_rows)(const Ghost<T>&, int64_t begin, int64_t end, void* scratch);
@@ -217,9 +218,9 @@ struct ContractKernels {
 struct Kernels {
   ScoreKernels<float> score_float;
   ScoreKernels<double> score_double;
-  LinalgKernels linalg;
   ScoreBlocksKernels<float> score_blocks_float;
   ScoreBlocksKernels<double> score_blocks_double;
+  LinalgKernels linalg;
   ContractKernels<float> contract_float;
   ContractKernels<double> contract_double;
 };

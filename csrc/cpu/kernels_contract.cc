@@ -188,114 +188,161 @@ NTKFAST_INLINE void pack_gathered(const Gathered<T>& from, int64_t sample, int64
 }
 
 template <class T>
-int64_t packed_rows(const SketchGradients<T>& job) {
+int64_t packed_rows(const Gradients<T>& job) {
   return round_up(round_up(job.rows, kPanelRows) * job.depth, 64);
 }
 
 template <class T>
-int64_t sketch_gradients_scratch(const SketchGradients<T>& job) {
+int64_t gradients_scratch(const Gradients<T>& job) {
   const int64_t items = packed_rows(job) + (job.depth + kPanelRows) * kTileCols;
   return round_up(items * static_cast<int64_t>(sizeof(T)), 64);
 }
 
 /// Forms left^T right a strip of one row panel at a time, small enough for the first-level cache,
-/// and adds each row of it to the sketch of the sample.
-template <class T>
-void sketch_gradients(const SketchGradients<T>& job, int64_t sample, void* scratch) {
+/// and calls take(values, first entry, count) for each row of it.
+template <class T, class Take>
+NTKFAST_INLINE void form_strips(const Gradients<T>& job, int64_t sample, void* scratch,
+                                const Take& take) {
   T* left = static_cast<T*>(scratch);
   T* right = left + packed_rows(job);
   T* strip = right + job.depth * kTileCols;
-  T* out = job.out + sample * job.out_stride;
-  pack_gathered(job.left, sample, 0, job.rows, job.depth, kPanelRows, left);
-  for (int64_t j0 = 0; j0 < job.size; j0 += kTileCols) {
-    const int64_t cols = job.size - j0 < kTileCols ? job.size - j0 : kTileCols;
-    pack_gathered(job.right, sample, j0, cols, job.depth, panel_cols<T>(), right);
-    for (int64_t i0 = 0; i0 < job.rows; i0 += kPanelRows) {
-      for (int64_t i = 0; i < kPanelRows * kTileCols; ++i) strip[i] = T(0);
-      for (int64_t k = 0; k < job.depth; k += kSlice) {
-        const int64_t slice = job.depth - k < kSlice ? job.depth - k : kSlice;
-        for (int64_t j = 0; j < cols; j += panel_cols<T>())
-          multiply_panels(slice, left + i0 * job.depth + k * kPanelRows,
-                          right + j * job.depth + k * panel_cols<T>(), strip + j, kTileCols);
+  for (int64_t group = 0; group < job.groups; ++group) {
+    const int64_t first_row = group * job.rows, first_col = group * job.size;
+    pack_gathered(job.left, sample, first_row, job.rows, job.depth, kPanelRows, left);
+    for (int64_t j0 = 0; j0 < job.size; j0 += kTileCols) {
+      const int64_t cols = job.size - j0 < kTileCols ? job.size - j0 : kTileCols;
+      pack_gathered(job.right, sample, first_col + j0, cols, job.depth, panel_cols<T>(), right);
+      for (int64_t i0 = 0; i0 < job.rows; i0 += kPanelRows) {
+        for (int64_t i = 0; i < kPanelRows * kTileCols; ++i) strip[i] = T(0);
+        for (int64_t k = 0; k < job.depth; k += kSlice) {
+          const int64_t slice = job.depth - k < kSlice ? job.depth - k : kSlice;
+          for (int64_t j = 0; j < cols; j += panel_cols<T>())
+            multiply_panels(slice, left + i0 * job.depth + k * kPanelRows,
+                            right + j * job.depth + k * panel_cols<T>(), strip + j, kTileCols);
+        }
+        const int64_t rows = job.rows - i0 < kPanelRows ? job.rows - i0 : kPanelRows;
+        for (int64_t i = 0; i < rows; ++i)
+          take(strip + i * kTileCols, (first_row + i0 + i) * job.size + j0, cols);
       }
-      const int64_t rows = job.rows - i0 < kPanelRows ? job.rows - i0 : kPanelRows;
-      for (int64_t i = 0; i < rows; ++i)
-        add_to_sketch(job.sketch, strip + i * kTileCols, (i0 + i) * job.size + j0, cols, out);
     }
   }
 }
 
-/// Elements of one packed tile of columns, both factors.
+template <class T>
+void sketch_gradients(const Gradients<T>& job, const Sketch& sketch, int64_t sample,
+                      void* scratch) {
+  T* out = job.out + sample * job.out_stride;
+  form_strips(job, sample, scratch, [&](const T* values, int64_t first, int64_t count) {
+    add_to_sketch(sketch, values, first, count, out);
+  });
+}
+
+template <class T>
+void form_gradients(const Gradients<T>& job, bool add, int64_t sample, void* scratch) {
+  T* out = job.out + sample * job.out_stride;
+  form_strips(job, sample, scratch, [&](const T* values, int64_t first, int64_t count) {
+    T* target = out + first;
+    if (add) {
+      for (int64_t j = 0; j < count; ++j) target[j] += values[j];
+    } else {
+      for (int64_t j = 0; j < count; ++j) target[j] = values[j];
+    }
+  });
+}
+
+/// Elements of one packed tile of columns: the right factor, and the left one of each combination.
 template <class T>
 NTKFAST_INLINE int64_t ghost_tile(const Ghost<T>& job) {
-  return kTileCols * (job.left_size + job.right_size);
+  return kTileCols * (job.combinations2 * job.left_size + job.right_size);
+}
+/// Elements of the packed rows of a tile, likewise.
+template <class T>
+NTKFAST_INLINE int64_t ghost_rows(const Ghost<T>& job) {
+  return round_up(kTileRows * (job.combinations * job.left_size + job.right_size), 64);
 }
 
 template <class T>
 int64_t gram_ghost_scratch(const Ghost<T>& job) {
-  const int64_t items =
-      round_up(kTileRows * (job.left_size + job.right_size), 64) + 2 * kTileRows * kTileCols;
+  const int64_t items = ghost_rows(job) + 2 * kTileRows * kTileCols;
   return round_up(items * static_cast<int64_t>(sizeof(T)), 64);
 }
 
 template <class T>
 void gram_ghost_pack(const Ghost<T>& job, int64_t tile) {
   const int64_t first = tile * kTileCols, missing = job.chunk_cols - first;
-  const int64_t cols = missing < kTileCols ? missing : kTileCols;
+  const int64_t cols = missing < kTileCols ? missing : kTileCols, row = job.chunk_begin + first;
   T* out = job.packed + tile * ghost_tile(job);
-  pack_rows<T>(job.left2, job.chunk_begin + first, cols, 0, job.left_size, panel_cols<T>(),
-               kTileCols, out);
-  pack_rows<T>(job.right2, job.chunk_begin + first, cols, 0, job.right_size, panel_cols<T>(),
-               kTileCols, out + kTileCols * job.left_size);
+  pack_rows<T>(job.right2, row, cols, 0, job.right_size, panel_cols<T>(), kTileCols, out);
+  out += kTileCols * job.right_size;
+  for (int64_t b = 0; b < job.combinations2; ++b, out += kTileCols * job.left_size)
+    pack_rows<T>(job.left2, b * job.samples2 * job.positions2 + row, cols, 0, job.left_size,
+                 panel_cols<T>(), kTileCols, out);
+}
+
+/// out += two tiles of products multiplied and summed over the positions of each pair of samples;
+/// the tiles begin at rows r0 and columns c0, `a` and `b` are the combinations.
+template <class T>
+NTKFAST_INLINE void add_ghost_tile(const Ghost<T>& job, const T* first_product,
+                                   const T* second_product, int64_t r0, int64_t rows, int64_t c0,
+                                   int64_t cols, int64_t a, int64_t b) {
+  using V = Pack<T>;
+  constexpr int kPacks = kTileCols / V::kLanes;
+  for (int64_t r = 0; r < rows;) {  // a sample of the rows at a time
+    const int64_t sample = (r0 + r) / job.positions;
+    const int64_t following = (sample + 1) * job.positions - r0;
+    const int64_t stop = following < rows ? following : rows;
+    T sums[kTileCols];
+    for (int j = 0; j < kPacks; ++j) {
+      V sum(T(0));
+      for (int64_t i = r; i < stop; ++i) {
+        const int64_t at = i * kTileCols + j * V::kLanes;
+        sum = fma_of(V::load(first_product + at), V::load(second_product + at), sum);
+      }
+      sum.store(sums + j * V::kLanes);
+    }
+    T* out = job.out + (sample * job.combinations + a) * job.out_stride + b;
+    for (int64_t c = 0; c < cols;) {  // a sample of the columns at a time
+      const int64_t other = (c0 + c) / job.positions2;
+      const int64_t after = (other + 1) * job.positions2 - c0;
+      const int64_t until = after < cols ? after : cols;
+      T sum = T(0);
+      for (; c < until; ++c) sum += sums[c];
+      out[other * job.combinations2] += sum;
+    }
+    r = stop;
+  }
 }
 
 /// Samples [begin, end) of the rows against the packed columns.
 template <class T>
 void gram_ghost_rows(const Ghost<T>& job, int64_t begin, int64_t end, void* scratch) {
-  using V = Pack<T>;
-  constexpr int kPacks = kTileCols / V::kLanes;
-  T* left = static_cast<T*>(scratch);
-  T* right = left + kTileRows * job.left_size;
-  T* first_product = left + round_up(kTileRows * (job.left_size + job.right_size), 64);
-  T* second_product = first_product + kTileRows * kTileCols;
+  T* right = static_cast<T*>(scratch);
+  T* left = right + kTileRows * job.right_size;
+  T* right_product = right + ghost_rows(job);
+  T* left_product = right_product + kTileRows * kTileCols;
   const int64_t last_row = end * job.positions;
   for (int64_t r0 = begin * job.positions; r0 < last_row; r0 += kTileRows) {
     const int64_t rows = last_row - r0 < kTileRows ? last_row - r0 : kTileRows;
     const int64_t padded = round_up(rows, kPanelRows);
-    pack_rows<T>(job.left, r0, rows, 0, job.left_size, kPanelRows, padded, left);
     pack_rows<T>(job.right, r0, rows, 0, job.right_size, kPanelRows, padded, right);
+    for (int64_t a = 0; a < job.combinations; ++a)
+      pack_rows<T>(job.left, a * job.samples * job.positions + r0, rows, 0, job.left_size,
+                   kPanelRows, padded, left + a * kTileRows * job.left_size);
     for (int64_t j0 = 0; j0 < job.chunk_cols; j0 += kTileCols) {
       const int64_t c0 = job.chunk_begin + j0;
       if (job.lower && c0 / job.positions2 >= end) break;
       const int64_t cols = job.chunk_cols - j0 < kTileCols ? job.chunk_cols - j0 : kTileCols;
       const T* packed = job.packed + j0 / kTileCols * ghost_tile(job);
-      for (int64_t i = 0; i < 2 * kTileRows * kTileCols; ++i) first_product[i] = T(0);
-      multiply_tile(job.left_size, padded, left, packed, first_product);
-      multiply_tile(job.right_size, padded, right, packed + kTileCols * job.left_size,
-                    second_product);
-      for (int64_t r = 0; r < rows;) {  // a sample of the rows at a time
-        const int64_t sample = (r0 + r) / job.positions;
-        const int64_t following = (sample + 1) * job.positions - r0;
-        const int64_t stop = following < rows ? following : rows;
-        T sums[kTileCols];
-        for (int j = 0; j < kPacks; ++j) {
-          V sum(T(0));
-          for (int64_t i = r; i < stop; ++i) {
-            const int64_t at = i * kTileCols + j * V::kLanes;
-            sum = fma_of(V::load(first_product + at), V::load(second_product + at), sum);
-          }
-          sum.store(sums + j * V::kLanes);
+      for (int64_t i = 0; i < kTileRows * kTileCols; ++i) right_product[i] = T(0);
+      multiply_tile(job.right_size, padded, right, packed, right_product);
+      packed += kTileCols * job.right_size;
+      for (int64_t a = 0; a < job.combinations; ++a) {
+        for (int64_t b = 0; b < job.combinations2; ++b) {
+          for (int64_t i = 0; i < kTileRows * kTileCols; ++i) left_product[i] = T(0);
+          multiply_tile(job.left_size, padded, left + a * kTileRows * job.left_size,
+                        packed + b * kTileCols * job.left_size, left_product);
+          add_ghost_tile(job, left_product, right_product, r0, rows, c0, cols, a, b);
         }
-        T* out = job.out + sample * job.out_stride;
-        for (int64_t c = 0; c < cols;) {  // a sample of the columns at a time
-          const int64_t other = (c0 + c) / job.positions2;
-          const int64_t after = (other + 1) * job.positions2 - c0;
-          const int64_t until = after < cols ? after : cols;
-          T sum = T(0);
-          for (; c < until; ++c) sum += sums[c];
-          out[other] += sum;
-        }
-        r = stop;
       }
     }
   }
@@ -303,10 +350,9 @@ void gram_ghost_rows(const Ghost<T>& job, int64_t begin, int64_t end, void* scra
 
 template <class T>
 constexpr ContractKernels<T> contract_kernels() {
-  return {kTileRows,           kTileCols,
-          sketch_add<T>,       sketch_gradients_scratch<T>,
-          sketch_gradients<T>, gram_ghost_scratch<T>,
-          gram_ghost_pack<T>,  gram_ghost_rows<T>};
+  return {kTileRows,           kTileCols,         sketch_add<T>,         gradients_scratch<T>,
+          sketch_gradients<T>, form_gradients<T>, gram_ghost_scratch<T>, gram_ghost_pack<T>,
+          gram_ghost_rows<T>};
 }
 
 }  // namespace

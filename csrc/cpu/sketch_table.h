@@ -7,16 +7,9 @@
 #include "core/status.h"
 #include "cpu/buffer.h"
 #include "cpu/kernels.h"
+#include "math/count_sketch.h"
 
 namespace ntkfast {
-
-/// Word `index` of the SplitMix64 sequence seeded with `key` (Steele, Lea, Flood 2014).
-inline std::uint64_t splitmix64(std::uint64_t key, std::uint64_t index) {
-  std::uint64_t z = key + (index + 1) * 0x9E3779B97F4A7C15u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
 
 class SketchTable {
  public:
@@ -28,15 +21,13 @@ class SketchTable {
         shifts_(runs_ * std::int64_t{sizeof(std::int64_t)}) {
     auto* bytes = signs_.as<std::uint8_t>();
     for (std::int64_t i = 0; i < words_; ++i) {
-      const std::uint64_t word = splitmix64(sign_key, static_cast<std::uint64_t>(start / 64 + i));
+      const std::uint64_t word = sketch_signs(sign_key, start / 64 + i);
       for (int b = 0; b < 8; ++b) *bytes++ = static_cast<std::uint8_t>(word >> 8 * b);
     }
     bytes[0] = bytes[1] = 0;
     auto* shifts = shifts_.as<std::int64_t>();
     for (std::int64_t i = 0; i < runs_; ++i)
-      shifts[i] = static_cast<std::int64_t>(
-          splitmix64(shift_key, static_cast<std::uint64_t>(start / dim + i)) %
-          static_cast<std::uint64_t>(dim));
+      shifts[i] = sketch_shift(shift_key, start / dim + i, dim);
     sketch_ = {dim, start % dim, start % 64, signs_.as<std::uint8_t>(), shifts};
   }
 

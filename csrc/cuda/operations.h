@@ -12,6 +12,7 @@
 
 #include <string>
 
+#include "core/factor_view.h"
 #include "core/score_call.h"
 #include "core/tensor_view.h"
 
@@ -89,5 +90,23 @@ void cholesky_cuda(const TensorView& L, const TensorView& failed, void* stream);
 void cholesky_append_cuda(const TensorView& L, const TensorView& cross, const TensorView& corner,
                           const TensorView& out, const TensorView& failed, void* stream);
 void triangular_solve_cuda(const TensorView& L, const TensorView& X, bool transpose, void* stream);
+
+/// Products as for scoring, of `precision` float32, float64, bf16, tf32 or tf32x3; sums in float32,
+/// or float64 for float64. See cpu/gram_add.h and cpu/gram_ghost.h.
+void gram_add_cuda(const TensorView& A, const TensorView& B, const TensorView& out, bool lower,
+                   const std::string& precision, void* stream);
+void gram_ghost_cuda(const TensorView& left, const TensorView& right, const TensorView& left2,
+                     const TensorView& right2, const TensorView& out, bool lower,
+                     const std::string& precision, void* stream);
+
+/// Of both sketches, for `count` parameters.
+std::int64_t sketch_cuda_workspace(std::int64_t start, std::int64_t count, std::int64_t dim);
+void sketch_add_cuda(const TensorView& values, std::int64_t start, std::uint64_t sign_key,
+                     std::uint64_t shift_key, const TensorView& out, const Workspace& workspace,
+                     void* stream);
+/// See cpu/sketch_gradients.h; the tables lie on the device too and are not checked.
+void sketch_gradients_cuda(const FactorView& left, const FactorView& right, std::int64_t groups,
+                           std::int64_t start, std::uint64_t sign_key, std::uint64_t shift_key,
+                           const TensorView& out, const Workspace& workspace, void* stream);
 
 }  // namespace ntkfast

@@ -15,11 +15,7 @@ void score_features_tensor(const TensorView& psi, const ScoreCall& call, const W
   const MatrixView<Element> features = device_matrix<Element>(psi, "psi", -1, -1);
   TensorScoreArgs args{};
   args.score = score_args<float>(call, features.rows);
-  args.features = features.data;
-  args.row_bytes = features.row_stride * std::int64_t{sizeof(Element)};
-  args.depth_bytes = features.cols * std::int64_t{sizeof(Element)};
-  args.aligned =
-      args.row_bytes % 16 == 0 && reinterpret_cast<std::uintptr_t>(features.data) % 16 == 0;
+  args.features = tensor_operand(features.data, features.row_stride, features.cols);
   check_score_workspace(args.score, workspace, kTensorTile);
   const DeviceGuard guard(score_device(psi, {}, call));
   Launcher launcher(stream_of(stream));

@@ -17,10 +17,11 @@ constexpr const char* kProblem =
 using View = const TensorView&;
 using Text = const std::string&;
 using Size = std::int64_t;
+using Key = std::uint64_t;
 
 bool cuda_compiled() { return false; }
-std::string cuda_problem() { return kProblem; }
 bool cuda_emulated() { return false; }
+std::string cuda_problem() { return kProblem; }
 
 Size score_features_cuda_workspace(Text, Size, Size, Size, Text) { fail(); }
 void score_features_cuda(View, const ScoreCall&, Text, const Workspace&, void*) { fail(); }
@@ -43,5 +44,13 @@ void select_variance_reduction_cuda(View, View, View, View, View, View, View, Vi
 void cholesky_cuda(View, View, void*) { fail(); }
 void cholesky_append_cuda(View, View, View, View, View, void*) { fail(); }
 void triangular_solve_cuda(View, View, bool, void*) { fail(); }
+void gram_add_cuda(View, View, View, bool, Text, void*) { fail(); }
+void gram_ghost_cuda(View, View, View, View, View, bool, Text, void*) { fail(); }
+Size sketch_cuda_workspace(Size, Size, Size) { fail(); }
+void sketch_add_cuda(View, Size, Key, Key, View, const Workspace&, void*) { fail(); }
+void sketch_gradients_cuda(const FactorView&, const FactorView&, Size, Size, Key, Key, View,
+                           const Workspace&, void*) {
+  fail();
+}
 
 }  // namespace ntkfast

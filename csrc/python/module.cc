@@ -19,14 +19,15 @@
 #include "cpu/condition_dense.h"
 #include "cpu/condition_features.h"
 #include "cpu/downdate_moments.h"
+#include "cpu/form_gradients.h"
 #include "cpu/gram_add.h"
 #include "cpu/gram_ghost.h"
 #include "cpu/kernels.h"
 #include "cpu/product.h"
 #include "cpu/quadratic_form.h"
 #include "cpu/score.h"
-#include "cpu/score_dense.h"
 #include "cpu/score_blocks.h"
+#include "cpu/score_dense.h"
 #include "cpu/score_features.h"
 #include "cpu/sketch_add.h"
 #include "cpu/sketch_gradients.h"
@@ -156,6 +157,13 @@ TensorView view_of(const DeviceArray& array, const char* name) {
 TensorView view_of(const OptionalDeviceArray& array, const char* name) {
   return array ? view_of(*array, name) : TensorView{};
 }
+/// Of the arrays of either engine.
+template <class Array>
+FactorView factor_of(const Array& data, const Array& positions, const Array& columns,
+                     const std::string& name) {
+  return {view_of(data, name.c_str()), view_of(positions, (name + "_positions").c_str()),
+          view_of(columns, (name + "_columns").c_str())};
+}
 Workspace workspace_of(const DeviceMemory& memory) {
   return {reinterpret_cast<void*>(memory.first), memory.second};
 }
@@ -163,8 +171,8 @@ void* stream_of(std::uintptr_t stream) { return reinterpret_cast<void*>(stream);
 
 void register_cuda(py::module_& m) {
   m.def("cuda_compiled", &cuda_compiled);
-  m.def("cuda_problem", &cuda_problem, py::call_guard<py::gil_scoped_release>());
   m.def("cuda_emulated", &cuda_emulated);
+  m.def("cuda_problem", &cuda_problem, py::call_guard<py::gil_scoped_release>());
   m.def("cuda_available", [] {
     const py::gil_scoped_release no_gil;
     return cuda_compiled() && cuda_problem().empty();
@@ -387,6 +395,70 @@ void register_cuda(py::module_& m) {
         released([&] { triangular_solve_cuda(L_view, X_view, transpose, stream_of(stream)); });
       },
       py::arg("L"), py::arg("X"), py::arg("transpose"), py::arg("stream"));
+
+  m.def(
+      "cuda_gram_add",
+      [](const DeviceArray& A, const DeviceArray& B, const DeviceArray& out, bool lower,
+         const std::string& precision, std::uintptr_t stream) {
+        const TensorView A_view = view_of(A, "A"), B_view = view_of(B, "B"),
+                         out_view = view_of(out, "out");
+        released(
+            [&] { gram_add_cuda(A_view, B_view, out_view, lower, precision, stream_of(stream)); });
+      },
+      py::arg("A"), py::arg("B"), py::arg("out"), py::arg("lower"), py::arg("precision"),
+      py::arg("stream"));
+
+  m.def(
+      "cuda_gram_ghost",
+      [](const DeviceArray& left, const DeviceArray& right, const DeviceArray& left2,
+         const DeviceArray& right2, const DeviceArray& out, bool lower,
+         const std::string& precision, std::uintptr_t stream) {
+        const TensorView left_view = view_of(left, "left"), right_view = view_of(right, "right"),
+                         left2_view = view_of(left2, "left2"),
+                         right2_view = view_of(right2, "right2"), out_view = view_of(out, "out");
+        released([&] {
+          gram_ghost_cuda(left_view, right_view, left2_view, right2_view, out_view, lower,
+                          precision, stream_of(stream));
+        });
+      },
+      py::arg("left"), py::arg("right"), py::arg("left2"), py::arg("right2"), py::arg("out"),
+      py::arg("lower"), py::arg("precision"), py::arg("stream"));
+
+  m.def("cuda_sketch_workspace", &sketch_cuda_workspace, py::arg("start"), py::arg("count"),
+        py::arg("dim"));
+  m.def(
+      "cuda_sketch_add",
+      [](const DeviceArray& values, std::int64_t start, std::uint64_t sign_key,
+         std::uint64_t shift_key, const DeviceArray& out, const DeviceMemory& workspace,
+         std::uintptr_t stream) {
+        const TensorView values_view = view_of(values, "values"), out_view = view_of(out, "out");
+        released([&] {
+          sketch_add_cuda(values_view, start, sign_key, shift_key, out_view,
+                          workspace_of(workspace), stream_of(stream));
+        });
+      },
+      py::arg("values"), py::arg("start"), py::arg("sign_key"), py::arg("shift_key"),
+      py::arg("out"), py::arg("workspace"), py::arg("stream"));
+
+  m.def(
+      "cuda_sketch_gradients",
+      [](const DeviceArray& left, const DeviceArray& left_positions,
+         const DeviceArray& left_columns, const DeviceArray& right,
+         const DeviceArray& right_positions, const DeviceArray& right_columns, std::int64_t groups,
+         std::int64_t start, std::uint64_t sign_key, std::uint64_t shift_key,
+         const DeviceArray& out, const DeviceMemory& workspace, std::uintptr_t stream) {
+        const FactorView left_view = factor_of(left, left_positions, left_columns, "left"),
+                         right_view = factor_of(right, right_positions, right_columns, "right");
+        const TensorView out_view = view_of(out, "out");
+        released([&] {
+          sketch_gradients_cuda(left_view, right_view, groups, start, sign_key, shift_key, out_view,
+                                workspace_of(workspace), stream_of(stream));
+        });
+      },
+      py::arg("left"), py::arg("left_positions"), py::arg("left_columns"), py::arg("right"),
+      py::arg("right_positions"), py::arg("right_columns"), py::arg("groups"), py::arg("start"),
+      py::arg("sign_key"), py::arg("shift_key"), py::arg("out"), py::arg("workspace"),
+      py::arg("stream"));
 }
 
 }  // namespace
@@ -448,6 +520,35 @@ PYBIND11_MODULE(_core, m) {
       py::arg("noise"), py::arg("ridge"), py::arg("label_probs"), py::arg("weights"),
       py::arg("label_scale"), py::arg("cross_entropy"), py::arg("temperature"),
       py::arg("log_loss_targets"), py::arg("utilities"));
+
+  m.def(
+      "score_blocks",
+      [](const py::array& covariance, const std::optional<py::array>& rows,
+         const std::optional<py::array>& columns,
+         const std::optional<py::array>& evaluation_variance, const std::string& criterion,
+         const py::array& candidates, const py::array& evaluation, const py::array& mean,
+         const py::array& outputs, const py::array& variance, const py::array& noise, double ridge,
+         const py::array& label_probs, const py::array& weights, double label_scale,
+         bool cross_entropy, double temperature, const std::optional<py::array>& log_loss_targets,
+         const py::array& utilities) {
+        const ScoreArguments arguments(criterion, candidates, evaluation, mean, outputs, variance,
+                                       noise, ridge, label_probs, weights, label_scale,
+                                       cross_entropy, temperature, log_loss_targets, utilities);
+        const TensorView covariance_view = view_of(covariance, "covariance"),
+                         rows_view = view_of(rows, "rows"),
+                         columns_view = view_of(columns, "columns"),
+                         evaluation_variance_view =
+                             view_of(evaluation_variance, "evaluation_variance");
+        released([&] {
+          score_blocks_cpu(covariance_view, rows_view, columns_view, evaluation_variance_view,
+                           arguments.call, interrupt_pending);
+        });
+      },
+      py::arg("covariance"), py::arg("rows"), py::arg("columns"), py::arg("evaluation_variance"),
+      py::arg("criterion"), py::arg("candidates"), py::arg("evaluation"), py::arg("mean"),
+      py::arg("outputs"), py::arg("variance"), py::arg("noise"), py::arg("ridge"),
+      py::arg("label_probs"), py::arg("weights"), py::arg("label_scale"), py::arg("cross_entropy"),
+      py::arg("temperature"), py::arg("log_loss_targets"), py::arg("utilities"));
 
   m.def(
       "condition_features",
@@ -521,35 +622,6 @@ PYBIND11_MODULE(_core, m) {
       },
       py::arg("psi"), py::arg("g"), py::arg("h"), py::arg("g_G_g"), py::arg("D"), py::arg("q"),
       py::arg("s"));
-  m.def(
-      "score_blocks",
-      [](const py::array& covariance, const std::optional<py::array>& rows,
-         const std::optional<py::array>& columns,
-         const std::optional<py::array>& evaluation_variance, const std::string& criterion,
-         const py::array& candidates, const py::array& evaluation, const py::array& mean,
-         const py::array& outputs, const py::array& variance, const py::array& noise, double ridge,
-         const py::array& label_probs, const py::array& weights, double label_scale,
-         bool cross_entropy, double temperature, const std::optional<py::array>& log_loss_targets,
-         const py::array& utilities) {
-        const ScoreArguments arguments(criterion, candidates, evaluation, mean, outputs, variance,
-                                       noise, ridge, label_probs, weights, label_scale,
-                                       cross_entropy, temperature, log_loss_targets, utilities);
-        const TensorView covariance_view = view_of(covariance, "covariance"),
-                         rows_view = view_of(rows, "rows"),
-                         columns_view = view_of(columns, "columns"),
-                         evaluation_variance_view =
-                             view_of(evaluation_variance, "evaluation_variance");
-        released([&] {
-          score_blocks_cpu(covariance_view, rows_view, columns_view, evaluation_variance_view,
-                           arguments.call, interrupt_pending);
-        });
-      },
-      py::arg("covariance"), py::arg("rows"), py::arg("columns"), py::arg("evaluation_variance"),
-      py::arg("criterion"), py::arg("candidates"), py::arg("evaluation"), py::arg("mean"),
-      py::arg("outputs"), py::arg("variance"), py::arg("noise"), py::arg("ridge"),
-      py::arg("label_probs"), py::arg("weights"), py::arg("label_scale"), py::arg("cross_entropy"),
-      py::arg("temperature"), py::arg("log_loss_targets"), py::arg("utilities"));
-
 
   m.def(
       "cholesky",
@@ -595,20 +667,34 @@ PYBIND11_MODULE(_core, m) {
       "sketch_gradients",
       [](const py::array& left, const py::array& left_positions, const py::array& left_columns,
          const py::array& right, const py::array& right_positions, const py::array& right_columns,
-         std::int64_t start, std::uint64_t sign_key, std::uint64_t shift_key,
+         std::int64_t groups, std::int64_t start, std::uint64_t sign_key, std::uint64_t shift_key,
          const py::array& out) {
-        const FactorView left_view{view_of(left, "left"), view_of(left_positions, "left_positions"),
-                                   view_of(left_columns, "left_columns")},
-            right_view{view_of(right, "right"), view_of(right_positions, "right_positions"),
-                       view_of(right_columns, "right_columns")};
+        const FactorView left_view = factor_of(left, left_positions, left_columns, "left"),
+                         right_view = factor_of(right, right_positions, right_columns, "right");
         const TensorView out_view = writable_view_of(out, "out");
         released([&] {
-          sketch_gradients_cpu(left_view, right_view, start, sign_key, shift_key, out_view);
+          sketch_gradients_cpu(left_view, right_view, groups, start, sign_key, shift_key, out_view);
         });
       },
       py::arg("left"), py::arg("left_positions"), py::arg("left_columns"), py::arg("right"),
-      py::arg("right_positions"), py::arg("right_columns"), py::arg("start"), py::arg("sign_key"),
-      py::arg("shift_key"), py::arg("out"));
+      py::arg("right_positions"), py::arg("right_columns"), py::arg("groups"), py::arg("start"),
+      py::arg("sign_key"), py::arg("shift_key"), py::arg("out"));
+
+  m.def(
+      "form_gradients",
+      [](const py::array& left, const py::array& left_positions, const py::array& left_columns,
+         const py::array& right, const py::array& right_positions, const py::array& right_columns,
+         std::int64_t groups, const py::array& out, bool add) {
+        const FactorView left_view = factor_of(left, left_positions, left_columns, "left"),
+                         right_view = factor_of(right, right_positions, right_columns, "right");
+        const TensorView out_view = writable_view_of(out, "out");
+        released([&] {
+          form_gradients_cpu(left_view, right_view, groups, out_view, add, interrupt_pending);
+        });
+      },
+      py::arg("left"), py::arg("left_positions"), py::arg("left_columns"), py::arg("right"),
+      py::arg("right_positions"), py::arg("right_columns"), py::arg("groups"), py::arg("out"),
+      py::arg("add"));
 
   m.def(
       "gram_add",

@@ -7,24 +7,22 @@ how the R combinations of outputs enter a Gram matrix: summed (R draws of one ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import ops
+from .compiled import Contractions, CpuContractions, contractions
 from .layers import Block, Dense, EmbeddingBlock, EmbeddingSite, Factor, Site
 from .sketch import KroneckerSketch
 
 # Floats per tile of per-sample gradients: large enough for the library's products, small enough
 # to be read back from cache.
 _TILE = 1 << 22
-# Rows (samples x positions) of a tile of ghost products.
+# Rows (samples x positions) of a tile of ghost products. A compiled operation has tiles of its own
+# and only needs the factors spelled out.
 _GHOST_ROWS = 1024
-# The compiled operation has tiles of its own and only needs the factors spelled out.
-_GHOST_ROWS_COMPILED = 4096
 
 
 def row_tiles(site: Site, per_row: int, floats: int) -> Iterator[slice]:
@@ -50,6 +48,11 @@ def gradient_tiles(
 
     The gradient of a weight used several times is the sum over its uses.
     """
+    if _forms(sites) is not None:
+        form = _former(sites, n, dtype)
+        for rows in row_tiles(sites[0], n * sites[0].combinations, _TILE):
+            yield slice(0, n), rows.start * sites[0].size, form(rows)
+        return
     for samples in sample_tiles(sites, n, 2 * _TILE):
         blocks = [site.gradient_block(samples, dtype) for site in sites]
         per_row = (samples.stop - samples.start) * sites[0].combinations
@@ -90,16 +93,57 @@ def kronecker_tiles(
         yield samples, 0, total
 
 
-def on_cpu(value: Tensor) -> bool:
-    """Whether compiled operations take a tensor; the torch path, their reference, takes others."""
-    return value.device.type == "cpu"
-
-
 def is_compiled(sites: Sequence[Site]) -> bool:
-    """Whether compiled operations take a weight: on a CPU, neither grouped nor an embedding."""
-    return on_cpu(sites[0].delta) and not any(
-        site.groups > 1 or isinstance(site, EmbeddingSite) for site in sites
+    """Whether compiled operations take a weight: any but an embedding, on a device they know."""
+    return contractions(sites[0].delta) is not None and not any(
+        isinstance(site, EmbeddingSite) for site in sites
     )
+
+
+def _forms(sites: Sequence[Site]) -> CpuContractions | None:
+    """Return what forms the per-sample gradients of a weight, if not torch."""
+    compiled = contractions(sites[0].delta)
+    return compiled if isinstance(compiled, CpuContractions) and is_compiled(sites) else None
+
+
+def _former(sites: Sequence[Site], n: int, dtype: torch.dtype) -> Callable[[slice], Tensor]:
+    """Return what forms some rows of the per-sample gradients of every sample, (n, R, m)."""
+    first = sites[0]
+    group, size = first.rows // first.groups, first.size
+
+    def by_torch(rows: slice) -> Tensor:
+        shape = (n, first.combinations, (rows.stop - rows.start) * size)
+        result = torch.empty(shape, dtype=dtype, device=first.delta.device)
+        for samples in sample_tiles(sites, n, 2 * _TILE):
+            values = first.gradient_block(samples, dtype).gradient(rows)
+            for site in sites[1:]:
+                values += site.gradient_block(samples, dtype).gradient(rows)
+            result[samples] = values
+        return result
+
+    compiled = _forms(sites)
+    if compiled is None:
+        return by_torch
+    parts = list(factors(sites, dtype))
+
+    def form(rows: slice) -> Tensor:
+        shape = (n, first.combinations, (rows.stop - rows.start) * size)
+        result = torch.empty(shape, dtype=dtype, device=first.delta.device)
+        groups, columns = 1, slice(0, size)
+        if first.groups > 1:  # rows of whole groups
+            groups = (rows.stop - rows.start) // group
+            columns = slice(rows.start // group * size, rows.stop // group * size)
+        for use, (r, left, right) in enumerate(parts):
+            compiled.form_gradients(
+                replace(left, columns=left.columns[rows]),
+                replace(right, columns=right.columns[columns]),
+                groups,
+                result[:, r],
+                add=use >= first.combinations,
+            )
+        return result
+
+    return form
 
 
 def factors(sites: Sequence[Site], dtype: torch.dtype) -> Iterator[tuple[int, Factor, Factor]]:
@@ -116,6 +160,8 @@ def factors(sites: Sequence[Site], dtype: torch.dtype) -> Iterator[tuple[int, Fa
 def dense(sites: Sequence[Site], n: int, dtype: torch.dtype) -> Dense:
     """(n, R, p): the per-sample gradients of a weight."""
     first = sites[0]
+    if _forms(sites) is not None:
+        return _former(sites, n, dtype)(slice(0, first.rows))
     shape = (n, first.combinations, first.rows * first.size)
     result = torch.empty(shape, dtype=dtype, device=first.delta.device)
     for samples, start, values in gradient_tiles(sites, n, dtype):
@@ -129,8 +175,9 @@ def gram_dense(a: Tensor, b: Tensor, pairs: bool, out: Tensor) -> None:
     Only the lower triangle when `a` is `b`; :func:`mirror` fills in the upper one.
     """
     x, y = (t.flatten(0, 1) if pairs else t.flatten(1) for t in (a, b))
-    if on_cpu(out):
-        ops.gram_add(x.numpy(), y.numpy(), out.numpy(), lower=a is b)
+    compiled = contractions(out)
+    if compiled is not None:
+        compiled.gram_add(x, y, out, lower=a is b)
     elif a is b:
         step = 64
         for start in range(0, len(x), step):
@@ -150,9 +197,9 @@ def costs(
     forming = sum(s.positions for s in first) * n + sum(s.positions for s in second) * m
     direct = float(weight) * (combinations * forming // first[0].groups + terms * n * m)
     position_pairs = sum(s.positions for s in first) * sum(s.positions for s in second)
-    left = 1 if isinstance(first[0], EmbeddingSite) else first[0].rows
-    # Per pair of positions: both inner products, one multiplication and one addition.
-    ghost = float(n) * m * position_pairs * (first[0].size + terms * (left + 2))
+    left, groups = 1 if isinstance(first[0], EmbeddingSite) else first[0].rows, first[0].groups
+    # Per pair of positions and group: both inner products, one multiplication and one addition.
+    ghost = float(n) * m * position_pairs * (groups * first[0].size + terms * (left + 2 * groups))
     return direct, ghost
 
 
@@ -167,25 +214,13 @@ def gram_direct(
 ) -> None:
     """Add the Gram block of a weight, forming per-sample gradients a tile of rows at a time."""
     same = first is second
-    dtype = out.dtype
     per_row = (n if same else n + m) * first[0].combinations
+    form_first = _former(first, n, out.dtype)
+    form_second = form_first if same else _former(second, m, out.dtype)
     for rows in row_tiles(first[0], per_row, floats):
-        a = _rows_of(first, n, rows, dtype)
-        b = a if same else _rows_of(second, m, rows, dtype)
+        a = form_first(rows)
+        b = a if same else form_second(rows)
         gram_dense(a, b, pairs, out)
-
-
-def _rows_of(sites: Sequence[Site], n: int, rows: slice, dtype: torch.dtype) -> Tensor:
-    """(n, R, m): some rows of the per-sample gradients of every sample."""
-    size = (rows.stop - rows.start) * sites[0].size
-    shape = (n, sites[0].combinations, size)
-    result = torch.empty(shape, dtype=dtype, device=sites[0].delta.device)
-    for samples in sample_tiles(sites, n, 2 * _TILE):
-        values = sites[0].gradient_block(samples, dtype).gradient(rows)
-        for site in sites[1:]:
-            values += site.gradient_block(samples, dtype).gradient(rows)
-        result[samples] = values
-    return result
 
 
 def mirror(out: Tensor) -> None:
@@ -206,9 +241,10 @@ def gram_ghost(
     """
     symmetric = first is second
     scale = first[0].combinations if pairs else 1
-    compiled = is_compiled([*first, *second]) and scale == 1
-    rows_at_once = _GHOST_ROWS_COMPILED if compiled else _GHOST_ROWS
-    step = max(1, rows_at_once // (scale * max(s.positions for s in (*first, *second))))
+    compiled = contractions(out) if is_compiled([*first, *second]) else None
+    # Of the combinations, only compiled products make no copies.
+    rows_at_once = _GHOST_ROWS // scale if compiled is None else compiled.ghost_rows
+    step = max(1, rows_at_once // max(s.positions for s in (*first, *second)))
     for i in range(0, n, step):
         left = [site.block(slice(i, min(i + step, n)), out.dtype) for site in first]
         for j in range(0, i + 1 if symmetric else m, step):
@@ -217,26 +253,26 @@ def gram_ghost(
             columns = slice(j * scale, min(j + step, m) * scale)
             for a in left:
                 for b in right:
-                    if compiled:
-                        _add_ghost(a, b, out[rows, columns])
-                    else:
+                    if compiled is None:
                         out[rows, columns] += ghost_product(a, b, pairs)
+                    else:
+                        _add_ghost(compiled, a, b, pairs, out[rows, columns])
 
 
-def _add_ghost(a: Block, b: Block, out: Tensor) -> None:
-    """Add the ghost Gram of two blocks of one group, summed over combinations."""
-
-    def factor(value: Tensor, r: int) -> Any:
-        return value[:, min(r, value.shape[1] - 1), 0].contiguous().numpy()
-
-    for r in range(max(a.left.shape[1], a.right.shape[1])):
-        ops.gram_ghost(
-            factor(a.left, r),
-            factor(a.right, r),
-            factor(b.left, r),
-            factor(b.right, r),
-            out.numpy(),
-        )
+def _add_ghost(compiled: Contractions, a: Block, b: Block, pairs: bool, out: Tensor) -> None:
+    """Add the ghost Gram of two blocks, the same as :func:`ghost_product`."""
+    (left, right), (left2, right2) = (
+        (block.right, block.left) if block.right.shape[1] > 1 else (block.left, block.right)
+        for block in (a, b)
+    )
+    for g in range(left.shape[2]):
+        shared, shared2 = right[:, 0, g].contiguous(), right2[:, 0, g].contiguous()
+        several, several2 = (f[:, :, g].transpose(0, 1).contiguous() for f in (left, left2))
+        if pairs:
+            compiled.gram_ghost(several, shared, several2, shared2, out)
+            continue
+        for one, one2 in zip(several, several2, strict=True):
+            compiled.gram_ghost(one[None], shared, one2[None], shared2, out)
 
 
 def ghost_product(a: Block, b: Block, pairs: bool) -> Tensor:

@@ -138,7 +138,10 @@ class Site(ABC):
         raise NotImplementedError
 
     def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
-        """Return left and right of an ungrouped weight, as the compiled operations take them."""
+        """Return left and right of a weight, as the compiled operations take them.
+
+        The columns of both lie group by group.
+        """
         raise NotImplementedError
 
 

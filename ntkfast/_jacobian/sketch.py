@@ -22,7 +22,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from .. import ops
+from .compiled import contractions
 from .layers import Factor
 
 _MASK = (1 << 64) - 1
@@ -134,28 +134,22 @@ class CountSketch:
 
     def add(self, values: Tensor, start: int, out: Tensor) -> None:
         """Add to `out` (n, dim) the entries `values` (n, m) of the m parameters from `start` on."""
-        if out.device.type == "cpu":
-            ops.sketch_add(values.numpy(), start, self._sign_key, self._shift_key, out.numpy())
-        else:
+        compiled = contractions(out)
+        if compiled is None:
             self.add_by_runs(values, start, out)
+        else:
+            compiled.sketch_add(values, start, self._sign_key, self._shift_key, out)
 
-    def add_gradients(self, left: Factor, right: Factor, start: int, out: Tensor) -> None:
+    def add_gradients(
+        self, left: Factor, right: Factor, groups: int, start: int, out: Tensor
+    ) -> None:
         """Add to `out` (n, dim) the gradients ``left^T right`` (n, 1, .) of a weight at `start`.
 
-        The gradients never exist. Only on a CPU.
+        The gradients never exist. Only where there are compiled contractions.
         """
-        ops.sketch_gradients(
-            left.data[:, 0].numpy(),
-            left.positions.numpy(),
-            left.columns.numpy(),
-            right.data[:, 0].numpy(),
-            right.positions.numpy(),
-            right.columns.numpy(),
-            start,
-            self._sign_key,
-            self._shift_key,
-            out.numpy(),
-        )
+        compiled = contractions(out)
+        assert compiled is not None
+        compiled.sketch_gradients(left, right, groups, start, self._sign_key, self._shift_key, out)
 
     def add_by_runs(self, values: Tensor, start: int, out: Tensor) -> None:
         """Do as :meth:`add`, with torch on any device: the reference of the compiled operation."""

@@ -1,42 +1,14 @@
 // Matrix and moment kernels against plain loops in double.
 #include "cuda/matrix.cuh"
 
-#include <limits>
-#include <random>
-
 #include "cuda/moments.cuh"
 #include "emulation.h"
+#include "matrices.h"
 #include "test.h"
 
 namespace ntkfast {
 namespace {
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
-template <class T = double>
-std::vector<T> random_matrix(int64_t rows, int64_t cols, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> matrix(static_cast<std::size_t>(rows * cols));
-  for (T& value : matrix) value = static_cast<T>(normal(random));
-  return matrix;
-}
-template <class T>
-double at(const std::vector<T>& matrix, int64_t cols, int64_t i, int64_t j) {
-  return static_cast<double>(matrix[static_cast<std::size_t>(i * cols + j)]);
-}
-template <class A, class B>
-void expect_close(const std::vector<A>& actual, const std::vector<B>& expected, double tolerance,
-                  const char* what) {
-  test::expect(actual.size() == expected.size(), std::string(what) + ": size");
-  double largest = 1e-300;
-  for (const B value : expected) largest = std::max(largest, std::abs(static_cast<double>(value)));
-  for (std::size_t i = 0; i < actual.size(); ++i)
-    test::expect(std::abs(static_cast<double>(actual[i]) - static_cast<double>(expected[i])) <=
-                     tolerance * largest,
-                 std::string(what) + " [" + std::to_string(i) + "]: " + std::to_string(actual[i]) +
-                     " instead of " + std::to_string(expected[i]));
-}
 std::vector<double> positive_definite(int64_t n, unsigned seed) {
   const auto X = random_matrix(n, n, seed);
   std::vector<double> A(static_cast<std::size_t>(n * n));

@@ -1,22 +1,11 @@
 // The tensor-core kernel in each kind of products against the CPU engine in float64.
 #include "cuda/score_tensor.cuh"
 
+#include "matrices.h"
 #include "score_problem.h"
 
 namespace ntkfast {
 namespace {
-
-BFloat16 to_bfloat16(double value) {  // exact for the problems' features
-  return {static_cast<std::uint16_t>(bits_of(static_cast<float>(value)) >> 16)};
-}
-template <class Element>
-Element element_of(double value) {
-  if constexpr (sizeof(Element) == 2) {
-    return to_bfloat16(value);
-  } else {
-    return static_cast<Element>(value);
-  }
-}
 
 /// Which compiled kernel a call takes. One per call keeps this file's compile time bounded; the
 /// choice itself is visit_classes, which the reference kernel's tests run through.
@@ -44,10 +33,7 @@ std::vector<double> run_tensor(const Problem& problem, const emulation::Options&
   TensorScoreArgs args{};
   args.score = problem.args<float>();
   args.score.wanted_blocks = wanted_blocks;
-  args.features = psi.get();
-  args.row_bytes = stride * int64_t{sizeof(Element)};
-  args.depth_bytes = problem.d * int64_t{sizeof(Element)};
-  args.aligned = args.row_bytes % 16 == 0;
+  args.features = tensor_operand(psi.get(), stride, problem.d);
   return run_score(
       problem, args.score, 128, sizeof(float),
       [&](auto& launcher, void* workspace) {

@@ -1,0 +1,109 @@
+// The two ways of forming a tile of products of rows, behind one face: plain fused multiply-adds,
+// and tensor cores. A thread of either holds pairs at rows row(thread) + kRowStep i and columns
+// col(thread) + kColStep j, + 1 of the tile.
+#pragma once
+
+#include <string>
+
+#include "core/status.h"
+#include "cuda/tensor_tile.cuh"
+#include "cuda/tile.cuh"
+
+namespace ntkfast {
+namespace {
+
+/// Products and sums in T, float or double.
+template <class T_>
+struct PlainProducts {
+  using T = T_;
+  using Element = T_;
+  static constexpr int kThreads = kTileThreads;
+  static constexpr int kTile = kTileSize;
+  static constexpr int kSharedBytes = tile_shared_bytes<T>();
+  static constexpr int kRows = 4, kPairs = 2, kRowStep = 16, kColStep = 32;
+  /// Bytes of a row that are summed in one go, about as on a CPU.
+  static constexpr int64_t kSummedBytes = 16384;
+  using Sums = Pair<T>[kRows][kPairs];
+  static NTKFAST_DEVICE int row(int thread) { return Tile<T>::row(thread); }
+  static NTKFAST_DEVICE int col(int thread) { return Tile<T>::col(thread); }
+
+  /// sums += products of rows [row0, row0 + kTile) of the left and [col0, col0 + kTile) of the
+  /// right operand, of at most kSummedBytes; rows from `rows` and `cols` on count as zero. Uses the
+  /// first kSharedBytes of shared memory, free again when it returns.
+  template <class Ctx>
+  static NTKFAST_DEVICE void add_slice(const Ctx& ctx, const TensorOperand& left, int64_t row0,
+                                       int64_t rows, const TensorOperand& right, int64_t col0,
+                                       int64_t cols, Sums& sums) {
+    Tile<T> tile;
+    tile.clear();
+    multiply_tile(ctx, left.depth_bytes / int64_t{sizeof(T)}, factor(left), row0, rows,
+                  factor(right), col0, cols, tile);
+    add_to_sums(sums, tile.value);
+  }
+  /// The same of rows of any length.
+  template <class Ctx>
+  static NTKFAST_DEVICE void add_products(const Ctx& ctx, const TensorOperand& left, int64_t row0,
+                                          int64_t rows, const TensorOperand& right, int64_t col0,
+                                          int64_t cols, Sums& sums) {
+    NTKFAST_KEEP_LOOP
+    for (int64_t begin = 0; begin < left.depth_bytes; begin += kSummedBytes)
+      add_slice(ctx, slice_of(left, begin, kSummedBytes), row0, rows,
+                slice_of(right, begin, kSummedBytes), col0, cols, sums);
+  }
+
+ private:
+  static NTKFAST_DEVICE Factor<T> factor(const TensorOperand& from) {
+    return {static_cast<const T*>(from.data), from.row_bytes / int64_t{sizeof(T)}, 1};
+  }
+};
+
+/// Bf16Products, Tf32Products or SplitTf32Products; sums in float.
+template <class Products>
+struct TensorProducts : TensorTile<Products> {
+  using T = float;
+  using Element = typename Products::Element;
+  using Tile = TensorTile<Products>;
+  static constexpr int kRows = 8, kPairs = 4, kRowStep = 8, kColStep = 8;
+
+  template <class Ctx>
+  static NTKFAST_DEVICE void add_slice(const Ctx& ctx, const TensorOperand& left, int64_t row0,
+                                       int64_t rows, const TensorOperand& right, int64_t col0,
+                                       int64_t cols, typename Tile::Sums& sums) {
+    Tile::stream(ctx, left, row0, rows, right, col0, cols, sums, [](int, int) {});
+  }
+  template <class Ctx>
+  static NTKFAST_DEVICE void add_products(const Ctx& ctx, const TensorOperand& left, int64_t row0,
+                                          int64_t rows, const TensorOperand& right, int64_t col0,
+                                          int64_t cols, typename Tile::Sums& sums) {
+    typename Tile::Sums part;
+    clear_sums(part);
+    Tile::stream(ctx, left, row0, rows, right, col0, cols, part, [&](int done, int all) {
+      if (done % Tile::kSummedSlices == 0 || done == all) {
+        add_to_sums(sums, part);
+        clear_sums(part);
+      }
+    });
+  }
+};
+
+/// Calls visit with the kind of products of this name.
+template <class Visit>
+void visit_products(const std::string& precision, const Visit& visit) {
+  if (precision == "float32") {
+    visit(PlainProducts<float>{});
+  } else if (precision == "float64") {
+    visit(PlainProducts<double>{});
+  } else if (precision == "bf16") {
+    visit(TensorProducts<Bf16Products>{});
+  } else if (precision == "tf32") {
+    visit(TensorProducts<Tf32Products>{});
+  } else if (precision == "tf32x3") {
+    visit(TensorProducts<SplitTf32Products>{});
+  } else {
+    throw InvalidArgument("precision: unknown name '" + precision +
+                          "'; expected float32, float64, bf16, tf32 or tf32x3");
+  }
+}
+
+}  // namespace
+}  // namespace ntkfast

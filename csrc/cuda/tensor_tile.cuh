@@ -1,0 +1,245 @@
+// The matrix product on tensor cores: mma.sync fed by cp.async, a tile of 128 x 128 float32 sums in
+// the registers of 256 threads. What happens to the tile next (scoring, adding, multiplying) is the
+// caller's business.
+//
+// The 8 warps of a block hold 64 x 32 sums each. Rows of both operands stream through kStages
+// slices of 128 bytes in shared memory. Rows of a slice are eight chunks of 16 bytes, chunk c of
+// row r at place c ^ (r % 8), so that neither the copies nor ldmatrix meet a bank twice.
+#pragma once
+
+#include "cuda/lanes.cuh"
+
+namespace ntkfast {
+namespace {
+
+/// Rows of either operand of a block.
+constexpr int kTensorTile = 128;
+
+/// How products are formed; sums are float32 always.
+struct Bf16Products {  // of bfloat16 numbers: exact
+  using Element = BFloat16;
+  using Operand = Bf16;
+  static constexpr bool kSplit = false;
+};
+struct Tf32Products {  // of float32 numbers rounded to tf32
+  using Element = float;
+  using Operand = Tf32;
+  static constexpr bool kSplit = false;
+};
+/// Of float32 numbers as sums of two tf32 numbers; the product of the small parts is dropped:
+/// nearly float32's accuracy.
+struct SplitTf32Products {
+  using Element = float;
+  using Operand = Tf32;
+  static constexpr bool kSplit = true;
+};
+
+/// A matrix whose rows are multiplied.
+struct TensorOperand {
+  const void* data;
+  int64_t row_bytes;    // from one row to the next
+  int64_t depth_bytes;  // of one row
+  bool aligned;         // rows start at multiples of 16 bytes
+};
+template <class Element>
+TensorOperand tensor_operand(const Element* data, int64_t row_stride, int64_t depth) {
+  const int64_t row_bytes = row_stride * int64_t{sizeof(Element)};
+  return {data, row_bytes, depth * int64_t{sizeof(Element)},
+          row_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0};
+}
+
+/// A stretch of the rows' depth.
+NTKFAST_DEVICE TensorOperand slice_of(TensorOperand from, int64_t begin, int64_t bytes) {
+  const int64_t left = from.depth_bytes - begin;
+  from.data = static_cast<const unsigned char*>(from.data) + begin;
+  from.depth_bytes = left < bytes ? left : bytes;
+  return from;
+}
+
+template <class T, int R, int N>
+NTKFAST_DEVICE void clear_sums(Pair<T> (&sums)[R][N]) {
+  NTKFAST_UNROLL_DEVICE
+  for (int r = 0; r < R; ++r) {
+    NTKFAST_UNROLL_DEVICE
+    for (int n = 0; n < N; ++n) sums[r][n] = Pair<T>(T(0));
+  }
+}
+
+template <class T, int R, int N>
+NTKFAST_DEVICE void add_to_sums(Pair<T> (&total)[R][N], const Pair<T> (&sums)[R][N]) {
+  NTKFAST_UNROLL_DEVICE
+  for (int r = 0; r < R; ++r) {
+    NTKFAST_UNROLL_DEVICE
+    for (int n = 0; n < N; ++n) total[r][n] = total[r][n] + sums[r][n];
+  }
+}
+
+template <class Products>
+struct TensorTile {
+  static constexpr int kThreads = 256;
+  static constexpr int kTile = kTensorTile;
+  static constexpr int kStages = 3;
+  static constexpr int kSlice = 128;  // bytes of a row
+  static constexpr int kChunks = kSlice / 16;
+  static constexpr int kStageBytes = 2 * kTile * kSlice;
+  static constexpr int kSharedBytes = kStages * kStageBytes;
+  static constexpr int kWarpColumns = 4;  // 2 x 4 warps
+  /// Slices, and bytes of a row, to be summed by the tensor cores alone: they cut off what they
+  /// cannot hold instead of rounding it, which adds up in long sums.
+  static constexpr int kSummedSlices = 32;
+  static constexpr int64_t kSummedBytes = kSummedSlices * kSlice;
+  /// sums[r][n]: row 8 r + lane / 4, columns 8 n + 2 (lane % 4), + 1 of the warp's part.
+  using Sums = Pair<float>[8][4];
+  static NTKFAST_DEVICE int row(int thread) {
+    return 64 * (thread / 32 / kWarpColumns) + thread % 32 / 4;
+  }
+  static NTKFAST_DEVICE int col(int thread) {
+    return 32 * (thread / 32 % kWarpColumns) + 2 * (thread % 4);
+  }
+
+  /// Rows of the operand behind tile rows first + 32 i; -1 beyond the last one.
+  static NTKFAST_DEVICE void load_rows(const int64_t* index, int64_t first, int64_t count,
+                                       int64_t (&rows)[4]) {
+    NTKFAST_UNROLL_DEVICE
+    for (int i = 0; i < 4; ++i) {
+      const int64_t place = first + 32 * i;
+      rows[i] = place >= count ? -1 : index ? index[place] : place;
+    }
+  }
+
+  /// Starts copying one slice of the rows into shared memory; what lies beyond the data becomes
+  /// zero.
+  template <class Ctx, class Memory>
+  static NTKFAST_DEVICE void copy_slice(const Ctx& ctx, const TensorOperand& from,
+                                        const int64_t (&rows)[4], int slice, Memory to) {
+    const int row = ctx.thread() / kChunks, chunk = ctx.thread() % kChunks;
+    const int64_t begin = int64_t{slice} * kSlice + chunk * 16;
+    const int64_t left = from.depth_bytes - begin;
+    const int valid = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
+    NTKFAST_UNROLL_DEVICE
+    for (int i = 0; i < 4; ++i) {
+      const int r = row + 32 * i;
+      const auto place = to + (r * kSlice + (chunk ^ (r % kChunks)) * 16);
+      const bool inside = rows[i] >= 0 && valid > 0;
+      const unsigned char* source = static_cast<const unsigned char*>(from.data) +
+                                    (inside ? rows[i] * from.row_bytes + begin : 0);
+      if (from.aligned) {
+        ctx.copy_async(place, source, inside ? valid : 0);
+      } else {
+        NTKFAST_UNROLL_DEVICE
+        for (int e = 0; e < 16; e += int{sizeof(typename Products::Element)}) {
+          typename Products::Element value{};
+          if (inside && e < valid)
+            value = *reinterpret_cast<const typename Products::Element*>(source + e);
+          store_element(place, e, value);
+        }
+      }
+    }
+  }
+  /// sums += A B^T over one slice: 64 rows of `a`, 32 rows of `b`, four steps of 32 bytes.
+  template <class Ctx, class Memory>
+  static NTKFAST_DEVICE void multiply_slice(const Ctx& ctx, Memory a, Memory b, int lane,
+                                            Sums& sums) {
+    const int row = lane % 8, matrix = lane / 8;
+    NTKFAST_UNROLL_DEVICE
+    for (int s = 0; s < kSlice / 32; ++s) {
+      // Registers of A: rows 0-7 and 8-15 of the first 16 bytes, then of the second. Of B: first
+      // and second 16 bytes of columns 0-7, then of columns 8-15.
+      uint32_t right[2][4], right_small[2][4];
+      NTKFAST_UNROLL_DEVICE
+      for (int n = 0; n < 2; ++n) {
+        const int r = 16 * n + row + 8 * (matrix / 2);
+        ctx.load_matrices(b + (r * kSlice + ((2 * s + matrix % 2) ^ row) * 16), right[n]);
+        round_operand(ctx, right[n], right_small[n]);
+      }
+      NTKFAST_UNROLL_DEVICE
+      for (int m = 0; m < 4; ++m) {
+        uint32_t left[4], left_small[4];
+        const int r = 16 * m + row + 8 * (matrix % 2);
+        ctx.load_matrices(a + (r * kSlice + ((2 * s + matrix / 2) ^ row) * 16), left);
+        round_operand(ctx, left, left_small);
+        NTKFAST_UNROLL_DEVICE
+        for (int n = 0; n < 4; ++n) {
+          const int i = n / 2, j = 2 * (n % 2);
+          float c[4] = {sums[2 * m][n].v[0], sums[2 * m][n].v[1], sums[2 * m + 1][n].v[0],
+                        sums[2 * m + 1][n].v[1]};
+          if constexpr (Products::kSplit) {  // small terms first
+            ctx.multiply(Tf32{}, c, left_small, right[i][j], right[i][j + 1]);
+            ctx.multiply(Tf32{}, c, left, right_small[i][j], right_small[i][j + 1]);
+          }
+          ctx.multiply(typename Products::Operand{}, c, left, right[i][j], right[i][j + 1]);
+          sums[2 * m][n].v[0] = c[0];
+          sums[2 * m][n].v[1] = c[1];
+          sums[2 * m + 1][n].v[0] = c[2];
+          sums[2 * m + 1][n].v[1] = c[3];
+        }
+      }
+    }
+  }
+
+  /// sums += products of rows [row0, row0 + kTile) of the left and [col0, col0 + kTile) of the
+  /// right operand; rows from `rows` and `cols` on count as zero. after_slice(slices done, all
+  /// slices) is called after every slice. Uses the first kSharedBytes of shared memory, free again
+  /// when it returns.
+  template <class Ctx, class AfterSlice>
+  static NTKFAST_DEVICE void stream(const Ctx& ctx, const TensorOperand& left, int64_t row0,
+                                    int64_t rows, const TensorOperand& right, int64_t col0,
+                                    int64_t cols, Sums& sums, const AfterSlice& after_slice) {
+    const int thread = ctx.thread(), lane = thread % 32, warp = thread / 32;
+    const int left_part = 64 * (warp / kWarpColumns) * kSlice;
+    const int right_part = (kTile + 32 * (warp % kWarpColumns)) * kSlice;
+    const auto memory = ctx.template shared<unsigned char>(0, kSharedBytes);
+    const int slices = static_cast<int>(div_up(left.depth_bytes, kSlice));
+    const auto issue = [&](int slice) {
+      const auto stage = memory + (slice % kStages) * kStageBytes;
+      int64_t from[4];
+      load_rows(nullptr, row0 + thread / kChunks, rows, from);
+      copy_slice(ctx, left, from, slice, stage);
+      load_rows(nullptr, col0 + thread / kChunks, cols, from);
+      copy_slice(ctx, right, from, slice, stage + kTile * kSlice);
+    };
+    NTKFAST_UNROLL_DEVICE
+    for (int s = 0; s < kStages - 1; ++s) {
+      if (s < slices) issue(s);
+      ctx.commit_copies();
+    }
+    NTKFAST_KEEP_LOOP
+    for (int slice = 0; slice < slices; ++slice) {
+      ctx.template wait_copies<kStages - 2>();
+      ctx.barrier();  // everybody has finished the previous slice
+      if (slice + kStages - 1 < slices) issue(slice + kStages - 1);
+      ctx.commit_copies();
+      const auto stage = memory + (slice % kStages) * kStageBytes;
+      multiply_slice(ctx, stage + left_part, stage + right_part, lane, sums);
+      after_slice(slice + 1, slices);
+    }
+    ctx.template wait_copies<0>();
+    ctx.barrier();
+  }
+
+ private:
+  template <class Memory, class Element>
+  static NTKFAST_DEVICE void store_element(Memory to, int offset, Element value) {
+    unsigned char bytes[sizeof(Element)];
+    memcpy(bytes, &value, sizeof value);
+    NTKFAST_UNROLL_DEVICE
+    for (int b = 0; b < int{sizeof(Element)}; ++b) to[offset + b] = bytes[b];
+  }
+
+  /// Rounds float32 numbers to what the tensor cores read, instead of letting them cut bits off.
+  template <class Ctx>
+  static NTKFAST_DEVICE void round_operand(const Ctx& ctx, uint32_t (&value)[4],
+                                           uint32_t (&small)[4]) {
+    if constexpr (sizeof(typename Products::Element) == sizeof(float)) {
+      NTKFAST_UNROLL_DEVICE
+      for (int i = 0; i < 4; ++i) {
+        const float exact = float_of(value[i]), rounded = ctx.round_tf32(exact);
+        value[i] = bits_of(rounded);
+        if constexpr (Products::kSplit) small[i] = bits_of(ctx.round_tf32(exact - rounded));
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace ntkfast

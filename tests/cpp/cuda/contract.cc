@@ -1,0 +1,284 @@
+// Contractions of per-sample gradients against plain loops in double, and the count-sketch of
+// vectors bit for bit against the CPU engine.
+#include <numeric>
+
+#include "cpu/sketch_add.h"
+#include "cuda/gram_add.cuh"
+#include "cuda/gram_ghost.cuh"
+#include "cuda/sketch_add.cuh"
+#include "cuda/sketch_gradients.cuh"
+#include "emulation.h"
+#include "matrices.h"
+#include "test.h"
+
+namespace ntkfast {
+namespace {
+
+/// Numbers of few bits: products are exact in bf16 and tf32 too. Aligned as device memory is.
+template <class Element>
+class Numbers {
+ public:
+  Numbers(int64_t rows, int64_t stride, unsigned seed, int bits = 4)
+      : values_(static_cast<std::size_t>(rows * stride)),
+        memory_(static_cast<Element*>(
+                    std::aligned_alloc(16, (values_.size() * sizeof(Element) + 31) / 16 * 16)),
+                &std::free) {
+    std::mt19937 random(seed);
+    std::uniform_int_distribution<int> whole(-(1 << bits), 1 << bits);
+    for (std::size_t i = 0; i < values_.size(); ++i) {
+      values_[i] = whole(random) / 16.0;
+      memory_.get()[i] = element_of<Element>(values_[i]);
+    }
+  }
+  const Element* data() const { return memory_.get(); }
+  double operator[](int64_t i) const { return values_[static_cast<std::size_t>(i)]; }
+
+ private:
+  std::vector<double> values_;
+  std::unique_ptr<Element, decltype(&std::free)> memory_;
+};
+
+/// Entries of the lower triangle, or all.
+template <class T>
+std::vector<T> kept(const std::vector<T>& matrix, int64_t cols, bool lower) {
+  std::vector<T> result;
+  for (std::size_t e = 0; e < matrix.size(); ++e)
+    if (!lower || static_cast<int64_t>(e) % cols <= static_cast<int64_t>(e) / cols)
+      result.push_back(matrix[e]);
+  return result;
+}
+
+template <class Products>
+void check_gram_add(int64_t n, int64_t m, int64_t depth, int gap, bool lower, int bits = 4,
+                    double tolerance = 1e-6, emulation::Options options = {}) {
+  using T = typename Products::T;
+  const int64_t stride = round_to(depth, 8) + gap;
+  const Numbers<typename Products::Element> A(n, stride, 1, bits), B(m, stride, 2, bits);
+  auto out = random_matrix<T>(n, m, 3);
+  std::vector<double> expected(out.begin(), out.end());
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < m; ++j)
+      for (int64_t k = 0; k < depth; ++k)
+        expected[static_cast<std::size_t>(i * m + j)] += A[i * stride + k] * B[j * stride + k];
+  emulation::Launcher launcher(options);
+  launch_gram_add<Products>(launcher, GramAddArgs<T>{tensor_operand(A.data(), stride, depth),
+                                                     tensor_operand(B.data(), stride, depth), n, m,
+                                                     out.data(), m, lower});
+  expect_close(kept(out, m, lower), kept(expected, m, lower), tolerance, "gram_add");
+}
+NTKFAST_TEST(gram_add_plain) {
+  check_gram_add<PlainProducts<float>>(70, 65, 37, 1, false);
+  check_gram_add<PlainProducts<float>>(130, 130, 20, 0, true);
+  check_gram_add<PlainProducts<float>>(5, 9, 4100, 0, false);  // summed in two parts
+  check_gram_add<PlainProducts<double>>(70, 65, 37, 1, false, 4, 1e-14);
+  check_gram_add<PlainProducts<double>>(3, 2, 2100, 0, true, 4, 1e-14);
+}
+NTKFAST_TEST(gram_add_tensor) {
+  for (const int gap : {0, 3}) {  // of elements between rows: unaligned
+    check_gram_add<TensorProducts<Bf16Products>>(130, 37, 75, gap, false);
+    check_gram_add<TensorProducts<Tf32Products>>(130, 37, 75, gap, false);
+  }
+  check_gram_add<TensorProducts<Tf32Products>>(140, 140, 8, 0, true);
+  check_gram_add<TensorProducts<Tf32Products>>(9, 5, 1100, 0, false);  // summed in two parts
+  check_gram_add<TensorProducts<Bf16Products>>(9, 5, 2100, 0, false);
+  // Sixteen bits: two tf32 numbers hold them, one does not.
+  check_gram_add<TensorProducts<SplitTf32Products>>(20, 30, 40, 0, false, 16, 1e-6);
+  for (const emulation::Order order : emulation::kOrders)
+    check_gram_add<TensorProducts<Tf32Products>>(20, 30, 140, 0, false, 4, 1e-6, {order, true});
+}
+
+struct GhostShape {
+  int64_t n, m, positions, positions2, p, q, combinations = 1, combinations2 = 1;
+};
+template <class Products>
+std::vector<typename Products::T> check_gram_ghost(const GhostShape& s, bool lower,
+                                                   double tolerance = 1e-5,
+                                                   emulation::Options options = {}) {
+  using T = typename Products::T;
+  using Element = typename Products::Element;
+  const Numbers<Element> left(s.combinations * s.n * s.positions, s.p, 1),
+      right(s.n * s.positions, s.q, 2), left2(s.combinations2 * s.m * s.positions2, s.p, 3),
+      right2(s.m * s.positions2, s.q, 4);
+  const int64_t rows = s.n * s.combinations, cols = s.m * s.combinations2;
+  auto out = random_matrix<T>(rows, cols, 5);
+  std::vector<double> expected(out.begin(), out.end());
+  const auto inner = [](const Numbers<Element>& a, int64_t i, const Numbers<Element>& b, int64_t j,
+                        int64_t size) {
+    double sum = 0;
+    for (int64_t k = 0; k < size; ++k) sum += a[i * size + k] * b[j * size + k];
+    return sum;
+  };
+  for (int64_t i = 0; i < s.n * s.positions; ++i) {
+    for (int64_t j = 0; j < s.m * s.positions2; ++j) {
+      const double product = inner(right, i, right2, j, s.q);
+      for (int64_t a = 0; a < s.combinations; ++a)
+        for (int64_t b = 0; b < s.combinations2; ++b)
+          expected[static_cast<std::size_t>((i / s.positions * s.combinations + a) * cols +
+                                            j / s.positions2 * s.combinations2 + b)] +=
+              product *
+              inner(left, a * s.n * s.positions + i, left2, b * s.m * s.positions2 + j, s.p);
+    }
+  }
+  const auto side = [&](const Numbers<Element>& a, const Numbers<Element>& b, int64_t samples,
+                        int64_t positions, int64_t combinations) {
+    return GhostSide{tensor_operand(a.data(), s.p, s.p),
+                     tensor_operand(b.data(), s.q, s.q),
+                     samples,
+                     static_cast<int>(positions),
+                     static_cast<int>(combinations),
+                     samples * positions * s.p * int64_t{sizeof(Element)},
+                     0};
+  };
+  emulation::Launcher launcher(options);
+  launch_gram_ghost<Products>(
+      launcher, GhostArgs<T>{side(left, right, s.n, s.positions, s.combinations),
+                             side(left2, right2, s.m, s.positions2, s.combinations2), out.data(),
+                             cols, lower});
+  expect_close(kept(out, cols, lower), kept(expected, cols, lower), tolerance, "gram_ghost");
+  return out;
+}
+NTKFAST_TEST(gram_ghost_plain) {
+  using Plain = PlainProducts<float>;
+  check_gram_ghost<Plain>({70, 9, 1, 1, 5, 7}, false);    // one position
+  check_gram_ghost<Plain>({9, 5, 3, 16, 5, 37}, false);   // many samples in a tile
+  check_gram_ghost<Plain>({4, 3, 50, 7, 3, 5}, false);    // tiles that cut samples
+  check_gram_ghost<Plain>({2, 3, 150, 70, 2, 3}, false);  // samples of several tiles
+  check_gram_ghost<Plain>({40, 40, 9, 9, 4, 3}, true);
+  check_gram_ghost<Plain>({3, 4, 5, 6, 4, 3, 3, 2}, false);  // combinations
+  check_gram_ghost<Plain>({1, 1, 2, 2, 4100, 4200}, false);  // summed in two parts
+  check_gram_ghost<PlainProducts<double>>({5, 4, 9, 30, 7, 6, 2, 1}, false, 1e-13);
+}
+NTKFAST_TEST(gram_ghost_tensor) {
+  check_gram_ghost<TensorProducts<Tf32Products>>({9, 5, 50, 30, 5, 40}, false);
+  check_gram_ghost<TensorProducts<Bf16Products>>({140, 3, 1, 1, 24, 9}, false);
+  check_gram_ghost<TensorProducts<SplitTf32Products>>({3, 4, 5, 6, 4, 3, 2, 2}, false);
+  check_gram_ghost<TensorProducts<Tf32Products>>({1, 1, 2, 3, 1100, 1030}, false);
+  std::vector<float> first;
+  for (const emulation::Order order : emulation::kOrders) {
+    const auto found = check_gram_ghost<TensorProducts<Tf32Products>>({5, 4, 40, 3, 9, 40}, false,
+                                                                      1e-5, {order, true});
+    if (first.empty()) first = found;
+    test::expect(found == first, "gram_ghost depends on the order of threads");
+  }
+}
+
+struct SketchOf {
+  int64_t start, dim;
+  uint64_t sign_key = 0x9E3779B97F4A7C15u, shift_key = 12345;
+};
+/// The memory a launcher gets as workspace.
+std::vector<uint64_t> sketch_memory(const SketchOf& s, int64_t count) {
+  return std::vector<uint64_t>(
+      static_cast<std::size_t>(div_up(sketch_table_bytes(s.start, count, s.dim), 8)), ~uint64_t{0});
+}
+
+template <class T>
+TensorView host_view(std::vector<T>& matrix, int64_t rows, int64_t cols) {
+  TensorView view;
+  view.data = matrix.data();
+  view.dtype = sizeof(T) == 8 ? DType::kFloat64 : DType::kFloat32;
+  view.ndim = 2;
+  view.shape[0] = rows;
+  view.shape[1] = view.stride[0] = cols;
+  view.stride[1] = 1;
+  return view;
+}
+template <class T>
+void check_sketch_add(const SketchOf& s, int64_t count) {
+  constexpr int64_t n = 2;
+  auto values = random_matrix<T>(n, count, 1), out = random_matrix<T>(n, s.dim, 2);
+  auto expected = out;
+  sketch_add_cpu(host_view(values, n, count), s.start, s.sign_key, s.shift_key,
+                 host_view(expected, n, s.dim));
+  auto memory = sketch_memory(s, count);
+  emulation::Launcher launcher;
+  const SketchTable table =
+      launch_sketch_table(launcher, s.start, count, s.dim, s.sign_key, s.shift_key, memory.data());
+  launch_sketch_add(launcher, SketchAddArgs<T>{values.data(), count, n, table, out.data(), s.dim});
+  test::expect(out == expected, "sketch_add differs from the CPU's");
+}
+NTKFAST_TEST(sketch_add) {
+  for (const int64_t dim : {1, 7, 64, 300, 1000})
+    for (const int64_t start : {0, 1, 63, 64, 123457})
+      for (const int64_t count : {1, 70, 2500}) check_sketch_add<float>({start, dim}, count);
+  check_sketch_add<double>({77, 130}, 999);
+}
+
+struct GradientShape {
+  int depth, groups, rows, size;
+};
+/// Factors with the positions of the left one apart (channels first) and of the right one together.
+template <class T>
+std::vector<T> check_sketch_gradients(const GradientShape& s, const SketchOf& sketch,
+                                      double tolerance, emulation::Options options = {}) {
+  constexpr int64_t n = 2;
+  const int64_t all_rows = int64_t{s.groups} * s.rows, all_cols = int64_t{s.groups} * s.size;
+  const int64_t count = all_rows * s.size;
+  const auto left = random_matrix<T>(n, all_rows * s.depth, 1),
+             right = random_matrix<T>(n, all_cols * s.depth, 2);
+  std::vector<int64_t> near(static_cast<std::size_t>(s.depth)), far(near.size()),
+      rows(static_cast<std::size_t>(all_rows)), cols(static_cast<std::size_t>(all_cols));
+  std::iota(near.begin(), near.end(), int64_t{0});
+  std::iota(cols.begin(), cols.end(), int64_t{0});
+  for (std::size_t t = 0; t < far.size(); ++t) far[t] = static_cast<int64_t>(t) * all_cols;
+  for (std::size_t r = 0; r < rows.size(); ++r) rows[r] = static_cast<int64_t>(r) * s.depth;
+  auto out = random_matrix<T>(n, sketch.dim, 3);
+  std::vector<double> expected(out.begin(), out.end());
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t e = 0; e < count; ++e) {
+      const int64_t row = e / s.size, col = row / s.rows * s.size + e % s.size;
+      double value = 0;
+      for (int64_t t = 0; t < s.depth; ++t)
+        value += at(left, all_rows * s.depth, i, row * s.depth + t) *
+                 at(right, all_cols * s.depth, i, t * all_cols + col);
+      const int64_t p = sketch.start + e;
+      const bool minus = sketch_signs(sketch.sign_key, p / 64) >> (p % 64) & 1;
+      const int64_t bucket =
+          (p + sketch_shift(sketch.shift_key, p / sketch.dim, sketch.dim)) % sketch.dim;
+      expected[static_cast<std::size_t>(i * sketch.dim + bucket)] += minus ? -value : value;
+    }
+  }
+  auto memory = sketch_memory(sketch, count);
+  emulation::Launcher launcher(options);
+  SketchGradientsArgs<T> args{};
+  args.left = {left.data(), all_rows * s.depth, near.data(), rows.data()};
+  args.right = {right.data(), all_cols * s.depth, far.data(), cols.data()};
+  args.samples = n;
+  args.depth = s.depth;
+  args.groups = s.groups;
+  args.rows = s.rows;
+  args.size = s.size;
+  args.sketch = launch_sketch_table(launcher, sketch.start, count, sketch.dim, sketch.sign_key,
+                                    sketch.shift_key, memory.data());
+  args.out = out.data();
+  args.out_stride = sketch.dim;
+  launch_sketch_gradients(launcher, args);
+  expect_close(out, expected, tolerance, "sketch_gradients");
+  return out;
+}
+NTKFAST_TEST(sketch_gradients) {
+  const auto check = [](const GradientShape& shape, const SketchOf& sketch) {
+    check_sketch_gradients<float>(shape, sketch, 1e-5);
+  };
+  check({1, 1, 1, 1}, {0, 1});
+  check({4, 1, 9, 600}, {123457, 700});  // wide tiles, two in a row, whose rows end in two runs
+  check({30, 1, 17, 300}, {63, 512});    // 16 rows of 256
+  check({50, 1, 40, 150}, {64, 100});    // 32 rows of 128: a row meets a bucket twice
+  check({90, 1, 70, 70}, {1, 7});        // square tiles, more positions than are staged at once
+  check({3, 1, 140, 27}, {0, 4096});     // narrow ones
+  check({5, 3, 2, 9}, {1000, 64});       // groups
+  check({2, 1, 30, 900}, {5, 23000});    // more buckets than one block holds
+  check_sketch_gradients<double>({20, 2, 9, 130}, {99, 300}, 1e-13);
+}
+NTKFAST_TEST(sketch_gradients_any_order_of_threads) {
+  std::vector<float> first;
+  for (const emulation::Order order : emulation::kOrders) {
+    const auto found =
+        check_sketch_gradients<float>({6, 1, 20, 200}, {17, 150}, 1e-5, {order, false});
+    if (first.empty()) first = found;
+    test::expect(found == first, "sketch_gradients depends on the order of threads");
+  }
+}
+
+}  // namespace
+}  // namespace ntkfast
