@@ -9,16 +9,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import contextlib
 import math
 
 import pytest
 from devices import anywhere, device  # noqa: F401 (fixtures)
-from hypothesis import settings
 
-# No deadlines: the first example pays for imports, and CI machines stutter. Fixed examples: a
-# failure in CI is a failure at home.
-settings.register_profile("ntkfast", deadline=None, derandomize=True, max_examples=25)
-settings.load_profile("ntkfast")
+# Where a GPU is lent, only what its tests need may be installed.
+with contextlib.suppress(ModuleNotFoundError):
+    from hypothesis import settings
+
+    # No deadlines: the first example pays for imports, and CI machines stutter. Fixed examples: a
+    # failure in CI is a failure at home.
+    settings.register_profile("ntkfast", deadline=None, derandomize=True, max_examples=25)
+    settings.load_profile("ntkfast")
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ export NTKFAST_REQUIRE_GPU=1
 gpu_tests=(env -C "$package" "$python" -m pytest -q -p no:cacheprovider -c "$root/pyproject.toml"
   --rootdir "$root" "$root/tests/test_cuda.py")
 step tests 150 "${gpu_tests[@]}"
+step "tests of Posterior and select" 60 "${gpu_tests[@]/%test_cuda.py/test_device.py}" -m gpu
 
 # A few tests reach every kernel; under the sanitizer they are some hundred times slower.
 sanitized=("${gpu_tests[@]}" -x -k
