@@ -304,6 +304,10 @@ class FeatureScorer:
         psi_c = self._engine.cast(self.psi[point : point + 1], np.float64)
         return self._engine.host(self._engine.product(self.psi, psi_c.T))[:, 0]
 
+    def step(self, point: int, noise: float, residual: Array) -> Array:
+        """Return the change of F (N, k) by a label of this residual (k,) at `point`."""
+        return np.outer(self.column(point) / (self.variance[point] + noise), residual)
+
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise: psi <- psi - beta psi_c <psi_c, psi>."""
         psi_c = self._engine.copy(self.psi[point : point + 1], np.float64)
@@ -343,11 +347,13 @@ class FunctionSpace:
         ridge: float,
         residual: Array,
         engine: Engine,
+        per_point: int = 1,
     ) -> tuple[FunctionSpace, Array]:
         """Return S = K_UU - V^T V, V = L^-1 K_LU, L L^T = K_LL + D, and the change of F (N, k).
 
-        The kernels are here. S is float32 for a float32 kernel unless something is subtracted and
-        max K / lam > 1e4: there the subtraction could cost the ranking (docs/method.md, section 3).
+        The kernels are here, with `per_point` rows for each point. S is float32 for a float32
+        kernel unless something is subtracted and max K / lam > 1e4: there the subtraction could
+        cost the ranking (docs/method.md, section 3).
         """
         given, n = engine.dtype(K_uu), len(noise)
         before = engine.host(engine.cast(K_uu.diagonal(), np.float64))
@@ -362,7 +368,8 @@ class FunctionSpace:
         if variance.min() < -1e-2 * before.max():
             raise ValueError(
                 "K_uu, K_lu and K_ll are not blocks of one kernel matrix: given the labels the "
-                f"variance of point {int(variance.argmin())} would be {variance.min():g}"
+                f"variance of point {int(variance.argmin()) // per_point} would be "
+                f"{variance.min():g}"
             )
         S = engine.copy(K_uu, _subtracted(given, before, ridge))
         engine.condition_dense(S, V)
@@ -465,6 +472,10 @@ class KernelScorer:
     def column(self, point: int) -> Array:
         """S(., point) (N,), float64."""
         return self._engine.host(self._column(point))
+
+    def step(self, point: int, noise: float, residual: Array) -> Array:
+        """Return the change of F (N, k) by a label of this residual (k,) at `point`."""
+        return np.outer(self.column(point) / (self.variance[point] + noise), residual)
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise."""

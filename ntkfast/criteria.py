@@ -162,7 +162,9 @@ class CriteriaTable(tuple[Criterion, ...]):
 def criteria() -> CriteriaTable:
     """Return the table of criteria; printed, it tells what each computes and when to use it.
 
-    The names are what `utilities` and `select` take; every utility is "larger = query first".
+    The names are what `utilities` and `select` take; every utility is "larger = query first". For
+    a matrix-valued kernel f+ is that of the k x k blocks, and the variance criteria are traces and
+    log-determinants over k (docs/method.md, section 6).
 
     Examples
     --------

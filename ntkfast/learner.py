@@ -11,6 +11,7 @@ import torch
 from ._jacobian.inputs import as_tensor
 from .arrays import Array, Library, as_floats, as_indices, as_numpy, library_of
 from .criteria import find
+from .engines import missing_for
 from .ntk import EmpiricalNTK, SketchName
 from .posterior import Loss, Posterior
 from .selection import Selection, select
@@ -104,10 +105,6 @@ class LookAheadLearner:
             raise ValueError(
                 f"evaluation_size must be an int >= 1 or None; got {evaluation_size!r}"
             )
-        if outputs == "full":
-            raise ValueError(
-                'outputs="full" gives a k x k block per pair; a learner needs a scalar one'
-            )
         self.loss: Loss = loss
         self.criterion = criterion
         self.evaluation_size = evaluation_size
@@ -139,6 +136,10 @@ class LookAheadLearner:
 
     def fit(self, X_labeled: Any, y_labeled: Any, X_pool: Any) -> LookAheadLearner:
         """Build the posterior of the pool given the labelled data. Trains nothing.
+
+        With a model on a GPU the features stay and are worked on there. Only for a pool of numpy
+        arrays, whose features are arrays too, a build without GPU kernels will do: it takes the
+        CPU. Labels may be on either.
 
         Parameters
         ----------
@@ -265,11 +266,12 @@ class LookAheadLearner:
         return result
 
     def _kept_there(self, X: Any) -> Any:
-        """Make arrays tensors if the model is on a GPU, so that their features stay there.
+        """Make arrays tensors if model and posterior can be on a GPU, so that features stay there.
 
         `EmpiricalNTK` answers arrays with arrays, and a posterior of arrays is one on the CPU.
         """
-        if library_of(next(self.ntk.model.parameters())).device is None:
+        library = library_of(next(self.ntk.model.parameters()))
+        if library.device is None or missing_for(library):
             return X
         if isinstance(X, np.ndarray):
             return as_tensor(X, "X")

@@ -30,6 +30,7 @@ from .arrays import (
     library_named,
     library_of,
 )
+from .blocks import BlockSpace, expanded, outputs_per_point, points_of_rows
 from .covariance import FunctionSpace, WeightSpace
 from .engines import CPU, Engine, engine_of
 
@@ -241,6 +242,14 @@ class _Inputs:
             label_scale=scale,
         )
 
+    def informative(self, per_point: int) -> tuple[Array, Array, Array]:
+        """Rows of labels with a finite noise, k for each in blocks; their noises and residuals."""
+        finite = np.flatnonzero(np.isfinite(self.noise))
+        if per_point == 1:
+            return finite, self.noise[finite], self.residual[finite]
+        noise = np.repeat(self.noise[finite], per_point)
+        return expanded(finite, per_point), noise, self.residual[finite].reshape(-1, 1)
+
 
 class Posterior:
     r"""What the trained network, linearised and retrained on labels, predicts, and how surely.
@@ -260,10 +269,13 @@ class Posterior:
     evaluation points together, are addressed by their position everywhere. Array results are new
     arrays in the library (numpy, torch, ...) of the features or kernel given, on its device.
 
+    A kernel is scalar, as above, or matrix-valued: then K(x, x') and S(x, x') are k x k blocks, the
+    noise of a label is lam I_k, and nothing else changes (docs/method.md, section 6).
+
     On a GPU (torch CUDA tensors or cupy arrays as features or kernel) everything is supported that
-    is on a CPU. What grows with N d, N^2 or d^2 lies and is computed there, on the current stream;
-    means, variances and indices are kept on the host. The other arguments may be on the same GPU or
-    on the host. `to` moves a posterior between devices.
+    is on a CPU, but for blocks. What grows with N d, N^2 or d^2 lies and is computed there, on the
+    current stream; means, variances and indices are kept on the host. The other arguments may be on
+    the same GPU or on the host. `to` moves a posterior between devices.
 
     Attributes
     ----------
@@ -286,7 +298,7 @@ class Posterior:
 
     def __init__(
         self,
-        space: WeightSpace | FunctionSpace,
+        space: WeightSpace | FunctionSpace | BlockSpace,
         mean: Array,
         inputs: _Inputs,
         labels: int,
@@ -325,11 +337,13 @@ class Posterior:
         features : array (N, d)
             phi of the points of interest, float32 or float64 (bfloat16 tensors become float32).
             The features kept inside have this type; factors, variances and F are float64. Where
-            they are decides where everything is computed.
+            they are decides where everything is computed. For a kernel with k x k blocks (N k, d),
+            row ``i k + a`` being output a of point i, as `EmpiricalNTK.features` gives them for
+            ``outputs="full"`` (CPU only). The shape of `outputs` tells which, for k >= 2.
         outputs : array (N, k)
             Outputs f of the trained network: raw for squared loss, logits for cross-entropy.
         labeled_features : array (n, d) or None
-            phi of the labelled points; None for n = 0, like the next two.
+            phi of the labelled points; None for n = 0, like the next two. With blocks (n k, d).
         labeled_outputs : array (n, k) or None
             f of the labelled points.
         targets : array or None
@@ -384,13 +398,14 @@ class Posterior:
             labeled_indices=labeled_indices,
         )
         phi = engine.floats("features", features, ("N", "d"))
-        N, d = phi.shape
+        rows, d = phi.shape
+        per_point = outputs_per_point("features", rows, outputs, engine)
         if labeled_features is None:
             labeled_features = np.empty((0, d))
         labeled = engine.floats("labeled_features", labeled_features, (None, d))
-        n = len(labeled)
+        n = points_of_rows("labeled_features", len(labeled), per_point)
         inputs = _Inputs.read(
-            N=N,
+            N=rows // per_point,
             n=n,
             outputs=outputs,
             labeled_outputs=labeled_outputs,
@@ -402,15 +417,11 @@ class Posterior:
             noise=noise,
             labeled_indices=labeled_indices,
         )
-        informative = np.flatnonzero(np.isfinite(inputs.noise))
+        informative, noise, residual = inputs.informative(per_point)
         space, change = WeightSpace.fit(
-            phi,
-            engine.rows(labeled, informative),
-            inputs.noise[informative],
-            inputs.residual[informative],
-            engine,
+            phi, engine.rows(labeled, informative), noise, residual, engine
         )
-        post = cls(space, inputs.outputs + change, inputs, n, library)
+        post = cls._of(space, change, inputs, n, library, per_point)
         post._warn_if_too_coarse()
         return post
 
@@ -430,18 +441,22 @@ class Posterior:
         noise: Any = None,
         labeled_indices: Any = None,
     ) -> Posterior:
-        """Posterior of a scalar kernel given by its matrix, for up to a few 10^4 points.
+        """Posterior of a kernel given by its matrix, for up to a few 10^4 rows.
 
         Parameters
         ----------
         K_uu : array (N, N)
             Kernel of the points of interest, symmetric, float32 or float64; where it is decides
             where everything is computed. S is kept in this type; once it has been given labels, in
-            float64 also when max K / ridge > 1e4, where float32 could lose the ranking.
+            float64 also when max K / ridge > 1e4, where float32 could lose the ranking. With k x k
+            blocks (N k, N k): entry ``(i k + a, j k + b)`` is the kernel of output a of point i and
+            output b of point j, as `EmpiricalNTK.gram` gives it for ``outputs="full"`` (CPU only).
+            The shape of `outputs` tells which, for k >= 2.
         K_lu : array (n, N) or None
-            Kernel of labelled points and points of interest; None for n = 0, like K_ll.
+            Kernel of labelled points and points of interest; None for n = 0, like K_ll. With blocks
+            (n k, N k).
         K_ll : array (n, n) or None
-            Kernel of the labelled points.
+            Kernel of the labelled points. With blocks (n k, n k).
         outputs, labeled_outputs, targets, ridge, loss, label_scale, noise, labeled_indices
             As in `from_features`.
 
@@ -470,22 +485,28 @@ class Posterior:
             labeled_indices=labeled_indices,
         )
         K = engine.floats("K_uu", K_uu, ("N", "N"))
-        N = len(K)
-        if K.shape[1] != N:
-            raise ValueError(f"K_uu has shape {tuple(K.shape)}; expected (N, N)")
+        rows = len(K)
+        if K.shape[1] != rows:
+            raise ValueError(
+                f"K_uu has shape {tuple(K.shape)}; expected (N, N), or (N k, N k) for blocks"
+            )
+        per_point = outputs_per_point("K_uu", rows, outputs, engine)
         if K_ll is None:
             K_ll = np.empty((0, 0))
         K_labeled = engine.floats("K_ll", K_ll, (None, None))
-        n = len(K_labeled)
-        if K_labeled.shape[1] != n:
-            raise ValueError(f"K_ll has shape {tuple(K_labeled.shape)}; expected (n, n)")
+        if K_labeled.shape[1] != len(K_labeled):
+            raise ValueError(
+                f"K_ll has shape {tuple(K_labeled.shape)}; expected (n, n), or (n k, n k) for "
+                "blocks"
+            )
+        n = points_of_rows("K_ll", len(K_labeled), per_point)
         if K_lu is None:
-            K_lu = np.empty((0, N))
-        K_cross = engine.floats("K_lu", K_lu, (n, N))
+            K_lu = np.empty((0, rows))
+        K_cross = engine.floats("K_lu", K_lu, (n * per_point, rows))
         _check_kernel("K_uu", K, engine)
         _check_kernel("K_ll", K_labeled, engine)
         inputs = _Inputs.read(
-            N=N,
+            N=rows // per_point,
             n=n,
             outputs=outputs,
             labeled_outputs=labeled_outputs,
@@ -497,21 +518,38 @@ class Posterior:
             noise=noise,
             labeled_indices=labeled_indices,
         )
-        informative = np.flatnonzero(np.isfinite(inputs.noise))
+        informative, noise, residual = inputs.informative(per_point)
         space, change = FunctionSpace.fit(
             K,
             engine.rows(K_cross, informative),
             engine.block(K_labeled, informative, informative),
-            inputs.noise[informative],
+            noise,
             inputs.ridge,
-            inputs.residual[informative],
+            residual,
             engine,
+            per_point,
         )
-        return cls(space, inputs.outputs + change, inputs, n, library)
+        return cls._of(space, change, inputs, n, library, per_point)
+
+    @classmethod
+    def _of(
+        cls,
+        space: WeightSpace | FunctionSpace,
+        change: Array,
+        inputs: _Inputs,
+        n: int,
+        library: Library,
+        per_point: int,
+    ) -> Posterior:
+        """Posterior of a space with so many rows per point, whose fit changes F by `change`."""
+        mean = inputs.outputs + change.reshape(inputs.outputs.shape)
+        whole = BlockSpace(space, per_point) if per_point > 1 else space
+        return cls(whole, mean, inputs, n, library)
 
     def __repr__(self) -> str:
-        (N, k), space = self._mean.shape, self._space
+        (N, k), space = self._mean.shape, self._rows
         kept = f"{space.psi.shape[1]} features" if isinstance(space, WeightSpace) else "a kernel"
+        kept += f" of {k} x {k} blocks" if isinstance(self._space, BlockSpace) else ""
         return (
             f"<Posterior of {N} points with {k} outputs from {kept} ({space.dtype}), given "
             f"{self._labels} labels: loss={self.loss!r}, ridge={self.ridge:.4g}, "
@@ -529,7 +567,7 @@ class Posterior:
 
     @property
     def variance(self) -> Any:
-        """S(x, x) (N,), float64."""
+        """S(x, x) (N,), float64; with k x k blocks the variance of every output, (N, k)."""
         return self._library.wrap(self._space.variance.copy())
 
     @property
@@ -538,7 +576,10 @@ class Posterior:
         return self._library.wrap(np.flatnonzero(self._is_labeled))
 
     def covariance(self, rows: Any, cols: Any) -> Any:
-        """S(rows, cols), float64, for indices or masks of the N points."""
+        """S(rows, cols), float64, for indices or masks of the N points.
+
+        Shape (r, c); with k x k blocks (r k, c k), row i k + a being output a of ``rows[i]``.
+        """
         rows, cols = self._library.fetch(rows=rows, cols=cols)
         i = as_indices("rows", rows, len(self), duplicates=True)
         j = as_indices("cols", cols, len(self), duplicates=True)
@@ -636,10 +677,21 @@ class Posterior:
             self._labels += b
         self._warn_if_too_coarse()
 
-    def _weight_space(self, method: str) -> WeightSpace:
-        if not isinstance(self._space, WeightSpace):
+    @property
+    def _rows(self) -> WeightSpace | FunctionSpace:
+        """The scalar space: of the points, or of k rows for each."""
+        return self._space.inner if isinstance(self._space, BlockSpace) else self._space
+
+    def _new_points(self, method: str, features: Any, outputs: Any) -> tuple[Any, Array]:
+        """Read features (m, d), or (m k, d) for blocks, and outputs (m, k) of new points."""
+        space = self._rows
+        if not isinstance(space, WeightSpace):
             raise TypeError(f"{method} needs features; this posterior was built from a kernel")
-        return self._space
+        per_point = self._space.k if isinstance(self._space, BlockSpace) else 1
+        phi = space.engine.floats("features", features, ("m", space.psi.shape[1]))
+        (outputs,) = self._library.fetch(outputs=outputs)
+        m = points_of_rows("features", len(phi), per_point)
+        return phi, as_floats("outputs", outputs, (m, self._mean.shape[1]), np.float64)
 
     def extend(self, features: Any, outputs: Any) -> None:
         """Append new points (features only); their indices follow those of the present points.
@@ -647,21 +699,19 @@ class Posterior:
         Parameters
         ----------
         features : array (m, d)
-            phi of the new points, converted to the type of the present ones.
+            phi of the new points, converted to the type of the present ones; (m k, d) with blocks.
         outputs : array (m, k)
             Outputs of the trained network.
         """
-        space = self._weight_space("extend")
-        phi = space.engine.floats("features", features, ("m", space.psi.shape[1]))
-        (outputs,) = self._library.fetch(outputs=outputs)
-        f = as_floats("outputs", outputs, (len(phi), self._mean.shape[1]), np.float64)
+        phi, f = self._new_points("extend", features, outputs)
+        space = cast(WeightSpace, self._space)  # or blocks of one
         with np.errstate(over="ignore"):  # reported as what it is
             converted = space.engine.cast(phi, space.dtype)
         space.engine.check_finite(f"features, converted to {space.dtype},", converted)
         extended = space.extended(converted)
         mean = np.concatenate([self._mean, f + space.predict(phi)])
         f = np.concatenate([self._outputs, f])
-        is_labeled = np.concatenate([self._is_labeled, np.zeros(len(phi), bool)])
+        is_labeled = np.concatenate([self._is_labeled, np.zeros(len(mean) - len(self), bool)])
         with _uninterrupted():
             self._space, self._mean, self._outputs = extended, mean, f
             self._is_labeled = is_labeled
@@ -672,7 +722,7 @@ class Posterior:
         Parameters
         ----------
         features : array (m, d)
-            phi of the points.
+            phi of the points; (m k, d) with blocks.
         outputs : array (m, k)
             Outputs of the trained network.
 
@@ -681,20 +731,20 @@ class Posterior:
         array (m, k), float64
             In the library of `features`.
         """
-        space = self._weight_space("predict")
-        phi = space.engine.floats("features", features, ("m", space.psi.shape[1]))
-        (outputs,) = self._library.fetch(outputs=outputs)
-        f = as_floats("outputs", outputs, (len(phi), self._mean.shape[1]), np.float64)
+        phi, f = self._new_points("predict", features, outputs)
+        space = cast(WeightSpace, self._space)  # or blocks of one
         return library_of(features).wrap(f + space.predict(phi))
 
     def _warn_if_too_coarse(self) -> None:
-        if self._warned or not isinstance(self._space, WeightSpace):
+        space = self._rows
+        if self._warned or not isinstance(space, WeightSpace):
             return
-        d = self._space.psi.shape[1]
-        if 4 * self._labels > d:
+        d = space.psi.shape[1]
+        rows = self._labels * (space.size // len(self))  # a label of a block is k numbers
+        if 4 * rows > d:
             self._warned = True
             warnings.warn(
-                f"{self._labels} labels outnumber a quarter of the {d} feature dimensions: if the "
+                f"{rows} labels outnumber a quarter of the {d} feature dimensions: if the "
                 "features are a sketch of longer ones, what is left of the kernel is mostly its "
                 "error; use a larger sketch (exact features are fine)",
                 UserWarning,
@@ -773,10 +823,15 @@ class Posterior:
             raise ValueError(f"is_labeled has dtype {is_labeled.dtype}; expected bool")
         ridge = as_positive("ridge", stored["ridge"])
         space: WeightSpace | FunctionSpace
+        # k rows per point, and one column of residuals, where the kernel has blocks.
+        in_blocks = k > 1 and len(stored["psi" if "psi" in stored else "S"]) == N * k
+        per_point, columns = (k, 1) if in_blocks else (1, k)
+        rows = N * per_point
         if "psi" in stored:
-            psi = as_floats("psi", stored["psi"], (N, "d"))
+            psi = as_floats("psi", stored["psi"], (rows, "d"))
             d = psi.shape[1]
-            kept = {"psi": psi, "theta": as_floats("theta", stored["theta"], (d, k), np.float64)}
+            theta = as_floats("theta", stored["theta"], (d, columns), np.float64)
+            kept = {"psi": psi, "theta": theta}
             if "whitening" in stored:
                 matrix = as_floats("whitening", stored["whitening"], (d, d), np.float64)
                 kept["whitening"] = matrix
@@ -786,8 +841,8 @@ class Posterior:
                 kept["right"] = as_floats("right", stored["right"], shape, np.float64)
             space = WeightSpace.restored(kept, CPU)
         else:
-            variance = as_weights("variance", stored["variance"], N)
-            kept = {"S": as_floats("S", stored["S"], (N, N)), "variance": variance}
+            variance = as_weights("variance", stored["variance"], rows)
+            kept = {"S": as_floats("S", stored["S"], (rows, rows)), "variance": variance}
             space = FunctionSpace.restored(kept, ridge, CPU)
         inputs = _Inputs(
             outputs=outputs,
@@ -798,4 +853,6 @@ class Posterior:
             loss=cast(Loss, loss),
             label_scale=as_positive("label_scale", stored["label_scale"]),
         )
-        return cls(space, mean, inputs, _stored_int(stored, "labels"), Library("numpy"))
+        labels = _stored_int(stored, "labels")
+        whole = BlockSpace(space, k) if in_blocks else space
+        return cls(whole, mean, inputs, labels, Library("numpy"))

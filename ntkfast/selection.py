@@ -17,6 +17,7 @@ from .arrays import (
     as_probabilities,
     as_weights,
 )
+from .blocks import BlockScorer, BlockSpace
 from .covariance import FLOAT32_LIMIT, FeatureScorer, FunctionSpace, KernelScorer, WeightSpace
 from .criteria import Criterion, find
 from .engines import GpuEngine, stored_type
@@ -148,7 +149,7 @@ class _Task:
         self.evaluation = np.searchsorted(rows, self.evaluation)
         self.mean, self.outputs = self.mean[rows], self.outputs[rows]
 
-    def score(self, scorer: FeatureScorer | KernelScorer) -> Array:
+    def score(self, scorer: FeatureScorer | KernelScorer | BlockScorer) -> Array:
         """Utilities (N_c,) from pairs of candidates and evaluation points."""
         P = self.label_probs
         if P is None:
@@ -173,7 +174,8 @@ class _Task:
 def _precision(post: Posterior, row: Criterion, precision: str, noise: Array, mode: str) -> str:
     """How pairs are computed, never "auto"; `noise` (N_c,) is that of the candidates."""
     space = post._space
-    dense = isinstance(space, FunctionSpace)
+    in_blocks = isinstance(space, BlockSpace)
+    dense = isinstance(space.inner if isinstance(space, BlockSpace) else space, FunctionSpace)
     if precision not in ("auto", "float32", "float64", "tf32", "bf16"):
         raise ValueError(
             f'precision must be "auto", "float32", "float64", "tf32" or "bf16"; got {precision!r}'
@@ -204,8 +206,9 @@ def _precision(post: Posterior, row: Criterion, precision: str, noise: Array, mo
             )
         return precision
     limit, smallest = row.float32_limit, ridge
-    if mode == "sequential" and dense:
-        # The picks' noises are subtracted down to, whatever the ridge.
+    if in_blocks or (mode == "sequential" and dense):
+        # The picks' noises are subtracted down to, whatever the ridge; blocks are multiplied by the
+        # inverse of S(c, c) + lam_c I, where as much cancels.
         limit, smallest = min(limit, FLOAT32_LIMIT), min(ridge, float(noise.min()))
     if not fits or variance > limit * smallest or space.dtype == np.float64:
         return "float64"
@@ -380,8 +383,8 @@ def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
             pseudo_label = np.eye(len(expected))[expected.argmax()]
             if post.loss == "cross_entropy":
                 expected = softmax(expected[None])[0]
-            a = scorer.column(c) / (scorer.variance[c] + noise)
-            task.mean = task.mean + np.outer(a, post.label_scale * (pseudo_label - expected))
+            residual = post.label_scale * (pseudo_label - expected)
+            task.mean = task.mean + scorer.step(c, noise, residual)
         scorer.pick(c, noise)
     return indices, values
 

@@ -317,10 +317,15 @@ BAD_KERNELS = {
         "K_uu, K_lu and K_ll are not blocks of one kernel matrix",
     ),
     "float16": (dict(K_uu=lambda a: a.astype(np.float16)), TypeError, "K_uu has dtype float16"),
-    "full kernel": (
+    "neither a scalar kernel nor one with blocks": (
+        dict(outputs=np.ones((5, 4))),
+        ValueError,
+        r"outputs has shape \(5, 4\); expected \(16, k\) .* or \(N, k\) with N k = 16 for",
+    ),
+    "blocks, but too few rows of labels for them": (
         dict(outputs=np.ones((4, 4))),
         ValueError,
-        r"outputs has shape \(4, 4\); expected \(16, k\)",
+        "K_ll has 5 rows; expected k = 4 for each point",
     ),
 }
 

@@ -140,7 +140,6 @@ def test_what_is_refused(problem):
         (dict(criterion="expected_log_loss"), "needs log_loss_targets"),
         (dict(evaluation_size=0), "evaluation_size must be an int >= 1 or None"),
         (dict(evaluation_size=2.5), "evaluation_size must be"),
-        (dict(outputs="full"), "a learner needs a scalar one"),
     ):
         with pytest.raises(ValueError, match=message):
             LookAheadLearner(model, **settings)

@@ -9,6 +9,8 @@
 
 #include <stdint.h>
 
+#include "core/score_inputs.h"
+
 namespace ntkfast {
 
 /// A matrix to be packed: element (row, k) at data[index[row] * row_stride + k * col_stride],
@@ -44,21 +46,6 @@ struct GemmKernels {
   void (*pack)(const Gemm<SA, SB, T, O>&, int64_t tile);  // one tile of columns of the chunk
   void (*rows)(const Gemm<SA, SB, T, O>&, int64_t tile,
                void* scratch);  // one tile of rows x the chunk
-};
-
-/// What every scoring operation reads besides covariances.
-struct ScoreInputs {
-  int criterion;
-  int classes;
-  bool cross_entropy;
-  double label_scale, temperature, ridge;
-  const int64_t* candidates;
-  int64_t num_candidates;
-  const int64_t* evaluation;
-  int64_t num_evaluation;
-  const double *mean, *outputs;       // of all points
-  const double *noise, *label_probs;  // follow candidates
-  const double *weights, *targets;    // follow evaluation; targets may be null
 };
 
 /// One call of score_features or score_dense in compute type T.

@@ -2,6 +2,7 @@
 // instruction set with NTKFAST_ISA naming it; see kernels.h.
 #include "cpu/gemm_tile.h"
 #include "cpu/score_settings.h"
+#include "math/criteria.h"
 
 namespace ntkfast {
 namespace {
