@@ -21,7 +21,7 @@ import numpy.typing as npt
 from . import cuda_ops, ops
 from .arrays import Array, Library, as_floats, check_dense, check_finite, check_shape
 
-__all__ = ["CPU", "CpuEngine", "Engine", "GpuEngine", "engine_of", "stored_type"]
+__all__ = ["CPU", "CpuEngine", "Engine", "GpuEngine", "engine_of", "missing_for", "stored_type"]
 
 # Bytes of float64 rows that a product on a GPU converts at once.
 _PRODUCT_BYTES = 1 << 27
@@ -30,6 +30,11 @@ _PRODUCT_BYTES = 1 << 27
 def stored_type(precision: str) -> np.dtype[Any]:
     """Type of psi or S while it is scored in `precision`; "tf32" and "bf16" round copies of it."""
     return np.dtype(np.float64 if precision == "float64" else np.float32)
+
+
+def missing_for(library: Library) -> str:
+    """Return what is missing for computing on arrays of this library, or an empty string."""
+    return "" if library.device is None else cuda_ops.problem()
 
 
 class CpuEngine:
@@ -187,7 +192,7 @@ class GpuEngine:
     largest_downdate = 32
 
     def __init__(self, library: Library) -> None:
-        missing = cuda_ops.problem()
+        missing = missing_for(library)
         if missing:
             raise RuntimeError(
                 f"the arrays are on device '{library.device}', and nothing is moved to the CPU "

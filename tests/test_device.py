@@ -600,7 +600,7 @@ def network(loss="cross_entropy"):
 
 @pytest.mark.parametrize("inputs", ["tensors", "arrays", "dataset"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
-def test_learner(torch_device, loss, inputs):
+def test_learner(torch_device, loss, inputs, monkeypatch):
     """A model on the GPU: its features stay there; picks come back in the library of the pool."""
     device, rng = torch_device, np.random.default_rng(0)
     X, X_labeled, X_test = (rng.normal(size=(n, 6)) for n in (40, 5, 7))
@@ -627,7 +627,13 @@ def test_learner(torch_device, loss, inputs):
     learner.update(device.put(indices), device.put(y_new))
     predicted = learner.predict(convert(X_test))
     predicted = predicted if inputs == "arrays" else predicted.cpu().numpy()
-    arrays._GPU_TYPES = ()  # the same on the CPU
+    if inputs == "arrays":  # a build without kernels
+        monkeypatch.setattr(engines, "missing_for", lambda library: "kernels")
+        monkeypatch.setattr(nf.learner, "missing_for", lambda library: "kernels")
+        learner.fit(X_labeled, y, X)
+        assert learner.query(4).indices.tolist() == indices.tolist()
+        assert not learner.posterior._space.engine.on_gpu
+    monkeypatch.setattr(arrays, "_GPU_TYPES", ())  # the same on the CPU
     same = nf.LookAheadLearner(network(loss), **options).fit(X_labeled, y, X)
     assert same.query(4).indices.tolist() == indices.tolist()
     same.update(indices, y_new)
