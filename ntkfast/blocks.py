@@ -21,7 +21,14 @@ from .arrays import Array, as_numpy
 from .covariance import Change, FunctionSpace, WeightSpace, Whitening
 from .engines import CPU, Engine, stored_type
 
-__all__ = ["BlockScorer", "BlockSpace", "expanded", "outputs_per_point", "points_of_rows"]
+__all__ = [
+    "BlockMoments",
+    "BlockScorer",
+    "BlockSpace",
+    "expanded",
+    "outputs_per_point",
+    "points_of_rows",
+]
 
 # Bytes of a panel of covariances, and of the float64 features of its candidates.
 _PANEL_BYTES = 1 << 28
@@ -31,6 +38,12 @@ def expanded(points: Array, k: int) -> Array:
     """Rows of these points: i k, ..., i k + k - 1 each."""
     result: Array = (points[:, None] * k + np.arange(k)).ravel()
     return result
+
+
+def _points(psi: Array, points: Array, k: int) -> Array:
+    """Features of these points (m k, d); psi itself when that is all of them in order."""
+    every = len(points) * k == len(psi) and np.array_equal(points, np.arange(len(points)))
+    return psi if every else psi[expanded(points, k)]
 
 
 def outputs_per_point(name: str, rows: int, outputs: Any, engine: Engine) -> int:
@@ -137,13 +150,15 @@ class BlockSpace:
 
     def predict(self, features: Array) -> Array:
         """F - f (m, k) at new points, features (m k, d)."""
-        return self._features().predict(features).reshape(-1, self.k)
+        return self.features.predict(features).reshape(-1, self.k)
 
     def extended(self, features: Array) -> BlockSpace:
         """Return the space with new points appended, features (m k, d)."""
-        return BlockSpace(self._features().extended(features), self.k)
+        return BlockSpace(self.features.extended(features), self.k)
 
-    def _features(self) -> WeightSpace:
+    @property
+    def features(self) -> WeightSpace:
+        """The features of the rows; their owner has seen to it that there are any."""
         assert isinstance(self.inner, WeightSpace)
         return self.inner
 
@@ -256,15 +271,10 @@ class _FeatureScorer(BlockScorer):
         nothing = np.zeros((psi.shape[1], 1))
         self._space = WeightSpace(psi, Whitening.identity(psi.shape[1], CPU), nothing)
 
-    def _rows(self, points: Array) -> Array:
-        psi: Array = self._space.psi
-        every = len(points) * self.k == len(psi) and np.array_equal(points, np.arange(len(points)))
-        return psi if every else psi[expanded(points, self.k)]
-
     def _covariance(self, candidates: Array, evaluation: Array) -> tuple[Array, None, None]:
-        across = self._rows(evaluation)
+        across = _points(self._space.psi, evaluation, self.k)
         panel = np.zeros((len(candidates) * self.k, len(across)), self.dtype)
-        ops.gram_add(self._rows(candidates), across, panel)
+        ops.gram_add(_points(self._space.psi, candidates, self.k), across, panel)
         return panel, None, None
 
     def _variances(self, points: Array) -> Array:
@@ -273,7 +283,7 @@ class _FeatureScorer(BlockScorer):
         step = max(1, _PANEL_BYTES // (8 * k * d))
         for start in range(0, len(points), step):
             part = slice(start, start + step)
-            psi = self._rows(points[part]).astype(np.float64).reshape(-1, k, d)
+            psi = _points(self._space.psi, points[part], k).astype(np.float64).reshape(-1, k, d)
             result[part] = psi @ psi.transpose(0, 2, 1)
         return result
 
@@ -338,3 +348,79 @@ class _KernelScorer(BlockScorer):
         self._V[self._count : self._count + self.k] = V
         self._count += self.k
         self.variance = np.maximum(self.variance - (V**2).sum(0), 0.0)
+
+
+class BlockMoments:
+    """Criteria (1/k) tr((s_c + lam_c I)^-1 q_c) of features with blocks, without pairs.
+
+    With frozen psi, G = sum_x v Psi_x^T Psi_x and C = I - sum_picks Z^T Z, the k x k matrices are
+    q_x = Psi_x C G C Psi_x^T and s_x = Psi_x C Psi_x^T (docs/method.md, section 6). All of it
+    float64 (the downdates subtract), only psi may be float32. O((N_x + N_c) k d^2) once,
+    O(N_c k^2 d) per pick.
+    """
+
+    def __init__(
+        self,
+        space: BlockSpace,
+        candidates: Array,
+        evaluation: Array,
+        *,
+        weights: Array,
+        noise: Array,
+        picks: int,
+        precision: str,
+    ) -> None:
+        self._k, psi = space.k, space.features.psi
+        if precision != "float64":
+            psi = psi.astype(stored_type(precision), copy=False)
+        k, d, m = self._k, psi.shape[1], len(candidates)
+        across = _points(psi, evaluation, k)
+        self._G = ops.weighted_gram(across, np.repeat(weights, k))
+        self._psi = _points(psi, candidates, k)
+        self._q, self._s = np.empty((m, k, k)), np.empty((m, k, k))
+        step = max(1, _PANEL_BYTES // (8 * k * d))
+        for start in range(0, m, step):
+            part = slice(start, start + step)
+            psi_c = self._psi[start * k : (start + step) * k]
+            right = psi_c.astype(np.float64).reshape(-1, k, d).transpose(0, 2, 1)
+            self._q[part] = ops.product(psi_c, self._G).reshape(-1, k, d) @ right
+            self._s[part] = right.transpose(0, 2, 1) @ right
+        self._noise = noise
+        self._picks = np.empty((picks * k, d))  # Z
+        self._count = 0
+
+    @staticmethod
+    def pay_off(space: BlockSpace, candidates: int, evaluation: int, rounds: int) -> bool:
+        """Whether moments cost less than `rounds` times all pairs, and G is no larger than psi."""
+        if not isinstance(space.inner, WeightSpace):
+            return False
+        k, (rows, d) = space.k, space.inner.psi.shape
+        cost = CPU.float64_cost * (candidates + evaluation) * d
+        return bool(d <= rows and cost < rounds * candidates * evaluation * k)
+
+    def utilities(self) -> Array:
+        """Utilities (N_c,)."""
+        noise = np.where(np.isinf(self._noise), 1.0, self._noise)
+        A = self._s + noise[:, None, None] * np.eye(self._k)
+        trace = np.trace(np.linalg.solve(A, self._q), axis1=1, axis2=2)
+        return np.where(np.isinf(self._noise), 0.0, np.maximum(trace, 0.0) / self._k)
+
+    def pick(self, candidate: int) -> None:
+        """Condition on a candidate (its position among the candidates)."""
+        k, noise = self._k, self._noise[candidate]
+        if np.isinf(noise):
+            return
+        picks = self._picks[: self._count]
+        psi_c = self._psi[candidate * k : (candidate + 1) * k].astype(np.float64)
+        g = psi_c - (psi_c @ picks.T) @ picks
+        Z = ops.triangular_solve(ops.cholesky(self._s[candidate] + noise * np.eye(k)), g)
+        Z_G = Z @ self._G
+        h = Z_G - (Z_G @ picks.T) @ picks
+        moved = ops.product(self._psi, np.concatenate([Z, h]).T).reshape(-1, k, 2 * k)
+        alpha, eta = moved[:, :, :k], moved[:, :, k:]
+        # q - alpha eta^T - eta alpha^T + alpha W alpha^T, the last one split among the first two.
+        half = alpha @ (eta - 0.5 * alpha @ (Z_G @ Z.T)).transpose(0, 2, 1)
+        self._q -= half + half.transpose(0, 2, 1)
+        self._s -= alpha @ alpha.transpose(0, 2, 1)
+        self._picks[self._count : self._count + k] = Z
+        self._count += k

@@ -276,7 +276,21 @@ class WeightSpace:
         return cls(here["psi"], whitening, here["theta"])
 
 
-class FeatureScorer:
+class _Scorer:
+    """What picks move, for scorers of a scalar kernel."""
+
+    variance: Array
+
+    def column(self, point: int) -> Array:
+        """S(., point) (N,), float64."""
+        raise NotImplementedError
+
+    def step(self, point: int, noise: float, residual: Array) -> Array:
+        """Return the change of F (N, k) by a label of this residual (k,) at `point`."""
+        return np.outer(self.column(point) / (self.variance[point] + noise), residual)
+
+
+class FeatureScorer(_Scorer):
     """Criteria over whitened features, conditioned on one pick after another."""
 
     def __init__(self, psi: Any, variance: Array, precision: str, engine: Engine) -> None:
@@ -303,10 +317,6 @@ class FeatureScorer:
         """S(., point) (N,), float64."""
         psi_c = self._engine.cast(self.psi[point : point + 1], np.float64)
         return self._engine.host(self._engine.product(self.psi, psi_c.T))[:, 0]
-
-    def step(self, point: int, noise: float, residual: Array) -> Array:
-        """Return the change of F (N, k) by a label of this residual (k,) at `point`."""
-        return np.outer(self.column(point) / (self.variance[point] + noise), residual)
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise: psi <- psi - beta psi_c <psi_c, psi>."""
@@ -436,7 +446,7 @@ class FunctionSpace:
         return cls(engine.put(kept["S"]), kept["variance"], ridge, engine)
 
 
-class KernelScorer:
+class KernelScorer(_Scorer):
     """Criteria over S - V^T V: each pick adds a row to V, float64 as long as V is added to.
 
     When V has as many rows as the engine takes, they are subtracted in S, or in a copy if it is
@@ -472,10 +482,6 @@ class KernelScorer:
     def column(self, point: int) -> Array:
         """S(., point) (N,), float64."""
         return self._engine.host(self._column(point))
-
-    def step(self, point: int, noise: float, residual: Array) -> Array:
-        """Return the change of F (N, k) by a label of this residual (k,) at `point`."""
-        return np.outer(self.column(point) / (self.variance[point] + noise), residual)
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise."""

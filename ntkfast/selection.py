@@ -17,7 +17,7 @@ from .arrays import (
     as_probabilities,
     as_weights,
 )
-from .blocks import BlockScorer, BlockSpace
+from .blocks import BlockMoments, BlockScorer, BlockSpace
 from .covariance import FLOAT32_LIMIT, FeatureScorer, FunctionSpace, KernelScorer, WeightSpace
 from .criteria import Criterion, find
 from .engines import GpuEngine, stored_type
@@ -316,12 +316,34 @@ class _Moments:
         return order[picked], np.where(picked < 0, np.nan, utility)
 
 
-def _utilities(task: _Task) -> Array:
+def _moments(task: _Task, rounds: int) -> _Moments | BlockMoments | None:
+    """Return what scores so many rounds of picks without pairs; None where that is no gain."""
     space = task.post._space
-    if task.row.moments and isinstance(space, WeightSpace) and _Moments.pay_off(task, space, 1):
-        utility = _Moments(task, space, 0).utilities()
-    else:
-        utility = task.score(space.scorer(task.precision))
+    if not task.row.moments:
+        return None
+    if isinstance(space, WeightSpace) and _Moments.pay_off(task, space, rounds):
+        return _Moments(task, space, rounds - 1)
+    sizes = len(task.candidates), len(task.evaluation)
+    if isinstance(space, BlockSpace) and BlockMoments.pay_off(space, *sizes, rounds):
+        return BlockMoments(
+            space,
+            task.candidates,
+            task.evaluation,
+            weights=task.weights,
+            noise=task.noise,
+            picks=rounds - 1,
+            precision=task.precision,
+        )
+    return None
+
+
+def _utilities(task: _Task) -> Array:
+    moments = _moments(task, 1)
+    utility = (
+        task.score(task.post._space.scorer(task.precision))
+        if moments is None
+        else moments.utilities()
+    )
     return _checked(utility, task.candidates)
 
 
@@ -332,12 +354,12 @@ def _best(utility: Array, candidates: Array) -> int:
 
 
 def _sequential_by_moments(
-    task: _Task, space: WeightSpace, b: int
+    task: _Task, moments: _Moments | BlockMoments, b: int
 ) -> tuple[list[int], list[float]]:
-    moments = _Moments(task, space, b - 1)
-    if isinstance(space.engine, GpuEngine):
+    engine = task.post._space.engine
+    if isinstance(engine, GpuEngine) and isinstance(moments, _Moments):
         _checked(moments.utilities(), task.candidates)
-        picked, utility = moments.select_on_gpu(space.engine, b)
+        picked, utility = moments.select_on_gpu(engine, b)
         chosen = task.candidates[picked]
         return chosen.tolist(), _checked(utility, chosen).tolist()
     free = np.ones(len(task.candidates), bool)
@@ -356,13 +378,10 @@ def _sequential_by_moments(
 def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
     """Pick, condition on the pick with its pseudo-label argmax F, score again."""
     post, space = task.post, task.post._space
-    if (
-        task.row.moments
-        and isinstance(space, WeightSpace)
-        and space.psi.shape[1] <= space.engine.largest_moments
-        and _Moments.pay_off(task, space, b)
-    ):
-        return _sequential_by_moments(task, space, b)
+    long = isinstance(space, WeightSpace) and space.psi.shape[1] > space.engine.largest_moments
+    moments = None if long else _moments(task, b)
+    if moments is not None:
+        return _sequential_by_moments(task, moments, b)
     points = np.union1d(task.candidates, task.evaluation)
     scorer, rows = space.scratch(points, b - 1, task.precision)
     task.move(rows)
@@ -461,7 +480,10 @@ def utilities(
     -----
     O(N_c N_x (d + k)) with features, O(N_c N_x k) with a kernel; all k labels of a pair come from
     one set of k exponentials. `variance_reduction` and `fisher_variance_reduction` take
-    O((N_c + N_x) d^2) where that is less.
+    O((N_c + N_x) d^2) where that is less. With k x k blocks (`EmpiricalNTK` with
+    ``outputs="full"``) O(N_c N_x k^2 (d + k)) with features, O(N_c N_x k^3) with a kernel, and
+    O((N_c + N_x) k d^2) for those two; "auto" is float64 where variances exceed 1e4 times the
+    smallest noise.
     """
     task = _Task.read(
         post,

@@ -239,6 +239,34 @@ def test_panels_in_portions(criterion, representation, monkeypatch):
         assert again.indices.tolist() == batch.indices.tolist()
 
 
+@pytest.mark.parametrize("criterion", ["variance_reduction", "fisher_variance_reduction"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_moments_are_the_pairs(criterion, dtype, share, monkeypatch):
+    p = problem(17, N=60, n=4, d=10, loss="cross_entropy")
+    rng = np.random.default_rng(0)
+    size = int(60 * share)
+    options = {name: np.sort(rng.permutation(60)[:size]) for name in ("candidates", "evaluation")}
+    options |= dict(weights=rng.uniform(0.1, 1, size), noise=0.3 * rng.uniform(0.3, 3, size))
+    options["noise"][rng.permutation(size)[:3]] = np.inf
+    post = posterior(p, dtype=dtype)
+    found = nf.utilities(post, criterion, **options), nf.select(post, criterion, 9, **options)
+    monkeypatch.setattr(blocks, "_PANEL_BYTES", 7 * 3 * 10 * 8)
+    portions = nf.utilities(post, criterion, **options)
+    assert relative_error(portions, found[0]) <= 1e-12
+    paid_off = []
+    pay_off = blocks.BlockMoments.pay_off
+    monkeypatch.setattr(
+        blocks.BlockMoments, "pay_off", lambda *a: paid_off.append(pay_off(*a)) and False
+    )
+    pairs = nf.utilities(post, criterion, **options), nf.select(post, criterion, 9, **options)
+    assert paid_off == [True, True]
+    tolerance = 1e-11 if dtype == np.float64 else 1e-5
+    assert relative_error(found[0], pairs[0]) <= tolerance
+    assert relative_error(found[1].utilities, pairs[1].utilities) <= tolerance
+    assert found[1].indices.tolist() == pairs[1].indices.tolist()
+
+
 # --- Blocks K (x) I_k are the scalar kernel ---
 
 
