@@ -236,6 +236,29 @@ def test_batches(device, criterion, loss, representation, mode, given):
     assert_agree(post, same, device)
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("criterion", ["mlmoc", "expected_entropy", "epig"])
+def test_batches_in_low_precision(torch_device, criterion, precision):
+    """Picks condition float32 features whatever the pairs are rounded to: errors do not add up."""
+    p = random_problem(12, n=8, N_c=30, N_x=41, d=20, k=4, loss="cross_entropy", scale=4.0)
+    post, same = both(torch_device, p, "features", np.float32)
+    options = dict(precision=precision)
+    found = nf.select(post, criterion, 8, **options, **keywords(p, torch_device.put))
+    indices = torch_device.host(found.indices)
+    assert len(set(indices.tolist())) == 8
+    for i, c in enumerate(indices):  # the batch so far, one label at a time
+        left = np.setdiff1d(np.arange(30), indices[:i])
+        every = keywords(p) | dict(candidates=left)
+        every |= {name: every[name][left] for name in ("noise", "label_probs")}
+        exact = nf.utilities(same, criterion, **every, precision="float64")
+        value = exact[left == c].item()
+        scale = np.abs(exact).max()
+        assert exact.max() - value <= 2 * TOLERANCE[precision] * scale
+        assert abs(torch_device.host(found.utilities)[i] - value) <= TOLERANCE[precision] * scale
+        # The pseudo-label of the pick: a batch is F's most likely classes.
+        same.condition([c], [same.mean[c].argmax()], p["lam_c"][[c]])
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("share", [0.4, 1.0])
 @pytest.mark.parametrize("criterion", ["variance_reduction", "fisher_variance_reduction"])
