@@ -85,8 +85,8 @@ class EmpiricalNTK:
     dim : int
         Number of features of a sketch.
     relative_error : float
-        For ``"auto"``: the largest ``|Phi Phi^T - K|_F / |K|_F`` wanted, as a root mean square
-        over seeds, on the points that the sketch is fitted to.
+        For ``"auto"``: the largest ``|Phi Phi^T - K|_F / |K|_F`` wanted on the points that the
+        sketch is fitted to, as a root mean square over seeds (one seed in twenty has twice that).
     seed : int
         Of the random combinations and the sketch. Results depend on it and on nothing else that is
         random.

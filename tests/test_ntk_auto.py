@@ -170,6 +170,14 @@ def test_small_parameters_with_a_large_share_are_exact() -> None:
     assert few.exact == 0 and few.error == 0
 
 
+def test_a_tensor_sketch_that_adds_no_error_is_taken_even_without_room_for_one() -> None:
+    wide = choose.Share(torch.ones(4, 4, dtype=torch.float64), 4096**2, (1, 4096, 4096), 1e9)
+    other = choose.Share(torch.ones(4, 4, dtype=torch.float64), 4096**2, (1, 4096, 4096), 1e9, 0.0)
+    chosen = choose.choose({"a": wide, "b": other}, 64, 0, 0.01)
+    assert chosen.choices["a"].method == "count" and chosen.choices["b"].method == "tensor"
+    assert chosen.error > 0.01 and chosen.needed > 64
+
+
 def test_a_dim_that_is_too_small_is_named_with_one_that_is_not(network) -> None:
     model, x = network
     ntk = EmpiricalNTK(model, sketch="auto", dim=64, relative_error=0.03)

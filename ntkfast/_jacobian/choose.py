@@ -233,7 +233,9 @@ def estimate(
                 add_tensor(part, r, rows, TensorSketch(dim, key), target)
             gram = (block @ block.T).double()
             errors.append(float((gram - share.kernel).square().sum()))
-        share.tensor = sum(errors) / _TENSOR_TRIALS
+        # A count-sketch in the shared columns has its part of their error already.
+        own = hash_error(share.kernel, share.entries, dim)
+        share.tensor = max(0.0, sum(errors) / _TENSOR_TRIALS - own)
 
 
 def row_spread(gradient: Tensor, kernel: Tensor) -> float:
@@ -361,12 +363,14 @@ def _cheapest(options: Mapping[str, list[Option]], budget: float) -> dict[str, O
             for name, found in options.items()
         }
 
-    exact = {name: found[0] for name, found in options.items()}
+    best = {
+        name: min((option for option in found if not option[1]), key=lambda option: option[0])
+        for name, found in options.items()
+    }
     if budget <= 0:
-        return exact
+        return best
     low, high = 1e-12, 1e12
     scale = sum(found[0][0] for found in options.values()) / budget
-    best = exact
     for _ in range(100):
         middle = math.sqrt(low * high)
         picked = pick(middle * scale)
