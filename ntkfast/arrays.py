@@ -117,8 +117,10 @@ def library_of(array: Any) -> Library:
     """Return the library in which results for `array` go back to the caller."""
     if _is_tensor(array):
         return Library("torch", _gpu_of(array))
+    if _is_cupy(array):
+        return Library("cupy", _gpu_of(array))
     if not isinstance(array, np.ndarray) and hasattr(array, "__array_namespace__"):
-        return Library(array.__array_namespace__().__name__, _gpu_of(array))
+        return Library(array.__array_namespace__().__name__)
     return Library("numpy")
 
 
@@ -151,7 +153,11 @@ def _gpu_of(array: Any) -> Any:
     """Return the GPU that a torch or cupy array lies on; None for all other arrays."""
     if _is_tensor(array):
         return array.device if array.device.type in _GPU_TYPES else None
-    return array.device if type(array).__module__.partition(".")[0] == "cupy" else None
+    return array.device if _is_cupy(array) else None
+
+
+def _is_cupy(array: Any) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy"
 
 
 def _is_tensor(array: Any) -> bool:

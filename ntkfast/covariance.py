@@ -118,6 +118,8 @@ class Whitening:
         """W^T step: a step (d, k) along psi as a step along phi."""
         if self.matrix is not None:
             return self.matrix @ step
+        if len(self.left) == 0:
+            return step
         return step - self.left.T @ (self.right @ step)
 
 
@@ -476,8 +478,8 @@ class KernelScorer(_Scorer):
         )
 
     def _column(self, point: int) -> Any:
-        rows = self._rows[: self._count]
-        return self._engine.cast(self.S[point], np.float64) - rows[:, point] @ rows
+        column, rows = self._engine.cast(self.S[point], np.float64), self._rows[: self._count]
+        return column - rows[:, point] @ rows if self._count else column
 
     def column(self, point: int) -> Array:
         """S(., point) (N,), float64."""

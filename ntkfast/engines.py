@@ -48,11 +48,9 @@ class CpuEngine:
     # Rows that are subtracted from S in every pair that is scored before they are subtracted in S.
     largest_downdate = sys.maxsize
 
-    def floats(
-        self, name: str, array: Any, shape: tuple[int | str | None, ...], *, finite: bool = True
-    ) -> Array:
+    def floats(self, name: str, array: Any, shape: tuple[int | str | None, ...]) -> Array:
         """Read an argument, see `as_floats`; the caller's memory where possible."""
-        return as_floats(name, array, shape, finite=finite)
+        return as_floats(name, array, shape)
 
     def check_finite(self, name: str, array: Array) -> None:
         """Raise a ValueError that locates the first NaN or infinity of a matrix."""
@@ -212,17 +210,10 @@ class GpuEngine:
         name = np.dtype(dtype).name
         return getattr(self._xp, name) if self._torch else name
 
-    def _cpu_to_gpu(self, array: Array) -> Any:
-        if self._torch:
-            return self._xp.tensor(array, device=self.library.device)
-        return self._xp.array(array)
-
-    def floats(
-        self, name: str, array: Any, shape: tuple[int | str | None, ...], *, finite: bool = True
-    ) -> Any:
+    def floats(self, name: str, array: Any, shape: tuple[int | str | None, ...]) -> Any:
         """Read an argument (a matrix); from the host it is brought here."""
         if not self.library.owns(name, array):
-            return self.put(as_floats(name, array, shape, finite=finite))
+            return self.put(as_floats(name, array, shape))
         if self._torch:
             check_dense(name, array)
         check_shape(name, array, shape)
@@ -233,9 +224,8 @@ class GpuEngine:
         if self._torch:
             array = array.detach()
         array = self.cast(array, np.float32) if kind == "bfloat16" else array
-        array = array.contiguous() if self._torch else self._xp.ascontiguousarray(array)
-        if finite:
-            self.check_finite(name, array)
+        array = self._contiguous(array)
+        self.check_finite(name, array)
         return array
 
     def check_finite(self, name: str, array: Any) -> None:
@@ -250,7 +240,10 @@ class GpuEngine:
 
     def put(self, array: Array) -> Any:
         """Bring a numpy array here."""
-        return self._cpu_to_gpu(np.ascontiguousarray(array))
+        array = np.ascontiguousarray(array)
+        if self._torch:
+            return self._xp.tensor(array, device=self.library.device)
+        return self._xp.array(array)
 
     def host(self, array: Any) -> Array:
         """Bring an array from here to the host."""

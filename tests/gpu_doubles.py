@@ -6,7 +6,6 @@ arrays refuse to meet those of numpy.
 """
 
 import operator
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,9 +163,6 @@ class Cupy:
     ndim = property(lambda self: self.memory.ndim)
     T = property(lambda self: Cupy(self.memory.T))
 
-    def __array_namespace__(self, api_version=None):
-        return sys.modules["cupy"]
-
     def __array__(self, *_, **__):
         raise TypeError("implicit conversion to a numpy array is not allowed")
 
@@ -233,10 +229,16 @@ def _operator(function, swapped=False):
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "matmul", "gt"):
+def _matmul(a, b):
+    assert a.shape[-1] > 0, "an empty sum, which not every library knows"
+    return a @ b
+
+
+for _name in ("add", "sub", "mul", "truediv", "gt"):
     setattr(Cupy, f"__{_name}__", _operator(getattr(operator, _name)))
     if _name != "gt":
         setattr(Cupy, f"__r{_name}__", _operator(getattr(operator, _name), swapped=True))
+Cupy.__matmul__ = _operator(_matmul)
 Cupy.__module__ = "cupy"
 
 
