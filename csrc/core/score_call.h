@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "core/score_inputs.h"
 #include "core/tensor_view.h"
 
 namespace ntkfast {
@@ -26,5 +27,15 @@ struct ScoreCall {
   double ridge = 1;
   TensorView utilities;  // (N_c,) double, written
 };
+
+/// Index of a criterion in the compiled list; throws InvalidArgument naming those there are.
+int criterion_index(const std::string& name);
+int criterion_count();
+const char* criterion_name(int index);
+
+/// Checks a call against `num_points` points: everything but the variance, which each operation has
+/// in its own shape, and what arrays hold. On a GPU absent indices (ndim 0, then null) stand for
+/// all points in order.
+ScoreInputs check_score_call(const ScoreCall& call, std::int64_t num_points, Device device);
 
 }  // namespace ntkfast

@@ -1,12 +1,10 @@
 #include "cpu/score.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "core/check.h"
 #include "cpu/buffer.h"
 #include "cpu/thread_pool.h"
-#include "math/criteria.h"
 
 namespace ntkfast {
 namespace {
@@ -19,23 +17,6 @@ constexpr std::int64_t kRowsPerUnit = 1024;
 
 }  // namespace
 
-int criterion_count() { return Criteria::size; }
-
-const char* criterion_name(int index) {
-  const char* name = "";
-  visit_criterion(index, [&](auto c) { name = decltype(c)::name; });
-  return name;
-}
-
-int criterion_index(const std::string& name) {
-  std::string known;
-  for (int i = 0; i < criterion_count(); ++i) {
-    if (name == criterion_name(i)) return i;
-    known += (i ? ", " : "") + std::string(criterion_name(i));
-  }
-  throw InvalidArgument("criterion: unknown name '" + name + "'; expected one of " + known);
-}
-
 void check_indices(const std::int64_t* indices, std::int64_t count, std::int64_t num_points,
                    const char* name) {
   for (std::int64_t i = 0; i < count; ++i)
@@ -45,45 +26,11 @@ void check_indices(const std::int64_t* indices, std::int64_t count, std::int64_t
 }
 
 ScoreInputs read_score_call(const ScoreCall& call, std::int64_t num_points) {
-  const std::int64_t k = call.mean.ndim == 2 ? call.mean.shape[1] : -1;
-  const std::int64_t num_candidates = call.candidates.ndim == 1 ? call.candidates.shape[0] : -1;
-  const std::int64_t num_evaluation = call.evaluation.ndim == 1 ? call.evaluation.shape[0] : -1;
-  ScoreInputs score{};
-  score.criterion = criterion_index(call.criterion);
-  score.candidates = contiguous<std::int64_t>(call.candidates, "candidates", {num_candidates});
-  score.evaluation = contiguous<std::int64_t>(call.evaluation, "evaluation", {num_evaluation});
-  score.mean = contiguous<double>(call.mean, "mean", {num_points, k});
-  score.outputs = contiguous<double>(call.outputs, "outputs", {num_points, k});
-  score.noise = contiguous<double>(call.noise, "noise", {num_candidates});
-  score.label_probs = contiguous<double>(call.label_probs, "label_probs", {num_candidates, k});
-  score.weights = contiguous<double>(call.weights, "weights", {num_evaluation});
-  score.targets = nullptr;
-  if (call.log_loss_targets.ndim > 0)
-    score.targets =
-        contiguous<double>(call.log_loss_targets, "log_loss_targets", {num_evaluation, k});
-  double* utilities = contiguous<double>(call.utilities, "utilities", {num_candidates});
-  require(k >= 1 && k < (1 << 24), "mean: expected between 1 and 2^24 - 1 classes");
-  bool uses_labels = false;
-  visit_criterion(score.criterion, [&](auto c) { uses_labels = decltype(c)::kUsesLabels; });
-  require(k >= 2 || !uses_labels, "criterion '" + call.criterion +
-                                      "' compares classes and needs at least two columns of "
-                                      "outputs");
-  require(call.log_loss_targets.ndim > 0 || call.criterion != ExpectedLogLoss::name,
-          "log_loss_targets: criterion 'expected_log_loss' needs them");
-  require(std::isfinite(call.temperature) && call.temperature > 0,
-          "temperature: expected a finite number > 0");
-  require(std::isfinite(call.ridge) && call.ridge > 0, "ridge: expected a finite number > 0");
-  require(std::isfinite(call.label_scale), "label_scale: expected a finite number");
-  check_indices(score.candidates, num_candidates, num_points, "candidates");
-  check_indices(score.evaluation, num_evaluation, num_points, "evaluation");
-  std::fill(utilities, utilities + num_candidates, 0.0);
-  score.classes = static_cast<int>(k);
-  score.cross_entropy = call.cross_entropy;
-  score.label_scale = call.label_scale;
-  score.temperature = call.temperature;
-  score.ridge = call.ridge;
-  score.num_candidates = num_candidates;
-  score.num_evaluation = num_evaluation;
+  const ScoreInputs score = check_score_call(call, num_points, Device::kCpu);
+  check_indices(score.candidates, score.num_candidates, num_points, "candidates");
+  check_indices(score.evaluation, score.num_evaluation, num_points, "evaluation");
+  double* utilities = static_cast<double*>(call.utilities.data);
+  std::fill(utilities, utilities + score.num_candidates, 0.0);
   return score;
 }
 

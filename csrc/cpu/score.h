@@ -7,17 +7,11 @@
 
 namespace ntkfast {
 
-/// Index of a criterion in the compiled list; throws InvalidArgument naming those there are.
-int criterion_index(const std::string& name);
-int criterion_count();
-const char* criterion_name(int index);
-
 /// Throws InvalidArgument unless every index lies in [0, num_points).
 void check_indices(const std::int64_t* indices, std::int64_t count, std::int64_t num_points,
                    const char* name);
 
-/// Checks a call against `num_points` points and returns its arguments, all but the variance, which
-/// each operation has in its own shape. Utilities are zero afterwards.
+/// check_score_call, and of the indices too. Utilities are zero afterwards.
 ScoreInputs read_score_call(const ScoreCall& call, std::int64_t num_points);
 
 /// Checks a call against `num_points` points and writes its utilities. The covariance is given by

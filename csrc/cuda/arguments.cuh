@@ -1,12 +1,10 @@
 // What the launchers check before they launch.
 #pragma once
 
-#include <cmath>
 #include <initializer_list>
 
 #include "core/check.h"
 #include "core/score_call.h"
-#include "cpu/score.h"
 #include "cuda/launch.cuh"
 #include "cuda/operations.h"
 #include "cuda/score.cuh"
@@ -73,46 +71,23 @@ inline int score_device(const TensorView& covariance, const TensorView& downdate
 /// Everything of a scoring call but its covariance and workspace.
 template <class T>
 ScoreArgs<T> score_args(const ScoreCall& call, std::int64_t num_points) {
-  const auto count = [&](const TensorView& indices, const char* name) {
-    if (indices.ndim == 0) return num_points;
-    check_view<std::int64_t>(indices, name, {-1}, Device::kCuda);
-    return indices.shape[0];
-  };
-  const auto pointer = [](const TensorView& indices, const char* name, std::int64_t size) {
-    return indices.ndim == 0 ? nullptr : device_array<std::int64_t>(indices, name, {size});
-  };
-  const std::int64_t k = call.mean.ndim == 2 ? call.mean.shape[1] : -1;
+  const ScoreInputs inputs = check_score_call(call, num_points, Device::kCuda);
   ScoreArgs<T> args{};
-  args.criterion = criterion_index(call.criterion);
-  args.num_candidates = count(call.candidates, "candidates");
-  args.num_evaluation = count(call.evaluation, "evaluation");
-  args.candidates = pointer(call.candidates, "candidates", args.num_candidates);
-  args.evaluation = pointer(call.evaluation, "evaluation", args.num_evaluation);
-  args.mean = device_array<double>(call.mean, "mean", {num_points, k});
-  args.outputs = device_array<double>(call.outputs, "outputs", {num_points, k});
+  args.settings = {inputs.classes, inputs.cross_entropy, inputs.label_scale, inputs.temperature,
+                   inputs.ridge};
+  args.criterion = inputs.criterion;
+  args.candidates = inputs.candidates;
+  args.evaluation = inputs.evaluation;
+  args.num_candidates = inputs.num_candidates;
+  args.num_evaluation = inputs.num_evaluation;
+  args.mean = inputs.mean;
+  args.outputs = inputs.outputs;
   args.variance = device_array<double>(call.variance, "variance", {num_points});
-  args.noise = device_array<double>(call.noise, "noise", {args.num_candidates});
-  args.label_probs =
-      device_array<double>(call.label_probs, "label_probs", {args.num_candidates, k});
-  args.weights = device_array<double>(call.weights, "weights", {args.num_evaluation});
-  if (call.log_loss_targets.ndim > 0)
-    args.targets =
-        device_array<double>(call.log_loss_targets, "log_loss_targets", {args.num_evaluation, k});
-  args.utilities = device_array<double>(call.utilities, "utilities", {args.num_candidates});
-  require(k >= 1 && k < (1 << 24), "mean: expected between 1 and 2^24 - 1 classes");
-  bool uses_labels = false;
-  visit_criterion(args.criterion, [&](auto c) { uses_labels = decltype(c)::kUsesLabels; });
-  require(k >= 2 || !uses_labels,
-          "criterion '" + call.criterion +
-              "' compares classes and needs at least two columns of outputs");
-  require(args.targets || call.criterion != ExpectedLogLoss::name,
-          "log_loss_targets: criterion 'expected_log_loss' needs them");
-  require(std::isfinite(call.temperature) && call.temperature > 0,
-          "temperature: expected a finite number > 0");
-  require(std::isfinite(call.ridge) && call.ridge > 0, "ridge: expected a finite number > 0");
-  require(std::isfinite(call.label_scale), "label_scale: expected a finite number");
-  args.settings = {static_cast<int>(k), call.cross_entropy, call.label_scale, call.temperature,
-                   call.ridge};
+  args.noise = inputs.noise;
+  args.label_probs = inputs.label_probs;
+  args.weights = inputs.weights;
+  args.targets = inputs.targets;
+  args.utilities = static_cast<double*>(call.utilities.data);
   return args;
 }
 
