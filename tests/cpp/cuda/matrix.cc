@@ -221,6 +221,45 @@ void check_downdate_moments(int64_t d) {
 NTKFAST_TEST(downdate_moments) {
   check_downdate_moments<float>(33);
   check_downdate_moments<double>(64);
+  check_downdate_moments<float>(kMomentColumns + 3);  // in two parts
+}
+
+/// The same bits from features in bfloat16 as from the same numbers in float.
+NTKFAST_TEST(features_in_bfloat16) {
+  constexpr int64_t N = 67, d = 35, k = 3;
+  std::vector<float> X = random_matrix<float>(N, d, 20);
+  std::vector<BFloat16> rounded;
+  for (float& value : X) {
+    rounded.push_back(to_bfloat16(static_cast<double>(value)));
+    value = to_float(rounded.back());
+  }
+  const auto G = random_matrix(d, d, 21), B = random_matrix(d, k, 22), g = random_matrix(1, d, 23);
+  const std::vector<double> scalars{0.7, 2.5};
+  const auto results = [&](const auto& features) {
+    using S = typename std::decay_t<decltype(features)>::value_type;
+    std::vector<double> product(N * k, kNaN), q(N, kNaN), norms(N, kNaN);
+    emulation::Launcher launcher;
+    launch_gemm<double>(
+        launcher,
+        GemmArgs<S, double, double>{
+            {features.data(), d, 1}, {B.data(), 1, k}, N, k, d, product.data(), k, 1, 1.0, 0.0});
+    RowArgs<S> rows{features.data(), d, N, d, G.data(), d, q.data()};
+    launcher.run<QuadraticForm<S>>({2, 1}, tile_shared_bytes<double>(), rows);
+    rows.out = norms.data();
+    launcher.run<SquaredNorms<S>>({div_up(N, 8), 1}, 0, rows);
+    launch_downdate_moments(
+        launcher, MomentArgs<S>{features.data(), d, d, nullptr, N, g.data(), g.data(),
+                                scalars.data(), q.data(), norms.data(), nullptr, nullptr, nullptr});
+    product.insert(product.end(), q.begin(), q.end());
+    product.insert(product.end(), norms.begin(), norms.end());
+    return product;
+  };
+  const auto expected = results(X);
+  for (const double value : expected) test::expect(std::isfinite(value), "not finite");
+  test::expect(results(rounded) == expected, "bfloat16 features give something else");
+  double sum = 0;
+  for (int64_t p = 0; p < d; ++p) sum += at(X, d, 4, p) * at(B, k, p, 2);
+  test::expect(std::abs(expected[4 * k + 2] - sum) < 1e-13, "wrong product");
 }
 
 /// The selection by its definition: refit C after each pick, score all candidates anew.
