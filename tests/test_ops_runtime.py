@@ -87,6 +87,11 @@ LONG_CALLS = {
         POOL + "; S = psi @ psi.T",
         'ops.score_dense("expected_entropy", S, **kw)',
     ),
+    "score_blocks": (
+        "from block_problems import blocks; "
+        "S, kw = blocks(0, N=40, k=26, candidates=4000, evaluation=8000)",
+        'ops.score_blocks("expected_entropy", S, **kw)',
+    ),
     "one long loop": ("A = np.eye(7000)", "ops.cholesky(A)"),
     "many short loops": (
         "X = np.broadcast_to(np.ones(300), (4_000_000, 300))",
