@@ -1,5 +1,6 @@
 """The other operations, each beside what numpy does with the same arrays; float64 is the check."""
 
+import compare_blocks
 import numpy as np
 import pytest
 
@@ -119,3 +120,17 @@ def test_triangular_solve(benchmark, transpose):
     L, right = ops.cholesky(A), A[:, :500]
     found = benchmark(lambda: ops.triangular_solve(L, right, transpose=transpose))
     close((L.T if transpose else L) @ found, right)
+
+
+@pytest.mark.parametrize("criterion", ["expected_entropy", "variance_reduction", "epig"])
+def test_score_blocks(benchmark, criterion):
+    p = compare_blocks.problem(64, 512, 10)
+    p["evaluation_variance"] = np.repeat(p["variance"][:1], 512, axis=0)
+    found = benchmark(lambda: ops.score_blocks(criterion, **p))
+    double = p | dict(covariance=p["covariance"].astype(np.float64))
+    close(found, ops.score_blocks(criterion, **double), 1e-5)
+
+
+def test_score_blocks_torch(benchmark):
+    p = compare_blocks.problem(64, 512, 10)
+    benchmark(lambda: compare_blocks.by_torch(p, 8))

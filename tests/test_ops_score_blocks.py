@@ -51,7 +51,7 @@ def test_alphabet(criterion, loss, dtype):
 @dtypes
 @every_criterion
 def test_many_classes(criterion, dtype):
-    S, kw = blocks(2, N=3, k=200, candidates=1, evaluation=2, dtype=dtype, loss="cross_entropy")
+    S, kw = blocks(2, N=3, k=120, candidates=1, evaluation=2, dtype=dtype, loss="cross_entropy")
     check(ops.score_blocks(criterion, S, **kw), criterion, S, kw, dtype)
 
 

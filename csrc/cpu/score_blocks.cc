@@ -16,8 +16,9 @@ namespace {
 /// Groups of evaluation points whose sums are added up at the end. Fixed, so that their order is
 /// too.
 constexpr std::int64_t kGroups = 64;
-/// Tiles of a group, if there are so many: rows of the covariance are read that far at a stretch.
-constexpr std::int64_t kTilesPerGroup = 16;
+/// Tiles of a group times outputs, if there are so many: rows of the covariance are read that far
+/// at a stretch.
+constexpr std::int64_t kStretch = 160;
 /// Multiply-adds that a unit of work should have: large beside dealing it out, small beside the
 /// patience of somebody who presses Ctrl-C.
 constexpr double kUnitWork = 1e7;
@@ -71,7 +72,7 @@ void score_blocks(const ScoreBlocksKernels<T>& kernels, const TensorView& covari
   const Buffer scratch(num_threads() * scratch_bytes);
 
   const std::int64_t num_tiles = ceil_div(num_evaluation, kernels.tile_cols);
-  score.tiles_per_group = std::max(kTilesPerGroup, ceil_div(num_tiles, kGroups));
+  score.tiles_per_group = std::max(ceil_div(kStretch, k), ceil_div(num_tiles, kGroups));
   score.num_groups = ceil_div(num_tiles, score.tiles_per_group);
   const Buffer points(num_tiles * kernels.point_size(score) * kernels.tile_cols *
                       std::int64_t{sizeof(T)});
