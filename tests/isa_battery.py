@@ -57,12 +57,19 @@ def linear_algebra(ops, X, G, V, w):
     ops.sketch_gradients(
         X, seven * 11, eleven, X[:, ::-1].copy(), seven, eleven * 7, 150, 3, 4, gradients
     )
+    # Two groups of rows, and one row a group.
+    formed, depthwise = np.zeros((len(X), 8 * 6), X.dtype), np.zeros((len(X), 4 * 6), X.dtype)
+    eight, twelve = np.arange(8) * 7, np.arange(12) * 6
+    ops.form_gradients(X, seven, eight, X, seven, twelve, formed, groups=2)
+    ops.form_gradients(X, seven, eight[:4], X, seven, np.arange(24), depthwise, groups=4)
     ops.gram_add(X, X[:200], gram)
     left, right = X[:, :60].reshape(-1, 5, 12), X[:, 7:].reshape(-1, 5, 14)
     ops.gram_ghost(left, right, left[:200], right[:200], ghost)
     return dict(
         sketch_add=sketch,
         sketch_gradients=gradients,
+        form_gradients=formed,
+        form_gradients_of_few_rows=depthwise,
         gram_add=gram,
         gram_ghost=ghost,
         condition_features=psi,

@@ -194,6 +194,15 @@ def test_convolutions_of_many_positions(size, monkeypatch) -> None:
     check(model, torch.randn(3, 2, size, size, dtype=torch.float64), "full", monkeypatch)
 
 
+@pytest.mark.parametrize("kind", ["sum", "full"])
+@pytest.mark.parametrize("name", ["conv", "resnet", "attention"])
+def test_small_tiles_of_gradients(name, kind, monkeypatch) -> None:
+    for tile, value in (("_TILE", 64), ("_FORMED_ROWS", 2), ("_FORMED_COLUMNS", 4)):
+        monkeypatch.setattr(contract, tile, value)
+    model, x = networks()[name]
+    check(model, x, kind, monkeypatch)
+
+
 def test_all_parameters_of_known_layers_go_by_rule() -> None:
     for name in (
         "mlp",

@@ -68,13 +68,14 @@ NTKFAST_INLINE void multiply_panels(int64_t depth, const T* a, const T* b, T* ti
   }
 }
 
-/// tile (rows x kTileCols) += left^T right. Panels lie one after another, each `depth` deep.
+/// tile (rows x kTileCols) += left^T right, in the panels that hold the first `cols` columns.
+/// Panels lie one after another, each `depth` deep.
 template <class T>
 NTKFAST_INLINE void multiply_tile(int64_t depth, int64_t rows, const T* left, const T* right,
-                                  T* tile) {
+                                  T* tile, int64_t cols = kTileCols) {
   for (int64_t k = 0; k < depth; k += kSlice) {
     const int64_t slice = depth - k < kSlice ? depth - k : kSlice;
-    for (int64_t j = 0; j < kTileCols; j += panel_cols<T>()) {
+    for (int64_t j = 0; j < cols; j += panel_cols<T>()) {
       for (int64_t i = 0; i < rows; i += kPanelRows) {
         multiply_panels(slice, left + i * depth + k * kPanelRows,
                         right + j * depth + k * panel_cols<T>(), tile + i * kTileCols + j,

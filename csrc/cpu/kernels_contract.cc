@@ -187,9 +187,13 @@ NTKFAST_INLINE void pack_gathered(const Gathered<T>& from, int64_t sample, int64
   }
 }
 
+/// Rows of a group up to which its products are dot products.
+constexpr int kFewRows = 2;
+
+/// Elements of the packed left factor, in panels or, of few rows, row by row.
 template <class T>
 int64_t packed_rows(const Gradients<T>& job) {
-  return round_up(round_up(job.rows, kPanelRows) * job.depth, 64);
+  return round_up(round_up(job.rows, kPanelRows) * round_up(job.depth, Pack<T>::kLanes), 64);
 }
 
 template <class T>
@@ -198,11 +202,62 @@ int64_t gradients_scratch(const Gradients<T>& job) {
   return round_up(items * static_cast<int64_t>(sizeof(T)), 64);
 }
 
+/// One column of a sample at every position, from `out` on; zeros up to a multiple of the lanes.
+template <class T>
+NTKFAST_INLINE void gather_column(const Gathered<T>& from, int64_t sample, int64_t column,
+                                  int64_t depth, T* out) {
+  const T* data = from.data + sample * from.sample_stride + from.columns[column];
+  for (int64_t k = 0; k < depth; k += 16) {
+    const int64_t steps = depth - k < 16 ? depth - k : 16;
+    const int32_t* positions = from.positions + k;
+    if (from.runs[k / 16] == Run::kWhole) {
+      for (int64_t i = 0; i < steps; ++i) out[k + i] = data[positions[0] + i];
+    } else {
+      for (int64_t i = 0; i < steps; ++i) out[k + i] = data[positions[i]];
+    }
+  }
+  for (int64_t k = depth; k < round_up(depth, Pack<T>::kLanes); ++k) out[k] = T(0);
+}
+
+/// form_strips for groups of few rows: packing and padded panels would cost more than the products.
+template <class T, class Take>
+NTKFAST_INLINE void form_few_rows(const Gradients<T>& job, int64_t sample, void* scratch,
+                                  const Take& take) {
+  using V = Pack<T>;
+  const int64_t padded = round_up(job.depth, V::kLanes);
+  T* left = static_cast<T*>(scratch);
+  T* right = left + packed_rows(job);
+  T* strip = right + job.depth * kTileCols;
+  for (int64_t group = 0; group < job.groups; ++group) {
+    const int64_t first_row = group * job.rows, first_col = group * job.size;
+    for (int64_t i = 0; i < job.rows; ++i)
+      gather_column(job.left, sample, first_row + i, job.depth, left + i * padded);
+    for (int64_t j0 = 0; j0 < job.size; j0 += kTileCols) {
+      const int64_t cols = job.size - j0 < kTileCols ? job.size - j0 : kTileCols;
+      for (int64_t j = 0; j < cols; ++j) {
+        gather_column(job.right, sample, first_col + j0 + j, job.depth, right);
+        for (int64_t i = 0; i < job.rows; ++i) {
+          V sum(T(0));
+          for (int64_t k = 0; k < padded; k += V::kLanes)
+            sum = fma_of(V::load(left + i * padded + k), V::load(right + k), sum);
+          strip[i * kTileCols + j] = sum.sum();
+        }
+      }
+      for (int64_t i = 0; i < job.rows; ++i)
+        take(strip + i * kTileCols, (first_row + i) * job.size + j0, cols);
+    }
+  }
+}
+
 /// Forms left^T right a strip of one row panel at a time, small enough for the first-level cache,
 /// and calls take(values, first entry, count) for each row of it.
 template <class T, class Take>
 NTKFAST_INLINE void form_strips(const Gradients<T>& job, int64_t sample, void* scratch,
                                 const Take& take) {
+  if (job.rows <= kFewRows && job.groups > 1) {
+    form_few_rows(job, sample, scratch, take);
+    return;
+  }
   T* left = static_cast<T*>(scratch);
   T* right = left + packed_rows(job);
   T* strip = right + job.depth * kTileCols;
@@ -334,13 +389,13 @@ void gram_ghost_rows(const Ghost<T>& job, int64_t begin, int64_t end, void* scra
       const int64_t cols = job.chunk_cols - j0 < kTileCols ? job.chunk_cols - j0 : kTileCols;
       const T* packed = job.packed + j0 / kTileCols * ghost_tile(job);
       for (int64_t i = 0; i < kTileRows * kTileCols; ++i) right_product[i] = T(0);
-      multiply_tile(job.right_size, padded, right, packed, right_product);
+      multiply_tile(job.right_size, padded, right, packed, right_product, cols);
       packed += kTileCols * job.right_size;
       for (int64_t a = 0; a < job.combinations; ++a) {
         for (int64_t b = 0; b < job.combinations2; ++b) {
           for (int64_t i = 0; i < kTileRows * kTileCols; ++i) left_product[i] = T(0);
           multiply_tile(job.left_size, padded, left + a * kTileRows * job.left_size,
-                        packed + b * kTileCols * job.left_size, left_product);
+                        packed + b * kTileCols * job.left_size, left_product, cols);
           add_ghost_tile(job, left_product, right_product, r0, rows, c0, cols, a, b);
         }
       }

@@ -26,9 +26,10 @@ void gemm_rows(const Gemm<SA, SB, T, O>& gemm, int64_t tile, void* scratch) {
   for (int64_t j0 = 0; j0 < gemm.chunk_cols; j0 += kTileCols) {
     const int64_t col = gemm.chunk_begin + j0;
     if (gemm.lower && col > first + rows - 1) break;
-    const int64_t cols = gemm.chunk_cols - j0 < kTileCols ? gemm.chunk_cols - j0 : kTileCols;
+    int64_t cols = gemm.chunk_cols - j0 < kTileCols ? gemm.chunk_cols - j0 : kTileCols;
+    if (gemm.lower && first + rows - col < cols) cols = first + rows - col;
     for (int64_t i = 0; i < padded * kTileCols; ++i) product[i] = T(0);
-    multiply_tile(gemm.depth, padded, left, gemm.packed_right + j0 * gemm.depth, product);
+    multiply_tile(gemm.depth, padded, left, gemm.packed_right + j0 * gemm.depth, product, cols);
     for (int64_t i = 0; i < rows; ++i) {
       O* out = gemm.out + (first + i) * gemm.out_row_stride + col * gemm.out_col_stride;
       const T* source = product + i * kTileCols;

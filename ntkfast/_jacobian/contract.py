@@ -7,7 +7,7 @@ how the R combinations of outputs enter a Gram matrix: summed (R draws of one ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,8 @@ from .sketch import KroneckerSketch
 # Floats per tile of per-sample gradients: large enough for the library's products, small enough
 # to be read back from cache.
 _TILE = 1 << 22
+# Rows and columns of a compiled tile of gradients below which packing the factors costs too much.
+_FORMED_ROWS, _FORMED_COLUMNS = 56, 128
 # Rows (samples x positions) of a tile of ghost products. A compiled operation has tiles of its own
 # and only needs the factors spelled out.
 _GHOST_ROWS = 1024
@@ -48,10 +50,11 @@ def gradient_tiles(
 
     The gradient of a weight used several times is the sum over its uses.
     """
-    if _forms(sites) is not None:
-        form = _former(sites, n, dtype)
+    form = _former(sites, n, dtype)
+    if isinstance(form, _CompiledFormer):
+        columns = slice(0, sites[0].size)
         for rows in row_tiles(sites[0], n * sites[0].combinations, _TILE):
-            yield slice(0, n), rows.start * sites[0].size, form(rows)
+            yield slice(0, n), rows.start * sites[0].size, form(rows, columns)
         return
     for samples in sample_tiles(sites, n, 2 * _TILE):
         blocks = [site.gradient_block(samples, dtype) for site in sites]
@@ -100,50 +103,80 @@ def is_compiled(sites: Sequence[Site]) -> bool:
     )
 
 
-def _forms(sites: Sequence[Site]) -> CpuContractions | None:
-    """Return what forms the per-sample gradients of a weight, if not torch."""
-    compiled = contractions(sites[0].delta)
-    return compiled if isinstance(compiled, CpuContractions) and is_compiled(sites) else None
+class _CompiledFormer:
+    """Forms tiles of the per-sample gradients of a weight, of any rows and columns."""
 
+    def __init__(
+        self, compiled: CpuContractions, sites: Sequence[Site], n: int, dtype: torch.dtype
+    ) -> None:
+        self._compiled, self._first, self._n, self._dtype = compiled, sites[0], n, dtype
+        self._factors = list(factors(sites, dtype))
 
-def _former(sites: Sequence[Site], n: int, dtype: torch.dtype) -> Callable[[slice], Tensor]:
-    """Return what forms some rows of the per-sample gradients of every sample, (n, R, m)."""
-    first = sites[0]
-    group, size = first.rows // first.groups, first.size
-
-    def by_torch(rows: slice) -> Tensor:
-        shape = (n, first.combinations, (rows.stop - rows.start) * size)
-        result = torch.empty(shape, dtype=dtype, device=first.delta.device)
-        for samples in sample_tiles(sites, n, 2 * _TILE):
-            values = first.gradient_block(samples, dtype).gradient(rows)
-            for site in sites[1:]:
-                values += site.gradient_block(samples, dtype).gradient(rows)
-            result[samples] = values
-        return result
-
-    compiled = _forms(sites)
-    if compiled is None:
-        return by_torch
-    parts = list(factors(sites, dtype))
-
-    def form(rows: slice) -> Tensor:
-        shape = (n, first.combinations, (rows.stop - rows.start) * size)
-        result = torch.empty(shape, dtype=dtype, device=first.delta.device)
-        groups, columns = 1, slice(0, size)
-        if first.groups > 1:  # rows of whole groups
-            groups = (rows.stop - rows.start) // group
-            columns = slice(rows.start // group * size, rows.stop // group * size)
-        for use, (r, left, right) in enumerate(parts):
-            compiled.form_gradients(
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        """(n, R, m): some rows, with groups whole groups of rows, and columns."""
+        first = self._first
+        height, groups, chosen = rows.stop - rows.start, 1, columns
+        if first.groups > 1:
+            unit = first.rows // first.groups
+            groups = height // unit
+            chosen = slice(rows.start // unit * first.size, rows.stop // unit * first.size)
+        entries = height * (columns.stop - columns.start)
+        result = torch.empty((self._n, first.combinations, entries), dtype=self._dtype)
+        for use, (r, left, right) in enumerate(self._factors):
+            self._compiled.form_gradients(
                 replace(left, columns=left.columns[rows]),
-                replace(right, columns=right.columns[columns]),
+                replace(right, columns=right.columns[chosen]),
                 groups,
                 result[:, r],
                 add=use >= first.combinations,
             )
         return result
 
-    return form
+    def tiles(self, per_entry: int, floats: int) -> Iterator[tuple[slice, slice]]:
+        """Split the weight into tiles of about `floats` numbers, or as many as a cache holds."""
+        first, floats = self._first, min(floats, _TILE)
+        if first.groups > 1:
+            for rows in row_tiles(first, per_entry, floats):
+                yield rows, slice(0, first.size)
+            return
+        # Tiles of all rows are best, since every tile packs its part of both factors.
+        entries = floats // max(1, per_entry)
+        width = max(1, entries // (first.rows * _FORMED_COLUMNS)) * _FORMED_COLUMNS
+        height = max(_FORMED_ROWS, entries // width)
+        for column in range(0, first.size, width):
+            columns = slice(column, min(column + width, first.size))
+            for row in range(0, first.rows, height):
+                yield slice(row, min(row + height, first.rows)), columns
+
+
+class _TorchFormer:
+    """The same by torch, of all columns."""
+
+    def __init__(self, sites: Sequence[Site], n: int, dtype: torch.dtype) -> None:
+        self._sites, self._n, self._dtype = sites, n, dtype
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        first = self._sites[0]
+        shape = (self._n, first.combinations, (rows.stop - rows.start) * first.size)
+        result = torch.empty(shape, dtype=self._dtype, device=first.delta.device)
+        for samples in sample_tiles(self._sites, self._n, 2 * _TILE):
+            values = first.gradient_block(samples, self._dtype).gradient(rows)
+            for site in self._sites[1:]:
+                values += site.gradient_block(samples, self._dtype).gradient(rows)
+            result[samples] = values
+        return result
+
+    def tiles(self, per_entry: int, floats: int) -> Iterator[tuple[slice, slice]]:
+        for rows in row_tiles(self._sites[0], per_entry, floats):
+            yield rows, slice(0, self._sites[0].size)
+
+
+def _former(sites: Sequence[Site], n: int, dtype: torch.dtype) -> _CompiledFormer | _TorchFormer:
+    """Return what forms the per-sample gradients of a weight: torch, but on a CPU."""
+    compiled = contractions(sites[0].delta)
+    if isinstance(compiled, CpuContractions) and is_compiled(sites):
+        return _CompiledFormer(compiled, sites, n, dtype)
+    return _TorchFormer(sites, n, dtype)
 
 
 def factors(sites: Sequence[Site], dtype: torch.dtype) -> Iterator[tuple[int, Factor, Factor]]:
@@ -160,8 +193,9 @@ def factors(sites: Sequence[Site], dtype: torch.dtype) -> Iterator[tuple[int, Fa
 def dense(sites: Sequence[Site], n: int, dtype: torch.dtype) -> Dense:
     """(n, R, p): the per-sample gradients of a weight."""
     first = sites[0]
-    if _forms(sites) is not None:
-        return _former(sites, n, dtype)(slice(0, first.rows))
+    form = _former(sites, n, dtype)
+    if isinstance(form, _CompiledFormer):
+        return form(slice(0, first.rows), slice(0, first.size))
     shape = (n, first.combinations, first.rows * first.size)
     result = torch.empty(shape, dtype=dtype, device=first.delta.device)
     for samples, start, values in gradient_tiles(sites, n, dtype):
@@ -212,14 +246,14 @@ def gram_direct(
     out: Tensor,
     floats: int,
 ) -> None:
-    """Add the Gram block of a weight, forming per-sample gradients a tile of rows at a time."""
+    """Add the Gram block of a weight, forming per-sample gradients a tile at a time."""
     same = first is second
-    per_row = (n if same else n + m) * first[0].combinations
+    per_entry = (n if same else n + m) * first[0].combinations
     form_first = _former(first, n, out.dtype)
     form_second = form_first if same else _former(second, m, out.dtype)
-    for rows in row_tiles(first[0], per_row, floats):
-        a = form_first(rows)
-        b = a if same else form_second(rows)
+    for rows, columns in form_first.tiles(per_entry, floats):
+        a = form_first(rows, columns)
+        b = a if same else form_second(rows, columns)
         gram_dense(a, b, pairs, out)
 
 
