@@ -740,11 +740,12 @@ class Posterior:
         if self._warned or not isinstance(space, WeightSpace):
             return
         d = space.psi.shape[1]
-        rows = self._labels * (space.size // len(self))  # a label of a block is k numbers
-        if 4 * rows > d:
+        per_point = space.size // len(self)
+        if 4 * self._labels * per_point > d:
             self._warned = True
+            labels = f"{self._labels} labels" + (f" x {per_point} outputs" if per_point > 1 else "")
             warnings.warn(
-                f"{rows} labels outnumber a quarter of the {d} feature dimensions: if the "
+                f"{labels} outnumber a quarter of the {d} feature dimensions: if the "
                 "features are a sketch of longer ones, what is left of the kernel is mostly its "
                 "error; use a larger sketch (exact features are fine)",
                 UserWarning,

@@ -381,6 +381,11 @@ def test_copies_and_files(representation, tmp_path):
         assert loaded.variance.shape == (11, 3)
 
 
+def test_a_label_of_blocks_is_k_numbers():
+    with pytest.warns(UserWarning, match="3 labels x 3 outputs outnumber a quarter of the 35 feat"):
+        posterior(problem(18, d=35))
+
+
 def test_new_points_are_like_old_ones():
     p = problem(8)
     whole = posterior(p)
