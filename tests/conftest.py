@@ -54,6 +54,10 @@ test-emulated`). Without either a skip, or a failure where NTKFAST_REQUIRE_GPU=1
         return memory[guard : guard + count].view(shape)
 
     monkeypatch.setattr(library, "empty", empty)
+    if cuda_ops.emulated():
+        from emulated_memory import DeviceMemory
+
+        DeviceMemory().wrap(monkeypatch)
     yield torch.device("cpu" if cuda_ops.emulated() else "cuda")
     for memory, guard, count, unwritten in guarded:
         around = torch.cat([memory[:guard], memory[guard + count :]])

@@ -544,7 +544,11 @@ class Launcher {
   template <class Kernel, class Args>
   void run(Grid grid, int shared_bytes, const Args& args) {
     if (grid.x == 0 || grid.y == 0) return;
-    if (grid.x < 0 || grid.y < 0 || grid.y > 65535 || shared_bytes > 227 * 1024)
+    static_assert(Kernel::kThreads % kWarp == 0 && Kernel::kThreads <= 1024, "no such block");
+    static_assert(std::is_trivially_copyable<Args>::value && sizeof(Args) <= 4096,
+                  "no such argument of a kernel");
+    if (grid.x < 0 || grid.x > INT32_MAX || grid.y < 0 || grid.y > 65535 ||
+        shared_bytes > 227 * 1024)
       throw Failure("a launch no GPU accepts");
     Block block(Kernel::kThreads, shared_bytes, options_, seed_++);
     block.grid_x = grid.x;

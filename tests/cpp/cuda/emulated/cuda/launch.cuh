@@ -3,6 +3,8 @@
 // host memory. Only for tests: everything is some thousand times slower than on a GPU.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -33,10 +35,38 @@ inline emulation::Options emulation_options() {
   return {emulation::kOrders[index], index > 0};
 }
 
+/// Memory that is open to kernels alone: NTKFAST_EMULATION_MEMORY holds its pages, as
+/// "<address>:<bytes>;" each (tests/emulated_memory.py).
+class OpenDeviceMemory {
+ public:
+  OpenDeviceMemory() { protect(PROT_READ | PROT_WRITE); }
+  ~OpenDeviceMemory() { protect(PROT_NONE); }
+  OpenDeviceMemory(const OpenDeviceMemory&) = delete;
+  OpenDeviceMemory& operator=(const OpenDeviceMemory&) = delete;
+
+ private:
+  static void protect(int access) {
+    const char* pages = std::getenv("NTKFAST_EMULATION_MEMORY");
+    while (pages && *pages) {
+      char* next = nullptr;
+      void* const address = reinterpret_cast<void*>(std::strtoull(pages, &next, 10));
+      const std::size_t bytes = std::strtoull(next + 1, &next, 10);
+      if (mprotect(address, bytes, access) != 0) std::abort();
+      pages = next + 1;
+    }
+  }
+};
+
 class Launcher : public emulation::Launcher {
  public:
   explicit Launcher(cudaStream_t stream) : emulation::Launcher(emulation_options()) {
     if (stream) throw std::runtime_error("the emulation has no stream but the default one");
+  }
+
+  template <class Kernel, class Args>
+  void run(Grid grid, int shared_bytes, const Args& args) {
+    const OpenDeviceMemory open;
+    emulation::Launcher::run<Kernel>(grid, shared_bytes, args);
   }
 };
 

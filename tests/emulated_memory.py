@@ -1,0 +1,81 @@
+"""Memory that only kernels may touch, as a GPU's: for the build that emulates one."""
+
+import ctypes
+import mmap
+import os
+
+from ntkfast import _core
+
+READ_WRITE, NOTHING = mmap.PROT_READ | mmap.PROT_WRITE, 0
+ITEM = {"bfloat16": 2, "float32": 4, "float64": 8, "int64": 8}
+ALIGNMENT = 256  # of an address: kept, since kernels look at it
+
+
+class DeviceMemory:
+    """Takes the arrays of a call to `_core` into pages that the host cannot touch meanwhile.
+
+    The launcher opens them while a kernel runs (tests/cpp/cuda/emulated/cuda/launch.cuh). Around
+    each array lie pages that stay closed, the one behind it at most 255 bytes away. Whatever reads
+    or writes where it must not ends in a segmentation fault, and pytest says in which call.
+    """
+
+    def __init__(self, size=1 << 30):
+        self.memory = mmap.mmap(-1, size)  # pages are real once they are touched
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.size = size
+        self.mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+        self.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+    def protect(self, start, size, flags):
+        if self.mprotect(self.base + start, size, flags):
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    def call(self, function, arguments, keywords):
+        end, pages, moved = mmap.PAGESIZE, [], []
+
+        def move(value):
+            nonlocal end
+            if not isinstance(value, tuple):
+                return value
+            if len(value) == 2:  # workspace
+                size = value[1]
+            else:
+                shape, strides, dtype = value[1:4]
+                span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+                size = span * ITEM[dtype] if min(shape) > 0 and dtype in ITEM else 0
+            if size == 0:
+                return value
+            first = end
+            end += -(-(size + ALIGNMENT) // mmap.PAGESIZE) * mmap.PAGESIZE
+            start = end - size
+            start -= (start - value[0]) % ALIGNMENT
+            assert end + mmap.PAGESIZE <= self.size, "arrays larger than the memory of the test"
+            ctypes.memmove(self.base + start, value[0], size)
+            moved.append((value[0], start, size))
+            pages.append((first, end - first))
+            end += mmap.PAGESIZE
+            return (self.base + start, *value[1:])
+
+        arguments = [move(value) for value in arguments]
+        keywords = {name: move(value) for name, value in keywords.items()}
+        self.protect(0, end, NOTHING)
+        os.environ["NTKFAST_EMULATION_MEMORY"] = "".join(
+            f"{self.base + first}:{size};" for first, size in pages
+        )
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            del os.environ["NTKFAST_EMULATION_MEMORY"]
+            self.protect(0, end, READ_WRITE)
+            for to, start, size in moved:
+                ctypes.memmove(to, self.base + start, size)
+
+    def wrap(self, monkeypatch):
+        """All operations of `_core` on a GPU take their arrays into this memory."""
+
+        def wrapped(function):
+            return lambda *arguments, **keywords: self.call(function, arguments, keywords)
+
+        for name in dir(_core):
+            if name.startswith("cuda_"):
+                monkeypatch.setattr(_core, name, wrapped(getattr(_core, name)))
