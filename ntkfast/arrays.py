@@ -151,6 +151,8 @@ def library_named(target: Any) -> Library:
 
 def _gpu_of(array: Any) -> Any:
     """Return the GPU that a torch or cupy array lies on; None for all other arrays."""
+    if array is None or isinstance(array, np.ndarray):  # most arguments, without a look around
+        return None
     if _is_tensor(array):
         return array.device if array.device.type in _GPU_TYPES else None
     return array.device if _is_cupy(array) else None

@@ -48,6 +48,9 @@ class CpuEngine:
     # Rows that are subtracted from S in every pair that is scored before they are subtracted in S.
     largest_downdate = sys.maxsize
 
+    def __reduce__(self) -> str:
+        return "CPU"  # copies and pickles of a space compute with the one there is
+
     def floats(self, name: str, array: Any, shape: tuple[int | str | None, ...]) -> Array:
         """Read an argument, see `as_floats`; the caller's memory where possible."""
         return as_floats(name, array, shape)
@@ -91,7 +94,7 @@ class CpuEngine:
 
     def block(self, array: Array, rows: Array, columns: Array) -> Array:
         """Return a new array of these rows and columns."""
-        result: Array = array[np.ix_(rows, columns)]
+        result: Array = array[rows[:, None], columns]
         return result
 
     def stack(self, upper: Array, lower: Array) -> Array:
@@ -204,6 +207,9 @@ class GpuEngine:
                 f"the arrays are on {library.device}, and the current device of cupy is "
                 f"{self._xp.cuda.Device()}: make it the current one, with array.device: ..."
             )
+
+    def __reduce__(self) -> tuple[type[GpuEngine], tuple[Library]]:
+        return GpuEngine, (self.library,)  # modules cannot be copied or pickled
 
     def _type(self, dtype: npt.DTypeLike) -> Any:
         """Return what the library calls this type."""

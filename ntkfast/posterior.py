@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import signal
 import threading
@@ -587,8 +586,15 @@ class Posterior:
 
     def copy(self) -> Posterior:
         """Return an independent copy."""
-        twin = copy.copy(self)
-        twin._space = self._space.copy()
+        return self._twin(self._space.copy(), self._library)
+
+    __copy__ = copy  # a shallow copy would share a covariance that changes in place
+
+    def _twin(self, space: WeightSpace | FunctionSpace | BlockSpace, library: Library) -> Posterior:
+        """Return a copy of everything but the space, which is given."""
+        twin = object.__new__(type(self))
+        twin.__dict__ |= self.__dict__
+        twin._space, twin._library = space, library
         twin._mean, twin._outputs = self._mean.copy(), self._outputs.copy()
         twin._is_labeled = self._is_labeled.copy()
         return twin
@@ -616,12 +622,9 @@ class Posterior:
         >>> post = nf.Posterior.load("posterior.npz").to("cuda")  # doctest: +SKIP
         """
         library = library_named(target)
-        twin = copy.copy(self)
-        twin._library = library
-        twin._mean, twin._outputs = self._mean.copy(), self._outputs.copy()
-        twin._is_labeled = self._is_labeled.copy()
-        twin._space = self._space.to(engine_of(library))
-        return twin
+        engine = engine_of(library)
+        there = library == self._library
+        return self._twin(self._space.copy() if there else self._space.to(engine), library)
 
     def condition(self, indices: Any, targets: Any, noise: Any = None) -> None:
         r"""Learn real labels of some of the N points, in place and without SGD.

@@ -4,6 +4,8 @@ Everything runs on doubles of the operations (with torch tensors and cupy arrays
 and, marked `gpu`, on a GPU or its emulation (`make test-emulated`).
 """
 
+import copy
+import pickle
 import signal
 import subprocess
 import sys
@@ -175,6 +177,25 @@ def test_files_and_moves(device, representation, tmp_path):
     np.testing.assert_array_equal(nf.select(loaded, "emoc", 4, **options).indices, expected)
     found = nf.select(again, "emoc", 4, **options).indices
     np.testing.assert_array_equal(device.host(found), expected)
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda post: pickle.loads(pickle.dumps(post)),
+        lambda post: post.to(post.mean),
+    ],
+)
+def test_copies(torch_device, representation, copied):
+    post, same = both(torch_device, golden("plain"), representation)
+    twin = copied(post)
+    post.condition([3], [1])
+    assert_agree(twin, same, torch_device)
+    twin.condition([3], [1])
+    assert_agree(twin, post.to(np.empty(0)), torch_device)
 
 
 def test_moves_by_name(torch_device):

@@ -1,6 +1,8 @@
 """The posterior: conditioning, new points, settings, files, interruption."""
 
+import copy
 import os
+import pickle
 import re
 import signal
 import threading
@@ -300,11 +302,26 @@ def test_sequential_picks_from_a_float32_kernel(criterion, ridge, anywhere):
     assert "float32" in repr(single)
 
 
+COPIES = {
+    "copy": nf.Posterior.copy,
+    "copy.copy": copy.copy,
+    "copy.deepcopy": copy.deepcopy,
+    "pickle": lambda post: pickle.loads(pickle.dumps(post)),
+    "to": lambda post: post.to(np.empty(0)),
+    "deepcopy.to": lambda post: copy.deepcopy(post).to(np.empty(0)),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
-def test_copies_are_independent(representation):
+def test_copies_are_independent(representation, copied):
     p = golden("plain")
     post = posterior(p, representation)
-    twin, same = post.copy(), posterior(p, representation)
+    twin, same = COPIES[copied](post), posterior(p, representation)
+    assert_same_state(COPIES[copied](twin), twin)
+    further = twin.to(np.empty(0))
+    further.condition([2], [1])
+    assert_same_state(twin, same)
     post.mean[:] = 0
     post.variance[:] = 0
     post.condition([1], [1])
