@@ -56,7 +56,7 @@ ScoreInputs check_score_call(const ScoreCall& call, std::int64_t num_points, Dev
   require(k >= 2 || !uses_labels, "criterion '" + call.criterion +
                                       "' compares classes and needs at least two columns of "
                                       "outputs");
-  require(score.targets || call.criterion != ExpectedLogLoss::name,
+  require(call.log_loss_targets.ndim > 0 || call.criterion != ExpectedLogLoss::name,
           "log_loss_targets: criterion 'expected_log_loss' needs them");
   require(std::isfinite(call.temperature) && call.temperature > 0,
           "temperature: expected a finite number > 0");
