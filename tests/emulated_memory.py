@@ -58,7 +58,7 @@ class DeviceMemory:
 
         arguments = [move(value) for value in arguments]
         keywords = {name: move(value) for name, value in keywords.items()}
-        self.protect(0, end, NOTHING)
+        self.protect(0, self.size, NOTHING)
         os.environ["NTKFAST_EMULATION_MEMORY"] = "".join(
             f"{self.base + first}:{size};" for first, size in pages
         )
@@ -66,7 +66,7 @@ class DeviceMemory:
             return function(*arguments, **keywords)
         finally:
             del os.environ["NTKFAST_EMULATION_MEMORY"]
-            self.protect(0, end, READ_WRITE)
+            self.protect(0, self.size, READ_WRITE)
             for to, start, size in moved:
                 ctypes.memmove(to, self.base + start, size)
 
