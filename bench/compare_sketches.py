@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from ntkfast import EmpiricalNTK
 from ntkfast._jacobian import choose, contract
 from ntkfast._jacobian.layers import LinearSite
+from ntkfast._jacobian.panels import Panel
 from ntkfast._jacobian.sketch import CountSketch, KroneckerSketch, TensorSketch
 
-DIM, POINTS, SEEDS = 4096, 16, 8
+DIM, POINTS, SEEDS, ROWS = 4096, 16, 8, 14
 # Positions, rows, columns: layers of wide networks, of transformers, of ResNet-18.
 LAYERS = (
     (1, 512, 512),
@@ -48,14 +49,13 @@ def site(positions: int, rows: int, size: int) -> LinearSite:
 def count(layer: LinearSite, seed: int) -> Tensor:
     features = torch.zeros(POINTS, DIM)
     for _, left, right in contract.factors([layer], torch.float32):
-        CountSketch(DIM, seed).add_gradients(left, right, 0, features)
+        CountSketch(DIM, seed).add_gradients(left, right, 1, 0, features)
     return features
 
 
-def rows(layer: LinearSite, seed: int, remaining: int) -> Tensor:
-    sketch = CountSketch(DIM, seed)
-    signs = choose.row_signs(sketch, 0, layer.rows, remaining, layer.x)
-    combined = layer.combined(signs)
+def rows(layer: LinearSite, seed: int, directions: Tensor | None) -> Tensor:
+    projection = choose.row_projection(directions, layer.rows, ROWS, seed, layer.x)
+    combined = layer.combined(projection)
     assert isinstance(combined, LinearSite)
     return count(combined, seed)
 
@@ -92,10 +92,12 @@ def compare_layers() -> None:
         layer = site(*shape)
         gradients = contract.dense([layer], POINTS, torch.float32)[:, 0]
         kernel = (gradients @ gradients.T).double()
+        panel = Panel(POINTS, {}, torch.float32, layer.x.device)
+        known = choose.leading_directions([layer], panel, shape, 0)
         sketches: dict[str, Callable[[int], Tensor]] = {
             "count": lambda seed, layer=layer: count(layer, seed),
-            "rows 14": lambda seed, layer=layer: rows(layer, seed, 14),
-            "rows 56": lambda seed, layer=layer: rows(layer, seed, 56),
+            "14 signs": lambda seed, layer=layer: rows(layer, seed, None),
+            "14 rows": lambda seed, layer=layer, known=known: rows(layer, seed, known),
             "kronecker": lambda seed, layer=layer: kronecker(layer, seed),
             "tensor": lambda seed, layer=layer: tensor(layer, seed),
         }
@@ -103,8 +105,8 @@ def compare_layers() -> None:
         for name, features in sketches.items():
             milliseconds, error = measure(features, kernel)
             cells.append(f"{name} {milliseconds:.3f} {error:.3f}")
-        counted = [choose.count_cost(shape), choose.rows_cost(shape, 14)]
-        counted += [choose.rows_cost(shape, 56), choose.tensor_cost(shape, DIM)]
+        counted = [choose.count_cost(shape), choose.rows_cost(shape, ROWS)]
+        counted.append(choose.tensor_cost(shape, DIM))
         costs = " ".join(f"{cost / 1e6:.1f}" for cost in counted)
         print(f"{shape!s:18} {'   '.join(cells)}   counted (M): {costs}", flush=True)
 

@@ -325,10 +325,11 @@ class EmpiricalNTK:
             When outputs or gradients are not finite (says where), the model mixes the points of a
             batch, or ``<out>.partial`` belongs to another computation.
         """
-        rows = self._inputs(X1, "X1").sliceable()
-        columns = rows if X2 is None else self._inputs(X2, "X2").sliceable()
-        assert rows.length is not None and columns.length is not None
         with evaluation(self._net, self._device):
+            # Inside, since loaders draw random numbers, too.
+            rows = self._inputs(X1, "X1").sliceable()
+            columns = rows if X2 is None else self._inputs(X2, "X2").sliceable()
+            assert rows.length is not None and columns.length is not None
             setup = self._prepare(rows if rows.length > 1 else columns)
             scale = setup.combinations if self._outputs == "full" else 1
             shape = (rows.length * scale, columns.length * scale)
@@ -382,9 +383,9 @@ class EmpiricalNTK:
         -----
         Small parameters that carry much of the kernel get columns of their own, without error. The
         others share the rest of the `dim` columns, as count-sketches of their gradients, of a few
-        random combinations of the gradient's rows (never forming the gradient), or as
-        tensor-sketches (Pham, Pagh, KDD 2013), whichever is cheapest within the error allowed to
-        all of them. Every choice is unbiased. :meth:`explain` shows them.
+        combinations of the gradient's rows (never forming the gradient), or as tensor-sketches
+        (Pham, Pagh, KDD 2013), whichever is cheapest within the error allowed to all of them.
+        Every choice is unbiased. :meth:`explain` shows them.
         """
         if self.sketch != "auto":
             raise ValueError('fit_sketch needs sketch="auto"')
@@ -409,7 +410,8 @@ class EmpiricalNTK:
         """
         if self._sketch is None:
             return 0.0
-        few = self._inputs(X, "X").first(points)
+        with evaluation(self._net, self._device):
+            few = self._inputs(X, "X").first(points)
         return explain.gram_errors(self.features(few).double(), self.gram(few).double())[0]
 
     def explain(self, X: Any, points: int = 1000) -> explain.Explanation:
@@ -643,9 +645,8 @@ class EmpiricalNTK:
             return None
         n_rows = len(self._net.get_parameter(name))
         if choice.method == "rows":
-            return choose.combined(
-                gradient, choose.row_signs(chosen.shared, offset, n_rows, choice.rows, block)
-            )
+            projection = chosen.row_projection(choice, offset, n_rows, block)
+            return choose.combined(gradient, projection)
         if choice.method == "tensor":
             for r in range(combinations):
                 rows, first = self._place(r, combinations, block[:, chosen.exact :])

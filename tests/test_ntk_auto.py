@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -45,7 +46,10 @@ def fixed(ntk, methods, rows=14):
     """Give `ntk` a choice by hand."""
     start, choices = 0, {}
     for name, method in methods.items():
-        choices[name] = choose.Choice(method, 0.0, start, rows)
+        n_rows = len(ntk._net.get_parameter(name))
+        # Any orthonormal directions do; here unit vectors.
+        known = torch.eye(n_rows, 2, dtype=torch.float64) if method == "rows" else None
+        choices[name] = choose.Choice(method, 0.0, start, rows, directions=known)
         if method == "exact":
             start += ntk._n_elements(name) * (1 if ntk._outputs == "full" else ntk._draws)
     dim, seed = ntk._sketch.dim, ntk._seed
@@ -125,34 +129,59 @@ def test_the_sketch_is_one_linear_map_of_the_gradient(name, outputs, monkeypatch
         assert relative(ntk.features(x), features) <= 1e-10
 
 
-def test_the_error_stays_within_the_one_asked_for(network) -> None:
+@pytest.mark.parametrize(("directions", "wanted"), [(0, 0.15), (0, 0.4), (1, 0.1), (4, 0.1)])
+def test_the_error_stays_within_the_one_asked_for(network, directions, wanted, monkeypatch) -> None:
     model, x = network
+    monkeypatch.setattr(choose, "_DIRECTIONS", directions)
     K = EmpiricalNTK(model).gram(x)
-    for wanted in (0.03, 0.1, 0.3):
-        expected, errors = [], []
-        for seed in range(24):
-            ntk = EmpiricalNTK(model, sketch="auto", dim=6000, seed=seed, relative_error=wanted)
-            expected.append(ntk.fit_sketch(x))
-            features = ntk.features(x)
-            errors.append(relative(features @ features.T, K))
-        squares = torch.tensor(errors).square()
-        # Estimated and measured, as root mean squares over seeds.
-        rms = float(squares.mean().sqrt())
-        assert max(expected) <= wanted
-        assert rms <= 1.25 * wanted
-        assert 0.5 * rms <= sum(expected) / len(expected) <= 2.5 * rms
+    expected, errors = [], []
+    for seed in range(24):
+        ntk = EmpiricalNTK(model, sketch="auto", dim=1500, seed=seed, relative_error=wanted)
+        expected.append(ntk.fit_sketch(x))
+        features = ntk.features(x)
+        errors.append(relative(features @ features.T, K))
+    # Estimated and measured, as root mean squares over seeds.
+    rms = float(torch.tensor(errors).square().mean().sqrt())
+    assert max(expected) <= wanted
+    assert rms <= 1.25 * wanted
+    mean = sum(expected) / len(expected)
+    assert rms <= 1.6 * mean
+    # Directions put much of the gradient where nothing collides, which the estimate leaves out.
+    assert directions or mean <= 2.5 * rms
 
 
-def test_more_error_costs_less(network) -> None:
+def test_more_error_costs_less(network, monkeypatch) -> None:
     model, x = network
-    costs = []
-    for wanted in (0.02, 0.1, 0.5):
-        ntk = EmpiricalNTK(model, sketch="auto", dim=6000, relative_error=wanted)
+    monkeypatch.setattr(choose, "_DIRECTIONS", 0)
+    rows = []
+    for wanted in (0.05, 0.2, 0.5):
+        ntk = EmpiricalNTK(model, sketch="auto", dim=3000, relative_error=wanted)
         ntk.fit_sketch(x)
         choices = ntk._chosen.choices
-        costs.append([choices[n].method for n in ("0.weight", "3.weight")].count("count"))
         assert set(choices) == set(dict(model.named_parameters()))
-    assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
+        # Of 48 rows; all of them where they are not combined.
+        rows.append(choices["3.weight"].rows or 48)
+    assert rows == sorted(rows, reverse=True) and rows[0] > rows[-1]
+
+
+def test_directions_that_all_points_share_have_no_error(network) -> None:
+    """Rows combined with and without the leading directions, which lower the error 10-fold."""
+    model, x = network
+    K = EmpiricalNTK(model).gram(x)
+    ntk = EmpiricalNTK(model, sketch="auto", dim=3000, relative_error=0.3)
+    ntk.fit_sketch(x)
+    choice = ntk._chosen.choices["3.weight"]
+    assert choice.method == "rows" and choice.directions.shape == (48, 4)
+    without = {**ntk._chosen.choices, "3.weight": replace(choice, directions=None)}
+    errors = []
+    for choices in (ntk._chosen.choices, without):
+        squares = []
+        for seed in range(12):
+            ntk._chosen = replace(ntk._chosen, seed=seed, choices=choices)
+            features = ntk.features(x)
+            squares.append(relative(features @ features.T, K) ** 2)
+        errors.append((sum(squares) / 12) ** 0.5)
+    assert 10 * errors[0] < errors[1]
 
 
 def test_small_parameters_with_a_large_share_are_exact() -> None:
@@ -216,9 +245,9 @@ def test_the_choice_is_made_once_and_reproducible(network) -> None:
 
 def test_exact_where_the_gradient_fits(network) -> None:
     model, x = network
-    ntk = EmpiricalNTK(model, sketch="auto", dim=9500, relative_error=1e-3)
+    ntk = EmpiricalNTK(model, sketch="auto", dim=9500, relative_error=1e-9)
     assert ntk.n_parameters < 9500
-    assert ntk.fit_sketch(x) <= 1e-3
+    assert ntk.fit_sketch(x) <= 1e-9
     features = ntk.features(x)
     assert relative(features @ features.T, ntk.gram(x)) <= 1e-12
 

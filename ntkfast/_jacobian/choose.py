@@ -4,10 +4,15 @@ All choices are unbiased and independent of each other, so the squared errors of
 
 ``exact``   columns of its own, no error, for small parameters with a large share of the kernel
 ``count``   the count-sketch of the gradient, into columns that all sketches share
-``rows``    its rows first combined to a few with random signs (``R G`` instead of ``G``), which
-            costs a fraction of forming ``G`` and adds an error of its own, ``rows ** -0.5``
+``rows``    its rows first combined to a few (``P^T G`` instead of ``G``), which costs a fraction of
+            forming ``G`` and adds an error of its own
 ``tensor``  the circular convolution of the count-sketches of its two factors: cheap for wide layers
             on few positions
+
+Gradients of a layer share a large mean, which is nearly of rank one, so that random combinations of
+its rows alone would miss much of it by chance. P therefore has the leading directions U of the rows
+on the first points as they are, and random signs, less their part along U, for what is left:
+``E P P^T = I`` for any U with orthonormal columns.
 
 Sharing columns is no worse than splitting them. With ``K_l`` the kernel of layer l, K their sum
 and ``V(K) = (tr K)^2 + |K|_F^2``, one sketch has the squared error ``V(K) / d``; sketches to d_l
@@ -36,6 +41,9 @@ from .sketch import CountSketch, TensorSketch, sign_projection
 
 # Rows to combine to: multiples of the register tile of the widest instruction set.
 _ROWS = (14, 28, 56, 112, 224)
+# Of them, leading directions; and random columns of every gradient from which these are found.
+_DIRECTIONS = 4
+_COLUMNS = 2
 # Tensor-sketches whose error is averaged.
 _TENSOR_TRIALS = 4
 # Multiply-adds that take as long as adding one entry to a sketch, moving one element of a factor
@@ -66,6 +74,8 @@ class Choice:
     error : float
         What the choice adds to the relative error of the Gram matrix, in squares, beside the error
         of the columns that all share.
+    directions : Tensor, optional
+        Leading directions of the rows (n_rows, 4), orthonormal (``rows``).
     """
 
     method: Method
@@ -73,6 +83,7 @@ class Choice:
     start: int = 0
     rows: int = 0
     error: float = 0.0
+    directions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,12 @@ class Sketches:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shared", CountSketch(self.dim - self.exact, self.seed))
 
+    def row_projection(self, choice: Choice, number: int, rows: int, like: Tensor) -> Tensor:
+        """(rows, choice.rows): what combines the rows of a weight; its first entry is `number`."""
+        return row_projection(
+            choice.directions, rows, choice.rows, self.shared.key(0x524F5753, number), like
+        )
+
     def tensor_sketch(self, number: int) -> TensorSketch:
         """Return that of the weight whose first entry is `number`."""
         return TensorSketch(self.shared.dim, self.shared.key(0x54454E53, number))
@@ -125,7 +142,10 @@ class Share:
     shape : (int, int, int), optional
         Positions, rows and columns of a weight whose rows can be combined; None for others.
     spread : float
-        Squared error of the Gram matrix when its rows are combined to one; r rows divide it by r.
+        Squared error of the Gram matrix when its rows off `directions` are combined to one; r
+        combinations divide it by r.
+    directions : Tensor, optional
+        Leading directions of its rows.
     tensor : float
         Squared error that a tensor-sketch adds to the Gram matrix; inf where it is not cheaper.
     """
@@ -135,6 +155,7 @@ class Share:
     shape: tuple[int, int, int] | None = None
     spread: float = 0.0
     tensor: float = math.inf
+    directions: Tensor | None = None
 
 
 def weight_shape(gradient: Gradient) -> tuple[int, int, int] | None:
@@ -160,10 +181,39 @@ def combined(gradient: Gradient, projection: Tensor) -> Gradient:
     return torch.einsum("nroi,ok->nrki", rows, projection).flatten(2)
 
 
-def row_signs(sketch: CountSketch, number: int, rows: int, count: int, like: Tensor) -> Tensor:
-    """(rows, count): what combines the rows of the weight whose first entry is `number`."""
-    key = sketch.key(0x524F5753, number)
-    return sign_projection(rows, count, key, like.dtype, like.device)
+def row_projection(
+    directions: Tensor | None, rows: int, count: int, key: int, like: Tensor
+) -> Tensor:
+    """(rows, count): orthonormal directions, and random combinations of what is left."""
+    if directions is None:
+        return sign_projection(rows, count, key, like.dtype, like.device)
+    known = directions.to(like.dtype).to(like.device)
+    signs = sign_projection(rows, count - known.shape[1], key, like.dtype, like.device)
+    return torch.cat([known, signs - known @ (known.T @ signs)], 1)
+
+
+def leading_directions(
+    part: Gradient, panel: Panel, shape: tuple[int, int, int], key: int
+) -> Tensor:
+    """(rows, 4): left singular vectors of a few random combinations of all gradients' columns."""
+    _, rows, size = shape
+    mixed = sign_projection(size, _COLUMNS, key, panel.dtype, panel.device)
+    if isinstance(part, Tensor):
+        found = part.view(-1, rows, size) @ mixed
+    else:
+        outputs = combinations(part)
+        found = torch.zeros(
+            (panel.n, outputs, rows * _COLUMNS), dtype=panel.dtype, device=panel.device
+        )
+        for samples in contract.sample_tiles(part, panel.n, _FACTORS):
+            for site in part:
+                block = site.block(samples, panel.dtype)
+                block.right = block.right @ mixed
+                found[samples] += block.gradient(slice(0, rows))
+        found = found.view(-1, rows, _COLUMNS)
+    columns = found.transpose(0, 1).flatten(1)
+    leading: Tensor = torch.linalg.svd(columns, full_matrices=False).U[:, :_DIRECTIONS]
+    return leading
 
 
 def add_tensor(
@@ -216,13 +266,20 @@ def estimate(
     _, rows, size = share.shape
     n, dtype, device, dim = panel.n, panel.dtype, panel.device, sketch.dim
     if rows > _ROWS[0]:
-        key = sketch.key(0x50524F42, number)
-        signs = sign_projection(rows, _ROWS[0], key, dtype, device) * _ROWS[0] ** 0.5
-        few = combined(part, signs)
-        value = contract.dense(few, n, dtype) if isinstance(few, list) else few
-        value = value.view(n, -1, _ROWS[0], size)
+        known = leading_directions(part, panel, share.shape, sketch.key(0x4C454144, number))
+        few = known.shape[1]
+        projection = row_projection(
+            known, rows, few + _ROWS[0], sketch.key(0x50524F42, number), known
+        )
+        projection[:, few:] *= _ROWS[0] ** 0.5
+        gradient = combined(part, projection)
+        if isinstance(gradient, list):
+            gradient = contract.dense(gradient, n, dtype)
+        value = gradient.view(n, -1, projection.shape[1], size)
         value = value.flatten(0, 1) if pairs else value.transpose(1, 2).flatten(2)
-        share.spread = row_spread(value, share.kernel)
+        exact = value[:, :few].flatten(1).double()
+        share.directions = known
+        share.spread = row_spread(value[:, few:], share.kernel - exact @ exact.T)
     if tensor_cost(share.shape, dim) < count_cost(share.shape):
         errors = []
         for trial in range(_TENSOR_TRIALS):
@@ -323,7 +380,10 @@ def choose(shares: Mapping[str, Share], dim: int, seed: int, relative_error: flo
     picked = _cheapest(options, allowed - base)
     for name, (_, error, method, rows) in picked.items():
         relative = math.sqrt(error / square) if error else 0.0
-        choices[name] = Choice(method, parts[name], rows=rows, error=relative)
+        directions = shares[name].directions if method == "rows" else None
+        choices[name] = Choice(
+            method, parts[name], rows=rows, error=relative, directions=directions
+        )
     added = sum(error for _, error, _, _ in picked.values())
     needed = dim
     if base > allowed:
@@ -346,7 +406,9 @@ def _options(share: Share, dim: int) -> list[Option]:
         found.append((tensor_cost(share.shape, dim), share.tensor, "tensor", 0))
     for count in _ROWS:
         if count < rows:
-            found.append((rows_cost(share.shape, count), share.spread / count, "rows", count))
+            known = 0 if share.directions is None else share.directions.shape[1]
+            error = share.spread / (count - known)
+            found.append((rows_cost(share.shape, count), error, "rows", count))
     return found
 
 

@@ -26,7 +26,23 @@ def unwrap(model: nn.Module) -> nn.Module:
         elif hasattr(model, "_orig_mod") and isinstance(model._orig_mod, nn.Module):
             model = model._orig_mod
         else:
-            return model
+            break
+    for name, module in model.named_modules():
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        # By name: importing torch.distributed takes a while, and is not possible everywhere.
+        if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
+            where = f" (at {name!r})" if name else ""
+            raise TypeError(
+                f"model is sharded by FSDP{where}: no process has whole parameters to take "
+                "gradients of; load its full state dict into a plain model"
+            )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "placements"):
+            raise TypeError(
+                f"parameter {name!r} is a distributed tensor; load the full state dict into a "
+                "plain model"
+            )
+    return model
 
 
 @contextmanager
