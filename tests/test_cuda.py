@@ -578,6 +578,24 @@ def test_tangent_kernel(gpu, name, outputs, monkeypatch):
     assert set(used) == (direct if name == "everything" else direct | {"gram_ghost"})
 
 
+@pytest.mark.gpu
+def test_tangent_kernel_follows_the_precision_of_torch(gpu, monkeypatch):
+    model, x = networks()["resnet"]
+    expected = EmpiricalNTK(model).gram(x)
+    monkeypatch.setitem(compiled._BY_DEVICE, gpu.type, compiled.CudaContractions)
+    ntk, x = EmpiricalNTK(model.float().to(gpu)), x.float().to(gpu)
+    before, errors = torch.get_float32_matmul_precision(), []
+    try:
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            error = ntk.gram(x).cpu().double() - expected
+            errors.append(float(error.norm() / expected.norm()))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert errors[0] < 1e-5 and errors[1] < 3e-3 and errors[2] < 2e-2
+    assert errors[0] < errors[1] < errors[2]
+
+
 def _counted(operation, used, name, *arguments, **keywords):
     used.append(name)
     return operation(*arguments, **keywords)

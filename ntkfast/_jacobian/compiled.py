@@ -63,12 +63,21 @@ class CudaContractions:
     ghost_rows = 16384
 
     def gram_add(self, a: Tensor, b: Tensor, out: Tensor, lower: bool) -> None:
-        cuda_ops.gram_add(a, b, out, lower=lower, precision=_precision(out))
+        precision, dtype = _products(out)
+        cuda_ops.gram_add(a.to(dtype), b.to(dtype), out, lower=lower, precision=precision)
 
     def gram_ghost(
         self, left: Tensor, right: Tensor, left2: Tensor, right2: Tensor, out: Tensor
     ) -> None:
-        cuda_ops.gram_ghost(left, right, left2, right2, out, precision=_precision(out))
+        precision, dtype = _products(out)
+        cuda_ops.gram_ghost(
+            left.to(dtype),
+            right.to(dtype),
+            left2.to(dtype),
+            right2.to(dtype),
+            out,
+            precision=precision,
+        )
 
     def sketch_add(
         self, values: Tensor, start: int, sign_key: int, shift_key: int, out: Tensor
@@ -98,11 +107,14 @@ def _on(device: torch.device, f: Factor) -> tuple[Tensor, Tensor, Tensor]:
     return f.data[:, 0], f.positions.to(device), f.columns.to(device)
 
 
-def _precision(out: Tensor) -> str:
-    """How products are formed: tf32 only where the user allows it for torch's products too."""
+def _products(out: Tensor) -> tuple[str, torch.dtype]:
+    """How to form products and of what: of float32, as the user allows torch to form its own."""
     if out.dtype == torch.float64:
-        return "float64"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        return "float64", torch.float64
+    allowed = torch.get_float32_matmul_precision()
+    if allowed == "medium":
+        return "bf16", torch.bfloat16
+    return "tf32" if allowed == "high" else "tf32x3", torch.float32
 
 
 Contractions: TypeAlias = CpuContractions | CudaContractions
