@@ -121,7 +121,7 @@ def gram_errors(features: Tensor, kernel: Tensor) -> tuple[float, float, float]:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.2g} %"
+    return "< 0.001 %" if 0 < value < 1e-5 else f"{100 * value:.2g} %"
 
 
 def describe(
@@ -211,7 +211,7 @@ def describe(
         )
     if report.sketches is not None:
         legend.append(
-            "sketch: count, of the whole gradient; rows, of random combinations of its rows; "
+            "sketch: count, of the whole gradient; rows, of a few combinations of its rows; "
             "tensor, of its factors; own columns, no error"
         )
     table = [title, "", line(header), line(["-" * width for width in widths])]
