@@ -377,7 +377,8 @@ def choose(shares: Mapping[str, Share], dim: int, seed: int, relative_error: flo
     options = {
         name: _options(share, dim - exact) for name, share in shares.items() if name not in choices
     }
-    picked = _cheapest(options, allowed - base)
+    # Where no sketch reaches the error asked for, a twentieth more of it may still be saved on.
+    picked = _cheapest(options, allowed - base if base <= allowed else base / 20)
     for name, (_, error, method, rows) in picked.items():
         relative = math.sqrt(error / square) if error else 0.0
         directions = shares[name].directions if method == "rows" else None
@@ -429,7 +430,7 @@ def _cheapest(options: Mapping[str, list[Option]], budget: float) -> dict[str, O
         name: min((option for option in found if not option[1]), key=lambda option: option[0])
         for name, found in options.items()
     }
-    if budget <= 0:
+    if not budget:
         return best
     low, high = 1e-12, 1e12
     scale = sum(found[0][0] for found in options.values()) / budget
