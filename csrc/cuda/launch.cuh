@@ -52,15 +52,31 @@ class Launcher {
   template <class Kernel, class Args>
   void run(Grid grid, int shared_bytes, const Args& args) {
     if (grid.x == 0 || grid.y == 0) return;
-    if (shared_bytes > 48 * 1024)
+    if (shared_bytes > 48 * 1024) {
+      check_shared_memory(shared_bytes);
       NTKFAST_CUDA_CHECK(cudaFuncSetAttribute(
           run_kernel<Kernel, Args>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    }
     const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
     run_kernel<Kernel, Args><<<blocks, Kernel::kThreads, shared_bytes, stream_>>>(args);
     check_cuda(cudaGetLastError(), __PRETTY_FUNCTION__);
   }
 
  private:
+  /// GPUs made for games have less than those made for computing, and CUDA's own message would say
+  /// "invalid argument".
+  static void check_shared_memory(int bytes) {
+    int device = 0, largest = 0;
+    NTKFAST_CUDA_CHECK(cudaGetDevice(&device));
+    NTKFAST_CUDA_CHECK(
+        cudaDeviceGetAttribute(&largest, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    if (bytes > largest)
+      throw std::runtime_error("this GPU has " + std::to_string(largest) +
+                               " bytes of shared memory per block, and the kernel needs " +
+                               std::to_string(bytes) +
+                               "; precision \"float32\" works without tensor cores");
+  }
+
   cudaStream_t stream_;
 };
 
