@@ -168,7 +168,9 @@ def _is_tensor(array: Any) -> bool:
 
 
 def check_dense(name: str, tensor: Any) -> None:
-    """Raise a TypeError for a sparse or quantised tensor."""
+    """Raise a TypeError for a sparse, quantised or nested tensor."""
+    if tensor.is_nested:
+        raise TypeError(f"{name} is a nested tensor; pass a dense one")
     if tensor.layout != sys.modules["torch"].strided or tensor.is_quantized:
         raise TypeError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}; pass a dense one")
 
@@ -209,7 +211,7 @@ def as_numpy(name: str, array: Any) -> Array:
     RuntimeError
         The array is not in CPU memory (those on a GPU go through `Library.fetch` first).
     TypeError
-        A sparse, quantised or masked array, or something that is no array of numbers at all.
+        A sparse, quantised, nested or masked array, or no array of numbers at all.
     """
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; its mask would be lost: pass a plain array")
@@ -362,6 +364,8 @@ def as_positive(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number; got {value!r}") from None
+    except OverflowError:  # an int beyond float64
+        number = np.inf
     if not 0 < number < np.inf:
         raise ValueError(f"{name} must be finite and > 0; got {number:g}")
     return number

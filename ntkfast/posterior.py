@@ -164,6 +164,15 @@ def _check_kernel(name: str, K: Any, engine: Engine) -> None:
             )
 
 
+def _check_overflow(mean: Array, variance: Array) -> None:
+    """Raise a ValueError unless F and S(x, x) are finite: what has overflowed would stay so."""
+    if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+        raise ValueError(
+            "the posterior would overflow float64: features or kernel, outputs or targets are too "
+            "large; rescale them"
+        )
+
+
 @dataclass(frozen=True)
 class _Inputs:
     """Validated arguments that both representations share."""
@@ -225,9 +234,8 @@ class _Inputs:
                     f"label_scale belongs to cross-entropy; squared loss has 1, not {scale:g}"
                 )
         elif automatic:
-            scale = (
-                _automatic_scale(f_labeled, T.argmax(1)) if n else _automatic_scale(f, f.argmax(1))
-            )
+            logits, classes = (f_labeled, T.argmax(1)) if n else (f, f.argmax(1))
+            scale = as_positive("label_scale", _automatic_scale(logits, classes))
         is_labeled = np.zeros(N, bool)
         if labeled_indices is not None:
             is_labeled[as_indices("labeled_indices", labeled_indices, N, empty=True)] = True
@@ -368,7 +376,8 @@ class Posterior:
         Raises
         ------
         ValueError
-            Shapes that disagree, NaN or inf (located), ridge <= 0, classes out of range, ...
+            Shapes that disagree, NaN or inf (located), numbers that overflow, ridge <= 0, classes
+            out of range, ...
         TypeError
             Features or outputs that are not float32 or float64.
         RuntimeError
@@ -542,6 +551,7 @@ class Posterior:
     ) -> Posterior:
         """Posterior of a space with so many rows per point, whose fit changes F by `change`."""
         mean = inputs.outputs + change.reshape(inputs.outputs.shape)
+        _check_overflow(mean, space.variance)
         whole = BlockSpace(space, per_point) if per_point > 1 else space
         return cls(whole, mean, inputs, n, library)
 
@@ -671,6 +681,7 @@ class Posterior:
                 block[informative], D[informative], residual[informative]
             )
             mean, commit = mean + change.mean, change.commit
+            _check_overflow(mean, self._space.variance)  # which only shrinks
         is_labeled = self._is_labeled.copy()
         is_labeled[block] = True
         with _uninterrupted():
@@ -713,6 +724,7 @@ class Posterior:
         space.engine.check_finite(f"features, converted to {space.dtype},", converted)
         extended = space.extended(converted)
         mean = np.concatenate([self._mean, f + space.predict(phi)])
+        _check_overflow(mean, extended.variance)
         f = np.concatenate([self._outputs, f])
         is_labeled = np.concatenate([self._is_labeled, np.zeros(len(mean) - len(self), bool)])
         with _uninterrupted():

@@ -171,6 +171,17 @@ BAD_FEATURES = {
         TypeError,
         "features is a torch.sparse_coo tensor",
     ),
+    "a nested tensor": (
+        dict(features=lambda a: torch.nested.nested_tensor(list(torch.tensor(a)))),
+        TypeError,
+        "features is a nested tensor",
+    ),
+    "targets that overflow": (
+        dict(labeled_outputs=lambda a: a * 0 - 1.5e308, targets=np.full((n, K), 1e308)),
+        ValueError,
+        "the posterior would overflow float64: features or kernel, outputs or targets",
+    ),
+    "ridge beyond float64": (dict(ridge=10**400), ValueError, "ridge must be finite"),
     "ridge zero": (dict(ridge=0.0), ValueError, "ridge must be finite and > 0; got 0"),
     "ridge negative": (dict(ridge=-1), ValueError, "ridge must be finite and > 0"),
     "ridge infinite": (dict(ridge=np.inf), ValueError, "ridge must be finite"),
@@ -269,6 +280,7 @@ BAD_FEATURES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors", "ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("case", BAD_FEATURES)
 def test_from_features(case):
     changes, error, message = BAD_FEATURES[case]
@@ -370,10 +382,16 @@ BAD_LABELS = {
     "NaN": (([1], [[0, np.nan, 1]]), ValueError, "targets contains NaN at row 0, column 1"),
     "noise": (([1], [0], [0.0]), ValueError, r"noise must be in \(0, inf\]"),
     "noise length": (([1], [0], [1.0, 1.0]), ValueError, "noise has shape"),
+    "targets that overflow": (
+        ([1, 1], [[1.7e308] * 3, [-1.7e308] * 3], [1e-9, 1e-9]),
+        ValueError,
+        "would overflow float64",
+    ),
 }
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("case", BAD_LABELS)
 def test_condition(case, representation):
     post = posterior(random_problem(1), representation)
@@ -397,6 +415,9 @@ def test_new_points():
     single = posterior(random_problem(1), dtype=np.float32)
     with pytest.raises(ValueError, match="features, converted to float32, contains inf at row 1"):
         single.extend(put(1, 2, 1e39)(np.ones((2, 12))), np.ones((2, 3)))
+    with pytest.raises(ValueError, match="would overflow float64"), np.errstate(all="ignore"):
+        post.extend(put(1, 2, 1e200)(np.ones((2, 12))), np.ones((2, 3)))
+    assert len(post) == 16
     assert len(post) == len(single) == 16
     kernel = posterior(random_problem(1), "kernel")
     for method in (kernel.extend, kernel.predict):
