@@ -29,9 +29,10 @@ class CpuContractions:
         ops.gram_add(a.numpy(), b.numpy(), out.numpy(), lower=lower)
 
     def gram_ghost(
-        self, left: Tensor, right: Tensor, left2: Tensor, right2: Tensor, out: Tensor
+        self, left: Tensor, right: Tensor, left2: Tensor, right2: Tensor, out: Tensor, lower: bool
     ) -> None:
-        ops.gram_ghost(left.numpy(), right.numpy(), left2.numpy(), right2.numpy(), out.numpy())
+        factors = left.numpy(), right.numpy(), left2.numpy(), right2.numpy()
+        ops.gram_ghost(*factors, out.numpy(), lower=lower)
 
     def sketch_add(
         self, values: Tensor, start: int, sign_key: int, shift_key: int, out: Tensor
@@ -67,7 +68,7 @@ class CudaContractions:
         cuda_ops.gram_add(a.to(dtype), b.to(dtype), out, lower=lower, precision=precision)
 
     def gram_ghost(
-        self, left: Tensor, right: Tensor, left2: Tensor, right2: Tensor, out: Tensor
+        self, left: Tensor, right: Tensor, left2: Tensor, right2: Tensor, out: Tensor, lower: bool
     ) -> None:
         precision, dtype = _products(out)
         cuda_ops.gram_ghost(
@@ -76,6 +77,7 @@ class CudaContractions:
             left2.to(dtype),
             right2.to(dtype),
             out,
+            lower=lower,
             precision=precision,
         )
 

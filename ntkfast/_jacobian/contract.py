@@ -271,6 +271,7 @@ def gram_ghost(
 ) -> None:
     """Add the Gram block of a weight from products over pairs of positions, without gradients.
 
+    Only the lower triangle when `first` is `second`, as :func:`gram_dense`.
     ``<G, G'> = sum_{t, s} (left_t . left'_s)(right_t . right'_s)``, summed over groups and uses.
     """
     symmetric = first is second
@@ -282,7 +283,10 @@ def gram_ghost(
     for i in range(0, n, step):
         left = [site.block(slice(i, min(i + step, n)), out.dtype) for site in first]
         for j in range(0, i + 1 if symmetric else m, step):
-            right = [site.block(slice(j, min(j + step, m)), out.dtype) for site in second]
+            diagonal = symmetric and i == j
+            right = left
+            if not diagonal:
+                right = [site.block(slice(j, min(j + step, m)), out.dtype) for site in second]
             rows = slice(i * scale, min(i + step, n) * scale)
             columns = slice(j * scale, min(j + step, m) * scale)
             for a in left:
@@ -290,11 +294,13 @@ def gram_ghost(
                     if compiled is None:
                         out[rows, columns] += ghost_product(a, b, pairs)
                     else:
-                        _add_ghost(compiled, a, b, pairs, out[rows, columns])
+                        _add_ghost(compiled, a, b, pairs, out[rows, columns], diagonal)
 
 
-def _add_ghost(compiled: Contractions, a: Block, b: Block, pairs: bool, out: Tensor) -> None:
-    """Add the ghost Gram of two blocks, the same as :func:`ghost_product`."""
+def _add_ghost(
+    compiled: Contractions, a: Block, b: Block, pairs: bool, out: Tensor, lower: bool
+) -> None:
+    """Add the ghost Gram of two blocks, the same as :func:`ghost_product`, or its lower part."""
     (left, right), (left2, right2) = (
         (block.right, block.left) if block.right.shape[1] > 1 else (block.left, block.right)
         for block in (a, b)
@@ -303,10 +309,10 @@ def _add_ghost(compiled: Contractions, a: Block, b: Block, pairs: bool, out: Ten
         shared, shared2 = right[:, 0, g].contiguous(), right2[:, 0, g].contiguous()
         several, several2 = (f[:, :, g].transpose(0, 1).contiguous() for f in (left, left2))
         if pairs:
-            compiled.gram_ghost(several, shared, several2, shared2, out)
+            compiled.gram_ghost(several, shared, several2, shared2, out, lower)
             continue
         for one, one2 in zip(several, several2, strict=True):
-            compiled.gram_ghost(one[None], shared, one2[None], shared2, out)
+            compiled.gram_ghost(one[None], shared, one2[None], shared2, out, lower)
 
 
 def ghost_product(a: Block, b: Block, pairs: bool) -> Tensor:
