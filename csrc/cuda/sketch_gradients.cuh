@@ -7,6 +7,7 @@
 // made by several blocks, each of which forms the gradient again.
 #pragma once
 
+#include "cuda/lanes.cuh"
 #include "cuda/sketch_table.cuh"
 
 namespace ntkfast {
@@ -104,10 +105,13 @@ struct FormAndSketch {
               const T first = right[k * tile_cols + lane];
               const T second = right[k * tile_cols + width + lane];
               NTKFAST_UNROLL_DEVICE
-              for (int i = 0; i < kThreadRows; ++i) {
-                const T factor = left[k * tile_rows + thread_row + i];
-                value[i][0] = fma_of(factor, first, value[i][0]);
-                value[i][1] = fma_of(factor, second, value[i][1]);
+              for (int i = 0; i < kThreadRows; i += 2) {
+                const Pair<T> factors = load_pair(left + (k * tile_rows + thread_row + i));
+                NTKFAST_UNROLL_DEVICE
+                for (int j = 0; j < 2; ++j) {
+                  value[i + j][0] = fma_of(factors.v[j], first, value[i + j][0]);
+                  value[i + j][1] = fma_of(factors.v[j], second, value[i + j][1]);
+                }
               }
             }
           }
