@@ -173,15 +173,9 @@ class LookAheadLearner:
         else:
             labels = _labels("y_labeled", y_labeled)
             classes = self._classes_of(labels, k)
-        if self.ntk.sketch == "auto":
-            self._posterior = None  # its features will not fit those of the new sketch
-            self.ntk.fit_sketch(X_pool)
-        features = self.ntk.features(X_pool)
-        self._check_features(features, outputs)
         labeled_features = labeled_outputs = targets = None
         if len(labels):
             targets = labels if classes is None else _encode("y_labeled", labels, classes)
-            labeled_features = self.ntk.features(X_labeled)
             labeled_outputs = self.ntk.outputs(X_labeled)
             if len(labeled_outputs) != len(labels):
                 raise ValueError(
@@ -190,6 +184,13 @@ class LookAheadLearner:
                 )
         elif X_labeled is not None and len(X_labeled):
             raise ValueError(f"y_labeled is empty; X_labeled has {len(X_labeled)} points")
+        if self.ntk.sketch == "auto":
+            self._posterior = None  # its features will not fit those of the new sketch
+            self.ntk.fit_sketch(X_pool)
+        features = self.ntk.features(X_pool)
+        self._check_features(features, outputs)
+        if len(labels):
+            labeled_features = self.ntk.features(X_labeled)
         posterior = Posterior.from_features(
             features,
             outputs,

@@ -171,6 +171,18 @@ def test_what_is_refused(problem):
     assert torch.equal(learner.posterior.mean, before)
 
 
+def test_a_refused_fit_changes_nothing(problem):
+    """Not even the sketch that was fitted to the pool."""
+    X, y, pool = (problem[key] for key in ("X", "y", "pool"))
+    learner = fitted(problem, sketch="auto", dim=64, relative_error=0.9)
+    before = learner.posterior
+    for labels in (y[:-1], None, y + 5):
+        with pytest.raises(ValueError, match="y_labeled"):
+            learner.fit(X, labels, pool[:50])
+        assert learner.posterior is before
+    assert learner.predict(pool[:3]).shape == (3, 3)
+
+
 def test_labels_that_are_none(problem):
     model, X, pool = (problem[key] for key in ("model", "X", "pool"))
     unordered = np.array([object() for _ in range(8)])
