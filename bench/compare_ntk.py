@@ -1,13 +1,14 @@
-"""Features and Gram matrices of a ResNet-18 beside torch.func; rows go to bench/results/cpu.csv.
+"""Features of four networks and Gram matrices of a ResNet-18; rows go to bench/results/cpu.csv.
 
     OMP_NUM_THREADS=1 NTKFAST_NUM_THREADS=1 python bench/compare_ntk.py features --points 64
+    OMP_NUM_THREADS=1 NTKFAST_NUM_THREADS=1 python bench/compare_ntk.py features --network vit
     OMP_NUM_THREADS=1 NTKFAST_NUM_THREADS=1 python bench/compare_ntk.py gram --points 64
 
-Images are 3 x 32 x 32 and the output is the scaled sum of 10 logits, float32. A forward and a
-backward pass cost 6 x 0.56 GFLOP per image; a dense projection of the P = 11.2e6 gradients to d
-numbers 2 P d = 92 GFLOP per image for d = 4096, all of which is run, once. A Gram matrix costs
-P N^2 FLOP when it is symmetric. Peak memory is the growth of the resident set in a process of its
-own.
+The output is the scaled sum of the logits, float32; images are 3 x 32 x 32. Of the ResNet-18 a
+forward and a backward pass cost 6 x 0.56 GFLOP per image; a dense projection of the P = 11.2e6
+gradients to d numbers 2 P d = 92 GFLOP per image for d = 4096, all of which is run, once. A Gram
+matrix costs P N^2 FLOP when it is symmetric. Peak memory is the growth of the resident set in a
+process of its own. The sketch of `sketch="auto"` is chosen before the time is taken.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import ntk_models
@@ -31,8 +33,12 @@ DIM = 4096
 CHUNK = 16  # points per vmap(grad); 8 take 7 % longer, 4 80 %
 
 
-def images(n: int) -> Tensor:
-    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+TITLES = {
+    "resnet18": "ResNet-18, {} images",
+    "wide_resnet": "WideResNet-28-10, {} images",
+    "vit": "ViT (9 x 192), {} images",
+    "text": "text transformer (4 x 256), {} texts",
+}
 
 
 def forward_backward(model: nn.Module, x: Tensor, batch: int = 16) -> None:
@@ -89,34 +95,41 @@ def chunked_gram(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return result
 
 
-def compare_features(points: int) -> None:
-    model, x = ntk_models.resnet18(), images(points)
-    ntk = EmpiricalNTK(model, dim=DIM)
+def compare_features(name: str, points: int) -> None:
+    model, x = ntk_models.make(name, points)
+    own = {
+        "ntkfast": EmpiricalNTK(model, dim=DIM),
+        'ntkfast, sketch="auto"': EmpiricalNTK(model, sketch="auto", dim=DIM),
+    }
     rows = jacobian(model)
-    exact = rows(x[:CHUNK]).double()
-    kernel = exact @ exact.T
-    found = ntk.features(x[:CHUNK]).double()
-    error = float((found @ found.T - kernel).norm() / kernel.norm())
-    assert error < 0.1, error
-    times = record.interleaved(
-        {
-            "ntkfast": lambda: ntk.features(x),
-            "forward and backward pass": lambda: forward_backward(model, x),
-        },
-        rounds=3,
-    )
-    clock = time.thread_time if ops.num_threads() == 1 else time.perf_counter
-    generator = torch.Generator().manual_seed(2)
-    signs = torch.randint(0, 2, (1 << 16, DIM), generator=generator) * 2 - 1.0
-    start = clock()
-    dense_projection(rows, x, signs)
-    times["vmap(grad) and dense Rademacher projection"] = [clock() - start]
-    case = f"ResNet-18, {points} images, d {DIM}, float32"
-    report(record.rows("ntk_features", case, times, {"ntkfast": error}))
+    if name == "resnet18":
+        exact = rows(x[:CHUNK]).double()
+        kernel = exact @ exact.T
+    else:
+        kernel = own["ntkfast"].gram(x[:CHUNK]).double()
+    errors = {}
+    for provider, ntk in own.items():
+        found = ntk.features(x[:CHUNK]).double()
+        errors[provider] = float((found @ found.T - kernel).norm() / kernel.norm())
+    assert max(errors.values()) < 0.1, errors
+    providers: dict[str, Callable[[], object]] = {
+        provider: partial(ntk.features, x) for provider, ntk in own.items()
+    }
+    providers["forward and backward pass"] = lambda: forward_backward(model, x)
+    times = record.interleaved(providers, rounds=3)
+    if name == "resnet18":  # minutes, and the others differ little
+        clock = time.thread_time if ops.num_threads() == 1 else time.perf_counter
+        generator = torch.Generator().manual_seed(2)
+        signs = torch.randint(0, 2, (1 << 16, DIM), generator=generator) * 2 - 1.0
+        start = clock()
+        dense_projection(rows, x, signs)
+        times["vmap(grad) and dense Rademacher projection"] = [clock() - start]
+    case = f"{TITLES[name]}, d {DIM}, float32".format(points)
+    report(record.rows("ntk_features", case, times, errors))
 
 
 def compare_gram(points: int) -> None:
-    model, x = ntk_models.resnet18(), images(points)
+    model, x = ntk_models.make("resnet18", points)
     ntk = EmpiricalNTK(model)
     rows = jacobian(model)
     name = "symmetric chunked vmap(grad) + matmul"
@@ -155,7 +168,7 @@ def resident_peak() -> int:
 
 
 def measure_memory(own: bool, points: int) -> None:
-    model, x = ntk_models.resnet18(), images(points)
+    model, x = ntk_models.make("resnet18", points)
     forward_backward(model, x[:2])
     before = resident_peak()
     if own:
@@ -173,12 +186,13 @@ def report(rows: list[dict[str, object]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("features", "gram", "memory"))
+    parser.add_argument("--network", choices=tuple(TITLES), default="resnet18")
     parser.add_argument("--points", type=int, default=64)
     parser.add_argument("--own", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(ops.num_threads())
     if arguments.what == "features":
-        compare_features(arguments.points)
+        compare_features(arguments.network, arguments.points)
     elif arguments.what == "gram":
         compare_gram(arguments.points)
     else:
