@@ -301,6 +301,25 @@ def test_explain_says_what_was_chosen_and_what_error_to_expect(network) -> None:
     assert "expected over seeds" in str(full.explain(x))
 
 
+@pytest.mark.parametrize("dim", [1, 2, 7, 300])
+def test_few_columns_few_points_and_no_kernel(network, dim) -> None:
+    model, x = network
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for points in (x[:1], x[:3], 0 * x):
+            ntk = EmpiricalNTK(model, sketch="auto", dim=dim, relative_error=0.5)
+            assert ntk.fit_sketch(points) >= 0
+            assert ntk.features(x).shape == (24, dim)
+            assert "nan" not in str(ntk.explain(points))
+            for choice in ntk._chosen.choices.values():
+                assert choice.directions is None or choice.directions.shape[1] <= len(points) // 4
+    silent = nn.Sequential(nn.Linear(3, 20, bias=False), nn.ReLU(), nn.Linear(20, 2, bias=False))
+    ntk = EmpiricalNTK(silent, sketch="auto", dim=dim)
+    nothing = torch.zeros(6, 3)
+    assert ntk.fit_sketch(nothing) == 0 and ntk.sketch_error(nothing) == 0
+    assert "nan" not in str(ntk.explain(nothing))
+
+
 def test_learners_pass_it_on(network) -> None:
     model, x = network
     learner = LookAheadLearner(model, sketch="auto", dim=900, relative_error=0.3)

@@ -8,7 +8,8 @@
 ``attention``   self-attention with its projections in the open
 ``capture``     one forward and backward pass with hooks; the plan, checked against autograd
 ``contract``    gradients, sketches and Gram blocks from layer factors (pure functions)
-``sketch``      the count-sketch: hash and sign computed from the parameter index
+``sketch``      count-sketch and tensor-sketch: hash and sign computed from the parameter index
+``choose``      the cheapest sketch of every parameter within an error
 ``panels``      Gram blocks of panels of points
 ``files``       results in memory-mapped files
 ``explain``     a table of what is done for every parameter

@@ -195,7 +195,7 @@ def row_projection(
 def leading_directions(
     part: Gradient, panel: Panel, shape: tuple[int, int, int], key: int
 ) -> Tensor:
-    """(rows, 4): left singular vectors of a few random combinations of all gradients' columns."""
+    """(rows, 4 or fewer): left singular vectors of a few random combinations of all columns."""
     _, rows, size = shape
     mixed = sign_projection(size, _COLUMNS, key, panel.dtype, panel.device)
     if isinstance(part, Tensor):
@@ -212,7 +212,9 @@ def leading_directions(
                 found[samples] += block.gradient(slice(0, rows))
         found = found.view(-1, rows, _COLUMNS)
     columns = found.transpose(0, 1).flatten(1)
-    leading: Tensor = torch.linalg.svd(columns, full_matrices=False).U[:, :_DIRECTIONS]
+    # Those of a few points would fit just them, and hide the error that other points will have.
+    count = min(_DIRECTIONS, panel.n // 4)
+    leading: Tensor = torch.linalg.svd(columns, full_matrices=False).U[:, :count]
     return leading
 
 

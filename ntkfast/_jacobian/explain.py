@@ -106,10 +106,10 @@ class SketchReport:
 
 def gram_errors(features: Tensor, kernel: Tensor) -> tuple[float, float, float]:
     """Relative error of the Gram matrix of features (n, d), and its range over halves of them."""
-    error, square = features @ features.T - kernel, kernel.norm()
-    total = float(error.norm() / square)
-    n = len(kernel)
-    if n < 4 or not float(square):
+    error, n = features @ features.T - kernel, len(kernel)
+    # Of a kernel that is zero every sketch is zero.
+    total = float(error.norm() / kernel.norm()) if kernel.any() else float(error.norm())
+    if n < 4 or not kernel.any():
         return total, total, total
     halves = []
     for step in range(_HALVES):
