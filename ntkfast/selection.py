@@ -28,6 +28,11 @@ __all__ = ["Selection", "select", "utilities"]
 
 Precision = Literal["auto", "float32", "float64", "tf32", "bf16"]
 
+# max S / noise up to which a batch is built from moments. Where picks leave S of the size of their
+# noise, C psi is smaller than psi by this ratio and q by its square, and both are differences: of q
+# about 1e-5 is lost at 1e5, 1e-3 at 1e6 and everything at 1e8, whatever the type of psi.
+_MOMENTS_LIMIT = 1e5
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -317,9 +322,11 @@ class _Moments:
 
 
 def _moments(task: _Task, rounds: int) -> _Moments | BlockMoments | None:
-    """Return what scores so many rounds of picks without pairs; None where that is no gain."""
+    """Return what scores so many rounds of picks without pairs; None: no gain, or not exact."""
     space = task.post._space
     if not task.row.moments:
+        return None
+    if rounds > 1 and space.variance.max() > _MOMENTS_LIMIT * task.noise.min():
         return None
     if isinstance(space, WeightSpace) and _Moments.pay_off(task, space, rounds):
         return _Moments(task, space, rounds - 1)
@@ -548,7 +555,8 @@ def select(
     Sequential costs `batch_size` times the scoring plus a copy of the points concerned (features),
     or a row of N numbers per pick (kernel; a float32 S with max S / noise > 1e4 is copied in
     float64 under "auto": picks subtract). Where moments pay off, see `utilities`, a pick costs
-    one pass over psi; on a GPU (up to 6000 features) without a word to the host between picks.
+    one pass over psi; on a GPU (up to 6000 features) without a word to the host between picks. They
+    subtract as well, and are left alone where max S / noise > 1e5.
     """
     if isinstance(batch_size, (bool, np.bool_)):
         raise TypeError("batch_size must be an integer")

@@ -142,6 +142,34 @@ def test_moments_are_the_pairs(criterion, dtype, share, monkeypatch):
     assert pairs.indices.tolist() == picked.indices.tolist()
 
 
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("ratio", [0.9e5, 1e8])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_batches_where_labels_leave_little(dtype, ratio, k):
+    """More picks than features: S falls by `ratio`, and every pick is still the best there is."""
+    rng, N = np.random.default_rng(0), 40
+    phi = rng.normal(size=(N * k, 4)).astype(dtype)
+    ridge = float((phi**2).sum(1).max() / ratio)
+    outputs = np.zeros((N, 2 if k == 1 else k))
+    post = nf.Posterior.from_features(phi, outputs, None, None, None, ridge)
+    picked = nf.select(post, "variance_reduction", 15)
+    S, left = (phi.astype(np.longdouble) @ phi.T).reshape(N, k, N, k), np.ones(N, bool)
+    for i, found in zip(picked.indices, picked.utilities, strict=True):
+        u = np.zeros(N)
+        for c in np.flatnonzero(left):
+            A = (S[c, :, c] + ridge * np.eye(k)).astype(float)
+            across = S[c].reshape(k, -1).astype(float)
+            u[c] = (across * np.linalg.solve(A, across)).sum() / k
+        assert u[i] >= (1 - 1e-4) * u.max()
+        assert abs(found / u[i] - 1) <= 1e-3
+        A = S[i, :, i] + ridge * np.eye(k)
+        inverse = np.linalg.inv(A.astype(float)).astype(np.longdouble)
+        inverse = inverse @ (2 * np.eye(k) - A @ inverse)  # one Newton step, for long double
+        across = S[i].reshape(k, -1)
+        S = S - (across.T @ inverse @ across).reshape(S.shape)
+        left[i] = False
+
+
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 @pytest.mark.parametrize("criterion", NAMES)
 def test_top_is_the_sorted_utilities(criterion, representation):
