@@ -461,7 +461,8 @@ def test_bad_numbers_are_located(device):
                 features(**{name: spoilt(a, 3, 7, value)})
     with pytest.raises(ValueError, match=r"^outputs contains NaN at row 2, column 1$"):
         features(outputs=spoilt(f, 2, 1, np.nan))
-    features(features=device.put(phi * 1e160))  # the squares overflow, the numbers do not
+    with pytest.raises(ValueError, match="would overflow"):  # the squares do, not the numbers
+        features(features=device.put(phi * 1e160))
     good = device.put(K[:4, :4])
     kernel(device.put(K), good)
     for change, message in (
