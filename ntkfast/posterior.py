@@ -164,9 +164,9 @@ def _check_kernel(name: str, K: Any, engine: Engine) -> None:
             )
 
 
-def _check_overflow(mean: Array, variance: Array) -> None:
+def _check_overflow(*state: Array) -> None:
     """Raise a ValueError unless F and S(x, x) are finite: what has overflowed would stay so."""
-    if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+    if not all(np.isfinite(array).all() for array in state):
         raise ValueError(
             "the posterior would overflow float64: features or kernel, outputs or targets are too "
             "large; rescale them"
@@ -681,7 +681,7 @@ class Posterior:
                 block[informative], D[informative], residual[informative]
             )
             mean, commit = mean + change.mean, change.commit
-            _check_overflow(mean, self._space.variance)  # which only shrinks
+            _check_overflow(mean)  # variances only shrink
         is_labeled = self._is_labeled.copy()
         is_labeled[block] = True
         with _uninterrupted():
