@@ -131,7 +131,8 @@ class _Cupy:
         return int(array.data.ptr)
 
     def stream(self) -> int:
-        return int(self.cupy.cuda.get_current_stream().ptr)
+        with self.device:  # each device has a current stream
+            return int(self.cupy.cuda.get_current_stream().ptr)
 
 
 def _is_torch(array: Array) -> bool:

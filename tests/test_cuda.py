@@ -5,7 +5,9 @@ skipped test is never read as a pass. `make test-emulated` runs them on the CPU,
 need a true device: wrappers, checks, workspace, launches and kernels are the same.
 """
 
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,6 +78,25 @@ def test_no_silent_fallback():
             cuda_ops.squared_norms(torch.zeros(3, 2))
     with pytest.raises((RuntimeError, TypeError), match=r"GPU kernels|CUDA tensor"):
         cuda_ops.squared_norms(np.zeros((3, 2)))
+
+
+def test_cupy_streams_are_those_of_the_device_of_the_array(monkeypatch):
+    current = [0]
+
+    class Device:
+        def __init__(self, number):
+            self.number = number
+
+        def __enter__(self):
+            current.append(self.number)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=100 + current[-1]))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    library = cuda_ops._Cupy(SimpleNamespace(device=Device(1)))
+    assert (library.stream(), current) == (101, [0])
 
 
 # --- Scoring ------------------------------------------------------------------------------------
@@ -461,6 +482,23 @@ def test_every_operation_is_reproducible(gpu, monkeypatch):
             assert torch.equal(array, first[name]), name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("d", [37, 101])
+@pytest.mark.parametrize("k", [2, 3, 10])
+def test_small_shared_memory(gpu, monkeypatch, k, d):
+    """GPUs made for graphics have 99 KB of it: fewer slices at a time, the same bits."""
+    if not cuda_ops.emulated():
+        pytest.skip("shared memory is as large as it is")
+    psi, keywords = problem(15, N=200, d=d, k=k, candidates=131, evaluation=140)
+    for precision in ("bf16", "tf32", "tf32x3"):
+        for criterion in ops.criteria():
+            found = score(precision, criterion, psi, keywords, gpu)
+            with monkeypatch.context() as patch:
+                patch.setenv("NTKFAST_EMULATION_SHARED_MEMORY", str(99 * 1024))
+                again = score(precision, criterion, psi, keywords, gpu)
+            assert torch.isfinite(found).all() and torch.equal(found, again)
+
+
 # --- Contractions of gradients --------------------------------------------------------------------
 
 
@@ -472,7 +510,8 @@ def exact_tolerance(precision):
 @pytest.mark.gpu
 @pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_gram_add(gpu, precision, lower):
+def test_gram_add(gpu, precision, lower, monkeypatch):
+    monkeypatch.setenv("NTKFAST_EMULATION_SHARED_MEMORY", str(99 * 1024))  # enough
     rng = np.random.default_rng(14)
     for n, m, depth in [(150, 131, 333), (3, 5, 5000), (1, 1, 1), (0, 3, 4), (3, 2, 0)]:
         wide = features(rng.normal(size=(n + m, depth + 1)), precision, gpu)
@@ -488,7 +527,8 @@ def test_gram_add(gpu, precision, lower):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_gram_ghost(gpu, precision):
+def test_gram_ghost(gpu, precision, monkeypatch):
+    monkeypatch.setenv("NTKFAST_EMULATION_SHARED_MEMORY", str(99 * 1024))  # enough
     rng = np.random.default_rng(15)
     for n, m, T, S, p, q, combinations in [
         (9, 4, 17, 17, 5, 40, ()), (3, 40, 1, 3, 8, 9, ()), (2, 3, 150, 40, 3, 4, ()),
@@ -509,7 +549,9 @@ def test_gram_ghost(gpu, precision):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("dim", [1, 100, 4096, 30000])
-def test_sketches(gpu, dtype, dim):
+@pytest.mark.parametrize("shared_memory", [99, 227])
+def test_sketches(gpu, dtype, dim, shared_memory, monkeypatch):
+    monkeypatch.setenv("NTKFAST_EMULATION_SHARED_MEMORY", str(shared_memory * 1024))
     rng = np.random.default_rng(16)
     start, keys = 123457, (2**64 - 3, 12345)
     tolerance = 1e-5 if dtype == np.float32 else 1e-12

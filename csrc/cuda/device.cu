@@ -13,7 +13,14 @@ std::string cuda_problem() {
   if (status != cudaSuccess)
     return std::string("CUDA cannot be used on this machine: ") + cudaGetErrorString(status) +
            " (" + cudaGetErrorName(status) + ")";
-  return devices > 0 ? "" : "CUDA cannot be used on this machine: it has no CUDA device";
+  if (devices == 0) return "CUDA cannot be used on this machine: it has no CUDA device";
+  for (int device = 0; device < devices; ++device) {
+    int capability = 0;
+    NTKFAST_CUDA_CHECK(
+        cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device));
+    if (capability >= kOldestCapability) return "";
+  }
+  return "no GPU of this machine can be used: " NTKFAST_OLDEST_GPU;
 }
 
 }  // namespace ntkfast

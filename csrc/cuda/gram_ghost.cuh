@@ -1,10 +1,9 @@
 // Gram matrix of weight gradients from products over pairs of positions, without the gradients.
 //
 // A block owns the entries of out between two groups of samples and goes through the tiles of their
-// pairs of positions. Of every tile the right products stay in shared memory; the left products of
-// each pair of combinations are multiplied with them, and the result is summed over the positions
-// of each pair of samples. Nobody else adds to those entries, so the order of all additions is
-// fixed.
+// pairs of positions. Of every tile the right products stay in registers; the left products of each
+// pair of combinations are multiplied with them, and the result is summed over the positions of
+// each pair of samples. Nobody else adds to those entries, so the order of all additions is fixed.
 #pragma once
 
 #include "cuda/gram_tile.cuh"
@@ -34,11 +33,11 @@ struct GramGhost {
   static constexpr int kThreads = Products::kThreads;
   static constexpr int kTile = Products::kTile;
   static constexpr int64_t kDepth = Products::kSummedBytes;
-  /// The tile of products lies where its operands were; the right products behind it.
+  /// The tile of products lies where its operands were. With the right products in shared memory
+  /// too, it would not fit the 99 KB of GPUs made for graphics.
   static constexpr int kTileBytes = kTile * kTile * int{sizeof(T)};
-  static constexpr int kRight =
+  static constexpr int kSharedBytes =
       kTileBytes > Products::kSharedBytes ? kTileBytes : Products::kSharedBytes;
-  static constexpr int shared_bytes() { return kRight + kTileBytes; }
 
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const GhostArgs<T>& args) {
@@ -48,21 +47,14 @@ struct GramGhost {
     if (args.lower && j0 >= i0 + args.rows.group) return;  // the whole block
     const int64_t row_end = end_of(args.rows, i0), col_end = end_of(args.cols, j0);
     const auto product = ctx.template shared<T>(0, kTile * kTile);
-    const auto right = ctx.template shared<T>(kRight, kTile * kTile);
     NTKFAST_KEEP_LOOP
     for (int64_t r = i0 * args.rows.positions; r < row_end; r += kTile) {
       NTKFAST_KEEP_LOOP
       for (int64_t c = j0 * args.cols.positions; c < col_end; c += kTile) {
-        for (int64_t k = 0; k < args.rows.right.depth_bytes; k += kDepth) {
-          typename Products::Sums sums;
-          clear_sums(sums);
-          Products::add_slice(ctx, slice_of(args.rows.right, k, kDepth), r, row_end,
-                              slice_of(args.cols.right, k, kDepth), c, col_end, sums);
-          each_place(ctx, [&](int at, int i, int j, int lane) {
-            const T before = k == 0 ? T(0) : static_cast<T>(right[at]);
-            right[at] = before + sums[i][j].v[lane];
-          });
-        }
+        typename Products::Sums right;
+        clear_sums(right);
+        Products::add_products(ctx, args.rows.right, r, row_end, args.cols.right, c, col_end,
+                               right);
         NTKFAST_KEEP_LOOP
         for (int pair = 0; pair < args.rows.combinations * args.cols.combinations; ++pair) {
           const int a = pair / args.cols.combinations, b = pair % args.cols.combinations;
@@ -75,7 +67,7 @@ struct GramGhost {
             Products::add_slice(ctx, slice_of(left, k, kDepth), r, row_end,
                                 slice_of(left2, k, kDepth), c, col_end, sums);
             each_place(ctx, [&](int at, int i, int j, int lane) {
-              product[at] = static_cast<T>(right[at]) * sums[i][j].v[lane];
+              product[at] = right[i][j].v[lane] * sums[i][j].v[lane];
             });
             ctx.barrier();
             add_sums(ctx, args, product, r, row_end, c, col_end, a, b);
@@ -171,7 +163,7 @@ void launch_gram_ghost(Launcher& launcher, GhostArgs<typename Products::T> args)
   args.cols.group = ghost_group(args.cols.positions, Products::kTile);
   launcher.template run<GramGhost<Products>>(
       {div_up(args.rows.samples, args.rows.group) * div_up(args.cols.samples, args.cols.group), 1},
-      GramGhost<Products>::shared_bytes(), args);
+      GramGhost<Products>::kSharedBytes, args);
 }
 
 }  // namespace

@@ -12,10 +12,16 @@
 namespace ntkfast {
 namespace {
 
+/// The oldest GPUs with the instructions of the tensor-core kernels: the A100 and the RTX 30s.
+constexpr int kOldestCapability = 8;
+#define NTKFAST_OLDEST_GPU "ntkfast's kernels need compute capability 8.0 or newer"
+
 inline void check_cuda(cudaError_t status, const char* expression) {
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(expression) + ": " + cudaGetErrorName(status) + " (" +
-                           cudaGetErrorString(status) + ")");
+  std::string message = std::string(expression) + ": " + cudaGetErrorName(status) + " (" +
+                        cudaGetErrorString(status) + ")";
+  if (status == cudaErrorNoKernelImageForDevice) message += "; " NTKFAST_OLDEST_GPU ", and a build for it";
+  throw std::runtime_error(message);
 }
 #define NTKFAST_CUDA_CHECK(expression) ::ntkfast::check_cuda((expression), #expression)
 
@@ -53,7 +59,10 @@ class Launcher {
   void run(Grid grid, int shared_bytes, const Args& args) {
     if (grid.x == 0 || grid.y == 0) return;
     if (shared_bytes > 48 * 1024) {
-      check_shared_memory(shared_bytes);
+      if (shared_bytes > shared_memory())
+        throw std::runtime_error("this GPU has " + std::to_string(shared_memory()) +
+                                 " bytes of shared memory per block, and the kernel needs " +
+                                 std::to_string(shared_bytes));
       NTKFAST_CUDA_CHECK(cudaFuncSetAttribute(
           run_kernel<Kernel, Args>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     }
@@ -62,22 +71,21 @@ class Launcher {
     check_cuda(cudaGetLastError(), __PRETTY_FUNCTION__);
   }
 
- private:
-  /// GPUs made for games have less than those made for computing, and CUDA's own message would say
-  /// "invalid argument".
-  static void check_shared_memory(int bytes) {
-    int device = 0, largest = 0;
-    NTKFAST_CUDA_CHECK(cudaGetDevice(&device));
-    NTKFAST_CUDA_CHECK(
-        cudaDeviceGetAttribute(&largest, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    if (bytes > largest)
-      throw std::runtime_error("this GPU has " + std::to_string(largest) +
-                               " bytes of shared memory per block, and the kernel needs " +
-                               std::to_string(bytes) +
-                               "; precision \"float32\" works without tensor cores");
+  /// Bytes that a block of the current device may have: 99 KB on GPUs made for graphics, more on
+  /// those made for computing.
+  int shared_memory() {
+    if (shared_memory_ == 0) {
+      int device = 0;
+      NTKFAST_CUDA_CHECK(cudaGetDevice(&device));
+      NTKFAST_CUDA_CHECK(
+          cudaDeviceGetAttribute(&shared_memory_, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    }
+    return shared_memory_;
   }
 
+ private:
   cudaStream_t stream_;
+  int shared_memory_ = 0;  // 0: not asked yet
 };
 
 }  // namespace

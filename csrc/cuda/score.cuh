@@ -156,7 +156,6 @@ template <class T, class Criterion, int K>
 struct ScorePairs {
   static constexpr int kThreads = kTileThreads;
   static constexpr int kTile = kTileSize;
-  static int shared_bytes(int) { return tile_shared_bytes<T>(); }
 
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
@@ -297,11 +296,10 @@ void launch_prepare(Launcher& launcher, const ScoreArgs<T>& args) {
   launcher.template run<PrepareCandidates<T>>({div_up(args.candidate_ld, 128), 1}, 0, args);
 }
 
-template <class Pairs, class Launcher, class Args>
-void launch_pairs(Launcher& launcher, const Args& args, int64_t num_candidates, int64_t num_groups,
-                  int classes) {
-  launcher.template run<Pairs>({div_up(num_candidates, Pairs::kTile), num_groups},
-                               Pairs::shared_bytes(classes), args);
+template <class T, class Criterion, int K, class Launcher>
+void launch_pairs(Launcher& launcher, const ScoreArgs<T>& args) {
+  launcher.template run<ScorePairs<T, Criterion, K>>(
+      {div_up(args.num_candidates, kTileSize), args.num_groups}, tile_shared_bytes<T>(), args);
 }
 
 /// Number of classes the kernels are unrolled for; every other number is a loop.
@@ -328,12 +326,10 @@ void launch_score(Launcher& launcher, ScoreArgs<T> args, void* workspace) {
     visit_criterion(args.criterion, [&](auto criterion) {
       using Criterion = decltype(criterion);
       if constexpr (std::is_same<T, double>::value && Criterion::kUsesLabels) {
-        launch_pairs<ScorePairs<T, Criterion, kAnyClasses>>(launcher, args, args.num_candidates,
-                                                            args.num_groups, args.settings.classes);
+        launch_pairs<T, Criterion, kAnyClasses>(launcher, args);
       } else {
         visit_classes<Criterion>(args.settings.classes, [&](auto classes) {
-          launch_pairs<ScorePairs<T, Criterion, decltype(classes)::value>>(
-              launcher, args, args.num_candidates, args.num_groups, args.settings.classes);
+          launch_pairs<T, Criterion, decltype(classes)::value>(launcher, args);
         });
       }
     });

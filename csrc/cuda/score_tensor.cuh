@@ -2,7 +2,8 @@
 // from the same prepared points and candidates as the reference kernel of score.cuh.
 //
 // A block scores 128 candidates against one group of tiles of 128 points. The stream of slices of
-// psi (tensor_tile.cuh) runs on into the next tile while the criterion of this one is computed.
+// psi (tensor_tile.cuh) runs on into the next tile while the criterion of this one is computed. It
+// has three stages, or two where shared memory ends at 99 KB, as on GPUs made for graphics.
 #pragma once
 
 #include "cuda/score.cuh"
@@ -15,6 +16,7 @@ namespace {
 struct TensorScoreArgs {
   ScoreArgs<float> score;  // its covariance part is unused
   TensorOperand features;
+  int stages;  // slices in shared memory: 2 or 3
 };
 
 template <class Products, class Criterion, int K>
@@ -22,18 +24,17 @@ struct ScorePairsTensor {
   using Tile = TensorTile<Products>;
   static constexpr int kThreads = Tile::kThreads;
   static constexpr int kTile = kTensorTile;
-  static constexpr int kStages = Tile::kStages;
   static constexpr int kSlice = Tile::kSlice;
   static constexpr int kWarpColumns = Tile::kWarpColumns;
-  static constexpr int kTotals = Tile::kSharedBytes;
-  static constexpr int kPlanes = kTotals + kWarpColumns * kTile * int{sizeof(double)};
+  static constexpr int kTotalBytes = kWarpColumns * kTile * int{sizeof(double)};
   /// A few classes: what is prepared of a tile fits in shared memory beside the slices. More: it is
   /// read from the first-level cache.
   static constexpr bool kPlanesShared = K > 0;
 
-  static int shared_bytes(int classes) {
+  static int shared_bytes(int classes, int stages) {
     const int planes = 1 + Criterion::point_size(classes) + Criterion::candidate_size(classes);
-    return kPlanes + (kPlanesShared ? planes * kTile * int{sizeof(float)} : 0);
+    return stages * Tile::kStageBytes + kTotalBytes +
+           (kPlanesShared ? planes * kTile * int{sizeof(float)} : 0);
   }
 
   template <class Ctx>
@@ -56,12 +57,14 @@ struct ScorePairsTensor {
     const int k = score.settings.classes;
     const int point_planes = 1 + Criterion::point_size(k);
     const int candidate_planes = Criterion::candidate_size(k);
-    const auto totals = ctx.template shared<double>(kTotals, kWarpColumns * kTile);
-    const auto slice_memory = ctx.template shared<unsigned char>(0, Tile::kSharedBytes);
+    const int stages = args.stages, totals_at = stages * Tile::kStageBytes;
+    const int planes_at = totals_at + kTotalBytes;
+    const auto totals = ctx.template shared<double>(totals_at, kWarpColumns * kTile);
+    const auto slice_memory = ctx.template shared<unsigned char>(0, totals_at);
     const int shared_planes = kPlanesShared ? point_planes + candidate_planes : 0;
-    const auto planes = ctx.template shared<float>(kPlanes, shared_planes * kTile);
+    const auto planes = ctx.template shared<float>(planes_at, shared_planes * kTile);
     const auto plane_bytes =
-        ctx.template shared<unsigned char>(kPlanes, shared_planes * kTile * int{sizeof(float)});
+        ctx.template shared<unsigned char>(planes_at, shared_planes * kTile * int{sizeof(float)});
     const auto candidate_bytes = plane_bytes + point_planes * kTile * int64_t{sizeof(float)};
 
     if (lane % 4 == 0) {  // these slots belong to this thread alone
@@ -75,13 +78,14 @@ struct ScorePairsTensor {
     int64_t candidate_rows[4], point_rows[4];
     Tile::load_rows(score.candidates, c0 + thread / Tile::kChunks, score.num_candidates,
                     candidate_rows);
-    int next_slice = 0;
+    int next_slice = 0, next_stage = 0;
     int64_t next_tile = 0;
-    const auto issue = [&](int64_t step) {  // slices are issued in order
+    const auto issue = [&] {  // the next slice
       if (next_slice == 0)
         Tile::load_rows(score.evaluation, (first_tile + next_tile) * kTile + thread / Tile::kChunks,
                         score.num_evaluation, point_rows);
-      const auto stage = slice_memory + (step % kStages) * Tile::kStageBytes;
+      const auto stage = slice_memory + next_stage * Tile::kStageBytes;
+      next_stage = next_stage + 1 < stages ? next_stage + 1 : 0;
       Tile::copy_slice(ctx, args.features, candidate_rows, next_slice, stage);
       Tile::copy_slice(ctx, args.features, point_rows, next_slice, stage + kTile * kSlice);
       if (++next_slice == slices) {
@@ -89,31 +93,37 @@ struct ScorePairsTensor {
         ++next_tile;
       }
     };
-    NTKFAST_UNROLL_DEVICE
-    for (int s = 0; s < kStages - 1; ++s) {
-      if (s < steps) issue(s);
+    NTKFAST_KEEP_LOOP
+    for (int s = 0; s < stages - 1; ++s) {
+      if (s < steps) issue();
       ctx.commit_copies();
     }
 
     int64_t step = 0;
+    int this_stage = 0;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t x0 = (first_tile + t) * kTile;
       typename Tile::Sums sums;
       clear_sums(sums);
       NTKFAST_KEEP_LOOP
       for (int slice = 0; slice < slices; ++slice, ++step) {
-        ctx.template wait_copies<kStages - 2>();
+        if (stages == 2) {
+          ctx.template wait_copies<0>();
+        } else {
+          ctx.template wait_copies<1>();
+        }
         ctx.barrier();
         // Everybody has finished the previous slice, and before the first one the previous tile.
         if (kPlanesShared && slice == 0)
           copy_planes(ctx, plane_bytes, score.points + x0, score.point_ld, point_planes);
-        if (step + kStages - 1 < steps) issue(step + kStages - 1);
+        if (step + stages - 1 < steps) issue();
         ctx.commit_copies();
-        const auto stage = slice_memory + (step % kStages) * Tile::kStageBytes;
+        const auto stage = slice_memory + this_stage * Tile::kStageBytes;
+        this_stage = this_stage + 1 < stages ? this_stage + 1 : 0;
         Tile::multiply_slice(ctx, stage + warp_row * kSlice,
                              stage + (kTile + 32 * warp_column) * kSlice, lane, sums);
       }
-      if (kPlanesShared && slices < kStages) {  // otherwise a wait above has covered the planes
+      if (kPlanesShared && slices < stages) {  // otherwise a wait above has covered the planes
         ctx.template wait_copies<0>();
         ctx.barrier();
       }
@@ -186,7 +196,7 @@ struct ScorePairsTensor {
 };
 
 /// The whole call with one criterion and number of classes (see visit_classes). `args` lacks its
-/// workspace.
+/// workspace and stages.
 template <class Products, class Criterion, int K, class Launcher>
 void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* workspace) {
   ScoreArgs<float>& score = args.score;
@@ -194,8 +204,11 @@ void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* work
   place_workspace(score, workspace, kTensorTile);
   if (score.num_evaluation > 0) {
     launch_prepare(launcher, score);
-    launch_pairs<ScorePairsTensor<Products, Criterion, K>>(
-        launcher, args, score.num_candidates, score.num_groups, score.settings.classes);
+    using Kernel = ScorePairsTensor<Products, Criterion, K>;
+    const int classes = score.settings.classes;
+    args.stages = Kernel::shared_bytes(classes, 3) <= launcher.shared_memory() ? 3 : 2;
+    launcher.template run<Kernel>({div_up(score.num_candidates, kTensorTile), score.num_groups},
+                                  Kernel::shared_bytes(classes, args.stages), args);
   }
   launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0, score);
 }

@@ -42,8 +42,6 @@ struct FormAndSketch {
   static constexpr int kLogEntries = 12, kEntries = 1 << kLogEntries;
   static_assert(kEntries == 2 * kThreadRows * kThreads, "two columns per thread");
   static constexpr int kPanelBytes = 40 * 1024;
-  static constexpr int kMaxRange = 88 * 1024 / int{sizeof(T)};
-  static_assert(kMaxRange % kThreads == 0, "ranges begin at the first thread's buckets");
   static constexpr int kNarrowest = 4, kWidest = 8;  // logarithms of widths
   static constexpr int kMaxRows = kEntries >> (kNarrowest + 1);
   /// Where a row of the tile begins: bucket, run, and column within the run.
@@ -51,6 +49,10 @@ struct FormAndSketch {
   static constexpr int kPlaces = kTile + kEntries * int{sizeof(T)};
   static constexpr int kBuckets = kPlaces + 3 * kMaxRows * int{sizeof(int)};
   static int shared_bytes(int range) { return kBuckets + range * int{sizeof(T)}; }
+  /// Buckets of a block with so much shared memory; ranges begin at the first thread's buckets.
+  static int most_buckets(int shared_memory) {
+    return (shared_memory - kBuckets) / int{sizeof(T)} / kThreads * kThreads;
+  }
   static int slice(int log_width) {
     return kPanelBytes / int{sizeof(T)} / ((2 << log_width) + (kEntries >> (log_width + 1)));
   }
@@ -191,7 +193,7 @@ void launch_sketch_gradients(Launcher& launcher, SketchGradientsArgs<T> args) {
          (args.log_width < kSquare || Kernel::slice(args.log_width + 1) >= args.depth))
     ++args.log_width;
   args.slice = Kernel::slice(args.log_width);
-  const int64_t ranges = div_up(args.sketch.dim, Kernel::kMaxRange);
+  const int64_t ranges = div_up(args.sketch.dim, Kernel::most_buckets(launcher.shared_memory()));
   args.range = static_cast<int>(round_to(div_up(args.sketch.dim, ranges), Kernel::kThreads));
   launcher.template run<Kernel>({args.samples, div_up(args.sketch.dim, args.range)},
                                 Kernel::shared_bytes(args.range), args);

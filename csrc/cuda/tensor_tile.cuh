@@ -97,7 +97,7 @@ struct TensorTile {
     return 32 * (thread / 32 % kWarpColumns) + 2 * (thread % 4);
   }
 
-  /// Rows of the operand behind tile rows first + 32 i; -1 beyond the last one.
+  /// Rows of the operand behind tile rows first + 32 i, as `index` names them; -1 beyond the last.
   static NTKFAST_DEVICE void load_rows(const int64_t* index, int64_t first, int64_t count,
                                        int64_t (&rows)[4]) {
     NTKFAST_UNROLL_DEVICE
@@ -107,34 +107,22 @@ struct TensorTile {
     }
   }
 
-  /// Starts copying one slice of the rows into shared memory; what lies beyond the data becomes
+  /// Starts copying one slice of these rows into shared memory; what lies beyond the data becomes
   /// zero.
   template <class Ctx, class Memory>
   static NTKFAST_DEVICE void copy_slice(const Ctx& ctx, const TensorOperand& from,
                                         const int64_t (&rows)[4], int slice, Memory to) {
-    const int row = ctx.thread() / kChunks, chunk = ctx.thread() % kChunks;
-    const int64_t begin = int64_t{slice} * kSlice + chunk * 16;
-    const int64_t left = from.depth_bytes - begin;
-    const int valid = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
     NTKFAST_UNROLL_DEVICE
-    for (int i = 0; i < 4; ++i) {
-      const int r = row + 32 * i;
-      const auto place = to + (r * kSlice + (chunk ^ (r % kChunks)) * 16);
-      const bool inside = rows[i] >= 0 && valid > 0;
-      const unsigned char* source = static_cast<const unsigned char*>(from.data) +
-                                    (inside ? rows[i] * from.row_bytes + begin : 0);
-      if (from.aligned) {
-        ctx.copy_async(place, source, inside ? valid : 0);
-      } else {
-        NTKFAST_UNROLL_DEVICE
-        for (int e = 0; e < 16; e += int{sizeof(typename Products::Element)}) {
-          typename Products::Element value{};
-          if (inside && e < valid)
-            value = *reinterpret_cast<const typename Products::Element*>(source + e);
-          store_element(place, e, value);
-        }
-      }
-    }
+    for (int i = 0; i < 4; ++i) copy_chunk(ctx, from, rows[i], i, slice, to);
+  }
+  /// The same of rows in order, first + 32 i below `count`. A loop: unrolled, the addresses of all
+  /// rows would stay in registers.
+  template <class Ctx, class Memory>
+  static NTKFAST_DEVICE void copy_slice(const Ctx& ctx, const TensorOperand& from, int64_t first,
+                                        int64_t count, int slice, Memory to) {
+    NTKFAST_KEEP_LOOP
+    for (int i = 0; i < 4; ++i)
+      copy_chunk(ctx, from, first + 32 * i < count ? first + 32 * i : -1, i, slice, to);
   }
   /// sums += A B^T over one slice: 64 rows of `a`, 32 rows of `b`, four steps of 32 bytes.
   template <class Ctx, class Memory>
@@ -192,11 +180,8 @@ struct TensorTile {
     const int slices = static_cast<int>(div_up(left.depth_bytes, kSlice));
     const auto issue = [&](int slice) {
       const auto stage = memory + (slice % kStages) * kStageBytes;
-      int64_t from[4];
-      load_rows(nullptr, row0 + thread / kChunks, rows, from);
-      copy_slice(ctx, left, from, slice, stage);
-      load_rows(nullptr, col0 + thread / kChunks, cols, from);
-      copy_slice(ctx, right, from, slice, stage + kTile * kSlice);
+      copy_slice(ctx, left, row0 + thread / kChunks, rows, slice, stage);
+      copy_slice(ctx, right, col0 + thread / kChunks, cols, slice, stage + kTile * kSlice);
     };
     NTKFAST_UNROLL_DEVICE
     for (int s = 0; s < kStages - 1; ++s) {
@@ -218,6 +203,31 @@ struct TensorTile {
   }
 
  private:
+  /// Starts copying this thread's chunk of its row i; zeros where `row` is -1.
+  template <class Ctx, class Memory>
+  static NTKFAST_DEVICE void copy_chunk(const Ctx& ctx, const TensorOperand& from, int64_t row,
+                                        int i, int slice, Memory to) {
+    const int r = ctx.thread() / kChunks + 32 * i, chunk = ctx.thread() % kChunks;
+    const int64_t begin = int64_t{slice} * kSlice + chunk * 16;
+    const int64_t left = from.depth_bytes - begin;
+    const int valid = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
+    const auto place = to + (r * kSlice + (chunk ^ (r % kChunks)) * 16);
+    const bool inside = row >= 0 && valid > 0;
+    const unsigned char* source =
+        static_cast<const unsigned char*>(from.data) + (inside ? row * from.row_bytes + begin : 0);
+    if (from.aligned) {
+      ctx.copy_async(place, source, inside ? valid : 0);
+    } else {
+      NTKFAST_UNROLL_DEVICE
+      for (int e = 0; e < 16; e += int{sizeof(typename Products::Element)}) {
+        typename Products::Element value{};
+        if (inside && e < valid)
+          value = *reinterpret_cast<const typename Products::Element*>(source + e);
+        store_element(place, e, value);
+      }
+    }
+  }
+
   template <class Memory, class Element>
   static NTKFAST_DEVICE void store_element(Memory to, int offset, Element value) {
     unsigned char bytes[sizeof(Element)];

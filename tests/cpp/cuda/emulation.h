@@ -47,9 +47,13 @@ enum class Order { kForward, kBackward, kShuffled, kShuffledAgain };
 constexpr Order kOrders[] = {Order::kForward, Order::kBackward, Order::kShuffled,
                              Order::kShuffledAgain};
 
+/// Shared memory that a block may have on GPUs made for computing, and on those made for graphics.
+constexpr int kLargeSharedMemory = 227 * 1024, kSmallSharedMemory = 99 * 1024;
+
 struct Options {
   Order order = Order::kForward;
   bool copies_land_at_wait = false;
+  int shared_memory = kLargeSharedMemory;
 };
 
 constexpr int kWarp = 32;
@@ -540,6 +544,7 @@ class Context {
 class Launcher {
  public:
   explicit Launcher(Options options = {}) : options_(options) {}
+  int shared_memory() const { return options_.shared_memory; }
 
   template <class Kernel, class Args>
   void run(Grid grid, int shared_bytes, const Args& args) {
@@ -548,7 +553,7 @@ class Launcher {
     static_assert(std::is_trivially_copyable<Args>::value && sizeof(Args) <= 4096,
                   "no such argument of a kernel");
     if (grid.x < 0 || grid.x > INT32_MAX || grid.y < 0 || grid.y > 65535 ||
-        shared_bytes > 227 * 1024)
+        shared_bytes > options_.shared_memory)
       throw Failure("a launch no GPU accepts");
     Block block(Kernel::kThreads, shared_bytes, options_, seed_++);
     block.grid_x = grid.x;

@@ -63,6 +63,8 @@ using Entropy = As<ExpectedEntropy, kAnyClasses>;
 constexpr int kEntropy = 2;
 using Mutual = As<Epig, 1>;
 constexpr int kMutual = 7;
+/// Three slices in shared memory, or two.
+constexpr int kSharedMemory[] = {emulation::kLargeSharedMemory, emulation::kSmallSharedMemory};
 
 NTKFAST_TEST(score_tensor_split_tf32) {
   Problem problem(kEntropy, 10, 60, 21, 35, 41);
@@ -87,8 +89,10 @@ NTKFAST_TEST(
   for (const int d : {1, 32, 33, 100, 260}) {
     const Problem problem(kMutual, 2, 300, 9, 290, d);
     for (const bool at_wait : {false, true}) {
-      const emulation::Options options{emulation::Order::kForward, at_wait};
-      compare(problem, run_tensor<Tf32Products, Mutual>(problem, options, 0, 1), 2e-5);
+      for (const int shared_memory : kSharedMemory) {
+        const emulation::Options options{emulation::Order::kForward, at_wait, shared_memory};
+        compare(problem, run_tensor<Tf32Products, Mutual>(problem, options, 0, 1), 2e-5);
+      }
     }
   }
   const Problem problem(kEntropy, 10, 300, 9, 290, 40);
@@ -104,8 +108,23 @@ NTKFAST_TEST(score_tensor_any_order_of_threads) {
   const auto expected = run_tensor<Tf32Products, Mutual>(problem, {}, 0, 1);
   for (const emulation::Order order : emulation::kOrders) {
     const bool at_wait = order != emulation::Order::kBackward;
-    const auto result = run_tensor<Tf32Products, Mutual>(problem, {order, at_wait}, 0, 1);
-    test::expect(result == expected, "the result depends on the order of threads or copies");
+    for (const int shared_memory : kSharedMemory) {
+      const auto result =
+          run_tensor<Tf32Products, Mutual>(problem, {order, at_wait, shared_memory}, 0, 1);
+      test::expect(result == expected,
+                   "the result depends on the order of threads or copies, or on shared memory");
+    }
+  }
+}
+NTKFAST_TEST(score_tensor_fits_shared_memory) {
+  for (int i = 0; i < Criteria::size; ++i) {
+    visit_criterion(i, [&](auto criterion) {
+      using Kernel = ScorePairsTensor<Tf32Products, decltype(criterion), 10>;  // the most
+      test::expect(Kernel::shared_bytes(10, 3) <= emulation::kLargeSharedMemory &&
+                       Kernel::shared_bytes(10, 3) > emulation::kSmallSharedMemory &&
+                       Kernel::shared_bytes(10, 2) <= emulation::kSmallSharedMemory,
+                   std::string(criterion_name(i)) + ": too much shared memory");
+    });
   }
 }
 NTKFAST_TEST(score_tensor_many_classes) {

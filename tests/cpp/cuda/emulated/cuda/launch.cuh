@@ -27,12 +27,19 @@ class DeviceGuard {
 
 /// Threads and blocks run in the order named by NTKFAST_EMULATION_ORDER, a number below four
 /// (emulation::kOrders); asynchronous copies land at the wait in all orders but the first.
+/// NTKFAST_EMULATION_SHARED_MEMORY is what a block may have, in bytes.
 inline emulation::Options emulation_options() {
-  const char* order = std::getenv("NTKFAST_EMULATION_ORDER");
-  if (!order) return {};
-  const int index = std::atoi(order);
-  if (index < 0 || index > 3) throw std::runtime_error("NTKFAST_EMULATION_ORDER: expected 0 to 3");
-  return {emulation::kOrders[index], index > 0};
+  emulation::Options options;
+  if (const char* order = std::getenv("NTKFAST_EMULATION_ORDER")) {
+    const int index = std::atoi(order);
+    if (index < 0 || index > 3)
+      throw std::runtime_error("NTKFAST_EMULATION_ORDER: expected 0 to 3");
+    options.order = emulation::kOrders[index];
+    options.copies_land_at_wait = index > 0;
+  }
+  if (const char* bytes = std::getenv("NTKFAST_EMULATION_SHARED_MEMORY"))
+    options.shared_memory = std::atoi(bytes);
+  return options;
 }
 
 /// Memory that is open to kernels alone: NTKFAST_EMULATION_MEMORY holds its pages, as
