@@ -11,7 +11,6 @@ utilities.
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
@@ -43,8 +42,6 @@ class CpuEngine:
     on_gpu = False
     # A float64 operation costs this many of those that pairs are scored with in float32.
     float64_cost = 2.0
-    # Feature dimensions up to which a batch of variance criteria is built from moments.
-    largest_moments = math.inf
     # Rows that are subtracted from S in every pair that is scored before they are subtracted in S.
     largest_downdate = sys.maxsize
 
@@ -187,8 +184,6 @@ class GpuEngine:
     on_gpu = True
     # float64 against tf32 on tensor cores, by the peak rates of GPUs made for computing.
     float64_cost = 16.0
-    # Two vectors of them fit the shared memory of any GPU (kMaxMomentColumns in csrc/cuda).
-    largest_moments = 6000
     # So many multiplications per entry of S take about the time of reading it.
     largest_downdate = 32
 

@@ -385,8 +385,7 @@ def _sequential_by_moments(
 def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
     """Pick, condition on the pick with its pseudo-label argmax F, score again."""
     post, space = task.post, task.post._space
-    long = isinstance(space, WeightSpace) and space.psi.shape[1] > space.engine.largest_moments
-    moments = None if long else _moments(task, b)
+    moments = _moments(task, b)
     if moments is not None:
         return _sequential_by_moments(task, moments, b)
     points = np.union1d(task.candidates, task.evaluation)
@@ -555,8 +554,8 @@ def select(
     Sequential costs `batch_size` times the scoring plus a copy of the points concerned (features),
     or a row of N numbers per pick (kernel; a float32 S with max S / noise > 1e4 is copied in
     float64 under "auto": picks subtract). Where moments pay off, see `utilities`, a pick costs
-    one pass over psi; on a GPU (up to 6000 features) without a word to the host between picks. They
-    subtract as well, and are left alone where max S / noise > 1e5.
+    one pass over psi; on a GPU without a word to the host between picks. They subtract as well, and
+    are left alone where max S / noise > 1e5.
     """
     if isinstance(batch_size, (bool, np.bool_)):
         raise TypeError("batch_size must be an integer")
