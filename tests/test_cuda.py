@@ -365,6 +365,20 @@ def test_contractions(gpu, precision):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
+@pytest.mark.parametrize("k", [1, 2, 3, 10, 16, 17])
+def test_product(gpu, precision, k):
+    """A few columns are multiplied in one pass over X, and in parts where they do not fit."""
+    rng = np.random.default_rng(17)
+    shapes = [(1, 0), (1, 1), (33, 512), (70, 4100)] + [(17000, 3)] * (k == 1)
+    for N, d in shapes:
+        x = features(rng.normal(size=(N, d + 1)), precision, gpu)[:, 1:]
+        B = rng.normal(size=(d, k + 1))
+        found = cuda_ops.product(x, torch.tensor(B, device=gpu)[:, 1:])
+        close(found, reference.product(x.double().cpu().numpy(), B[:, 1:]), 1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
 @pytest.mark.parametrize("d", [5, 2048, 2049, 6500])
 def test_downdate_moments(gpu, d, precision):
     """Of any number of columns: more than shared memory holds are taken in parts."""

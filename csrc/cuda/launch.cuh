@@ -20,7 +20,8 @@ inline void check_cuda(cudaError_t status, const char* expression) {
   if (status == cudaSuccess) return;
   std::string message = std::string(expression) + ": " + cudaGetErrorName(status) + " (" +
                         cudaGetErrorString(status) + ")";
-  if (status == cudaErrorNoKernelImageForDevice) message += "; " NTKFAST_OLDEST_GPU ", and a build for it";
+  if (status == cudaErrorNoKernelImageForDevice)
+    message += "; " NTKFAST_OLDEST_GPU ", and a build for it";
   throw std::runtime_error(message);
 }
 #define NTKFAST_CUDA_CHECK(expression) ::ntkfast::check_cuda((expression), #expression)

@@ -3,16 +3,13 @@
 // the host.
 #pragma once
 
-#include "cuda/tile.cuh"
+#include "cuda/row_products.cuh"
 
 namespace ntkfast {
 namespace {
 
-/// Four rows per warp: g and h, in shared memory, are read once for all of them, and four loads are
-/// on their way at a time.
 constexpr int kMomentThreads = 256;
-constexpr int kMomentRows = 4;
-constexpr int kMomentRowsPerBlock = kMomentThreads / 32 * kMomentRows;
+constexpr int kMomentRowsPerBlock = kMomentThreads / 32 * kWarpRows;
 /// Columns of g and h in shared memory at a time.
 constexpr int kMomentColumns = 2048;
 
@@ -52,16 +49,15 @@ struct DowndateMoments {
   static NTKFAST_DEVICE void body(const Ctx& ctx, const MomentArgs<S>& args) {
     const int thread = ctx.thread(), lane = thread % 32, warp = thread / 32;
     const int width = columns_at_once(args.cols);
-    const auto g = ctx.template shared<double>(0, width);
-    const auto h = ctx.template shared<double>(width * int{sizeof(double)}, width);
+    const auto panel = ctx.template shared<double>(0, 2 * width);  // g, then h
     const int tail = 2 * width * int{sizeof(double)};
     const auto values = ctx.template shared<double>(tail, kMomentThreads / 32);
     const auto places =
         ctx.template shared<int64_t>(tail + 8 * (kMomentThreads / 32), kMomentThreads / 32);
     const auto load = [&](int64_t first, int count) {
       for (int j = thread; j < count; j += kThreads) {
-        g[j] = args.g[first + j];
-        h[j] = args.h[first + j];
+        panel[j] = args.g[first + j];
+        panel[width + j] = args.h[first + j];
       }
     };
     const bool once = args.cols <= width;  // loaded once per block, however many rows it has
@@ -73,14 +69,10 @@ struct DowndateMoments {
     int64_t best_row = INT64_MAX;
     for (int64_t first_of_block = ctx.block_x() * kMomentRowsPerBlock; first_of_block < args.rows;
          first_of_block += ctx.grid_x() * kMomentRowsPerBlock) {
-      const int64_t first = first_of_block + warp * kMomentRows;
-      const S* x[kMomentRows];
-      NTKFAST_UNROLL_DEVICE
-      for (int r = 0; r < kMomentRows; ++r) {
-        const int64_t i = first + r < args.rows ? first + r : args.rows - 1;
-        x[r] = args.psi + (args.index ? args.index[i] : i) * args.row_stride;
-      }
-      double alpha[kMomentRows] = {}, beta[kMomentRows] = {};
+      const int64_t first = first_of_block + warp * kWarpRows;
+      const S* x[kWarpRows];
+      find_rows(args.psi, args.row_stride, args.index, first, args.rows, x);
+      double sums[kWarpRows][2] = {};  // <psi_x, g>, <psi_x, h>
       for (int64_t column = 0; column < args.cols; column += width) {
         const int64_t left = args.cols - column;
         const int count = left < width ? static_cast<int>(left) : width;
@@ -89,19 +81,11 @@ struct DowndateMoments {
           load(column, count);
           ctx.barrier();
         }
-        for (int j = lane; j < count; j += 32) {
-          const double g_j = g[j], h_j = h[j];
-          NTKFAST_UNROLL_DEVICE
-          for (int r = 0; r < kMomentRows; ++r) {
-            const double value = number<double>(x[r][column + j]);
-            alpha[r] = fma(value, g_j, alpha[r]);
-            beta[r] = fma(value, h_j, beta[r]);
-          }
-        }
+        add_row_products(lane, x, column, count, panel, width, sums);
       }
       NTKFAST_UNROLL_DEVICE
-      for (int r = 0; r < kMomentRows; ++r) {
-        const double a = sum_lanes<32>(ctx, alpha[r]), b = sum_lanes<32>(ctx, beta[r]);
+      for (int r = 0; r < kWarpRows; ++r) {
+        const double a = sum_lanes<32>(ctx, sums[r][0]), b = sum_lanes<32>(ctx, sums[r][1]);
         const int64_t i = first + r;
         if (lane != 0 || i >= args.rows) continue;
         const double step = a / D;
