@@ -57,7 +57,10 @@ def available() -> bool:
 
 
 def problem() -> str:
-    """Return what is missing for `available`, or an empty string."""
+    """Return what is missing for `available`, or an empty string.
+
+    The kernels need a GPU of compute capability 8.0 or newer (A100, H100, RTX 30, 40 and 50).
+    """
     return _core.cuda_problem()
 
 

@@ -22,6 +22,8 @@ from .arrays import Array, Library, as_floats, check_dense, check_finite, check_
 
 __all__ = ["CPU", "CpuEngine", "Engine", "GpuEngine", "engine_of", "missing_for", "stored_type"]
 
+# Columns that a product on a GPU forms in one pass over the rows (kMostRowProducts in csrc/cuda).
+_FEW_COLUMNS = 16
 # Bytes of float64 rows that a product on a GPU converts at once.
 _PRODUCT_BYTES = 1 << 27
 
@@ -301,7 +303,9 @@ class GpuEngine:
         return cuda_ops.squared_norms(X, out)
 
     def product(self, X: Any, B: Any) -> Any:
-        """``X B``, float64, some rows of X at a time: float32 ones are converted for it."""
+        """``X B``, float64; where B has many columns, X is converted to it some rows at a time."""
+        if B.shape[1] <= _FEW_COLUMNS:
+            return cuda_ops.product(X, self._contiguous(B))
         N, d = X.shape
         result = self.empty((N, B.shape[1]))
         step = max(1, _PRODUCT_BYTES // (8 * max(1, d)))

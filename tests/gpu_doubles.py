@@ -37,6 +37,9 @@ class Operations:
     def squared_norms(self, X, out=None):
         return _like(X, ops.squared_norms(_matrix(X), None if out is None else _vector(out)))
 
+    def product(self, X, B):
+        return _like(X, ops.product(_matrix(X), _double(B)))
+
     def weighted_gram(self, X, weights):
         return _like(X, ops.weighted_gram(_matrix(X), _vector(weights)))
 

@@ -590,8 +590,8 @@ def test_out_of_memory_changes_nothing(device, representation, labels, monkeypat
     for name in ("put", "empty", "eye", "copy", "rows", "block", "stack", "column_norms"):
         limited(engines.GpuEngine, name)
     for name in (
-        "squared_norms", "weighted_gram", "whiten", "condition_features", "condition_dense",
-        "cholesky", "triangular_solve",
+        "squared_norms", "product", "weighted_gram", "whiten", "condition_features",
+        "condition_dense", "cholesky", "triangular_solve",
     ):  # fmt: skip
         limited(engines.cuda_ops, name)
     calls = [lambda each: each.condition(np.arange(labels), np.zeros(labels, int))]
