@@ -10,6 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+try:
+    from . import _core  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"the compiled module of ntkfast cannot be loaded from {__path__[0]} ({error}): install "
+        "ntkfast with pip (pip install . beside its pyproject.toml), and unless that was an "
+        "--editable installation start Python in another folder than its sources"
+    ) from error
+
 from .criteria import criteria
 from .posterior import Posterior
 from .selection import select, utilities

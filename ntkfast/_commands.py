@@ -488,7 +488,7 @@ def bench(
     dimension: Annotated[int, typer.Option(min=1, help="Length of a feature.")] = 512,
     rounds: Annotated[int, typer.Option(min=1, help="Timings; the median is shown.")] = 3,
 ) -> None:
-    """Time scoring on this machine beside the same closed form in NumPy.
+    """Time scoring on this machine beside NumPy with one softmax per label.
 
     Expected entropy: every candidate under every label, predicted at every point, in float32. The
     error is the largest relative one of a utility against the same in float64.
@@ -500,7 +500,7 @@ def bench(
     isa, threads = _engine()
     Console().print(
         f"expected_entropy, {candidates} candidates x {points} points x {classes} labels, "
-        f"d = {dimension}; {isa}, {threads} threads",
+        f"d = {dimension}; {isa}, {threads} thread{'s' if threads > 1 else ''}",
         highlight=False,
     )
     timings = time_expected_entropy(candidates, points, classes, dimension, rounds)

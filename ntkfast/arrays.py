@@ -138,8 +138,13 @@ def library_named(target: Any) -> Library:
         torch = importlib.import_module("torch")
         try:
             target = torch.empty(0, device=target)
-        except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
-            raise RuntimeError(f"torch cannot use device {str(target)!r}: {error}") from None
+        # torch without CUDA asserts; some messages go on for a screen.
+        except (AssertionError, RuntimeError, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise RuntimeError(
+                f"torch cannot use device {str(target)!r} ({reason}): a GPU needs a torch and an "
+                "ntkfast built with CUDA, and a driver; 'cpu' is always there"
+            ) from None
     elif not hasattr(target, "shape"):
         raise TypeError(
             f'target must be a device of torch ("cuda", "cpu", ...) or an array; got {target!r}'

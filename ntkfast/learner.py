@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -127,6 +128,10 @@ class LookAheadLearner:
         )
         self._posterior: Posterior | None = None
 
+    def __repr__(self) -> str:
+        state = "not fitted" if self._posterior is None else repr(self._posterior)
+        return f"<LookAheadLearner with {self.criterion} on {self.ntk!r}: {state}>"
+
     @property
     def posterior(self) -> Posterior:
         """State after `fit` and `update`; its points are the pool."""
@@ -183,7 +188,10 @@ class LookAheadLearner:
                     "points"
                 )
         elif X_labeled is not None and len(X_labeled):
-            raise ValueError(f"y_labeled is empty; X_labeled has {len(X_labeled)} points")
+            raise ValueError(
+                "y_labeled is empty, and X_labeled is not: labels are not read from a dataset or "
+                "loader, pass them as y_labeled"
+            )
         if self.ntk.sketch == "auto":
             self._posterior = None  # its features will not fit those of the new sketch
             self.ntk.fit_sketch(X_pool)
@@ -209,6 +217,8 @@ class LookAheadLearner:
         self.classes_: Array | None = classes
         self._library = library
         self._posterior = posterior
+        if len(labels):
+            self._warn_of_strange_labels()
         return self
 
     def query(self, batch_size: int) -> Selection:
@@ -238,12 +248,15 @@ class LookAheadLearner:
 
         Parameters
         ----------
-        indices : array (b,)
-            Points of the pool.
+        indices : array (b,) or Selection
+            Points of the pool, or what `query` returned. A point given twice, or in two calls, has
+            two noisy labels, both of which count.
         y : array (b,)
             Their labels, as in `fit`.
         """
         posterior = self.posterior
+        if isinstance(indices, Selection):
+            indices = indices.indices
         indices, y = posterior._library.fetch(indices=indices, y=y)
         if self.classes_ is None:
             targets = _numbers("y", y)
@@ -302,10 +315,35 @@ class LookAheadLearner:
                 "one-logit classifier two columns, [0, logit], and classes 0 and 1, or pass "
                 "loss='squared' for a regression"
             )
+        if _are_log_probabilities(outputs):
+            warnings.warn(
+                "the model returns log-probabilities: predictions are as good, but their kernel is "
+                "not that of the logits, which the method means, and ranks other points first; "
+                "better pass the network without its LogSoftmax",
+                UserWarning,
+                stacklevel=3,
+            )
         if _are_probabilities(outputs):
             raise ValueError(
                 "the model returns probabilities; loss='cross_entropy' needs logits: pass the "
                 "network without its Softmax, or loss='squared'"
+            )
+
+    def _warn_of_strange_labels(self) -> None:
+        """Warn where the network does not believe its own training labels.
+
+        The automatic scale is how far the logit of the label is above the others; 1 is its floor.
+        """
+        if self.loss == "cross_entropy" and self.label_scale == "auto":
+            if self.posterior.label_scale > 1:
+                return
+            warnings.warn(
+                "on the labelled points the logit of the label is hardly above the others: the "
+                "network is not trained on these labels, or they belong to other points, or the "
+                f"outputs do not stand for {_shortened(self.classes_)} in this order: name them "
+                "with classes=[...]",
+                UserWarning,
+                stacklevel=3,
             )
 
     def _check_features(self, features: Any, outputs: Any) -> None:
@@ -340,7 +378,18 @@ class LookAheadLearner:
             raise TypeError(
                 "y_labeled holds labels that have no order: name them with classes=[...]"
             ) from None
-        if labels.dtype.kind in "iub" or len(labels) == 0:
+        whole = labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all())
+        if labels.dtype.kind == "f" and not whole:
+            raise ValueError(
+                f"y_labeled holds {labels[labels != np.floor(labels)][0]:g}, which is no class: "
+                "pass integers, strings, or name the values in order with classes=[...]"
+            )
+        if labels.dtype.kind == "b" and k != 2:
+            raise ValueError(
+                f"y_labeled is boolean, and the model has {k} outputs: pass classes, or is a "
+                "comparison in the place of labels?"
+            )
+        if labels.dtype.kind in "iub" or whole or len(labels) == 0:
             classes = np.arange(k)
         elif len(found) == k:
             classes = found
@@ -364,6 +413,14 @@ def _are_probabilities(outputs: Any) -> bool:
     return bool(
         outputs.shape[1] > 1 and (outputs >= 0).all() and (abs(outputs.sum(1) - 1) <= 1e-4).all()
     )
+
+
+def _are_log_probabilities(outputs: Any) -> bool:
+    """Whether the exponentials of every row (of at least two numbers) sum to one."""
+    if outputs.shape[1] < 2 or (outputs > 0).any():
+        return False
+    sums = np.exp(outputs).sum(1) if isinstance(outputs, np.ndarray) else outputs.exp().sum(1)
+    return bool((abs(sums - 1) <= 1e-4).all())
 
 
 def _labels(name: str, y: Any) -> Array:
@@ -407,15 +464,20 @@ def _numbers(name: str, y: Any) -> Array:
     return as_floats(name, values.astype(np.float64), (None,))
 
 
+def _shortened(classes: Any) -> str:
+    """List the first ten classes."""
+    names = [repr(label) for label in classes.tolist()]
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
 def _encode(name: str, labels: Array, classes: Array) -> Array:
     """Output number of each label."""
     number = {label: i for i, label in enumerate(classes.tolist())}
     values = labels.tolist()
     for i, label in enumerate(values):
         if label not in number:
-            known = ", ".join(map(repr, list(number)[:10])) + (", ..." if len(number) > 10 else "")
             raise ValueError(
-                f"{name}[{i}] = {label!r} is none of the classes {known}; name the classes in the "
-                "order of the model's outputs with classes=[...]"
+                f"{name}[{i}] = {label!r} is none of the classes {_shortened(classes)}; name the "
+                "classes in the order of the model's outputs with classes=[...]"
             )
     return np.array([number[label] for label in values], np.int64)

@@ -1,5 +1,7 @@
 """LookAheadLearner on small torch networks."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -148,7 +150,7 @@ def test_what_is_refused(problem):
             LookAheadLearner(model, classes=classes).fit(X, y, pool)
     with pytest.raises(ValueError, match=r"y_labeled has 7 labels; X_labeled has 8 points"):
         LookAheadLearner(model).fit(X, y[:-1], pool)
-    with pytest.raises(ValueError, match=r"y_labeled is empty; X_labeled has 8 points"):
+    with pytest.raises(ValueError, match="y_labeled is empty, and X_labeled is not: labels are"):
         LookAheadLearner(model).fit(X, None, pool)
     with pytest.raises(ValueError, match=r"3 outputs and y_labeled 2 different labels"):
         LookAheadLearner(model).fit(X, NAMES[y], pool)
@@ -241,7 +243,44 @@ def test_probabilities_are_explained(problem):
         learner = LookAheadLearner(model, loss="squared", outputs=outputs).fit(X, y, pool)
         assert learner.query(3).utilities.min() > 1e-8
     logarithms = nn.Sequential(problem["model"], nn.LogSoftmax(1))
-    assert LookAheadLearner(logarithms).fit(X, y, pool).query(3).utilities.min() > 1e-8
+    with pytest.warns(UserWarning, match="returns log-probabilities: .* without its LogSoftmax"):
+        learner = LookAheadLearner(logarithms).fit(X, y, pool)
+    assert learner.query(3).utilities.min() > 1e-8
+
+
+def test_labels_that_the_network_does_not_know(problem):
+    X, pool = problem["X"], problem["pool"]
+    model = nn.Sequential(problem["model"], nn.Linear(3, 3, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(30 * torch.eye(3))
+        found = model.eval()(torch.as_tensor(X)).argmax(1).numpy()
+    names = np.array(["zero", "one", "two"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LookAheadLearner(model, classes=names).fit(X, names[found], pool)
+    others = (found + 1) % 3
+    with pytest.warns(UserWarning, match="do not stand for 'zero', 'one', 'two' in this order"):
+        LookAheadLearner(model, classes=names).fit(X, names[others], pool)
+
+
+def test_numbers_that_are_no_classes(problem):
+    X, y, pool = (problem[key] for key in ("X", "y", "pool"))
+    model = problem["model"]
+    same = LookAheadLearner(model).fit(X, np.asarray(y).astype(float), pool)
+    assert same.classes_.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"y_labeled holds .*7, which is no class: pass integers"):
+        LookAheadLearner(model).fit(X, np.asarray(y) + 0.7, pool)
+    with pytest.raises(ValueError, match="y_labeled is boolean, and the model has 3 outputs"):
+        LookAheadLearner(model).fit(X, np.asarray(y) > 1, pool)
+
+
+def test_update_takes_what_query_returns(problem):
+    X, y, pool = (problem[key] for key in ("X", "y", "pool"))
+    learner = LookAheadLearner(problem["model"]).fit(X, y, pool)
+    picked = learner.query(2)
+    learner.update(picked, [0, 1])
+    assert sorted(learner.posterior.labeled.tolist()) == sorted(picked.indices.tolist())
+    assert "given" in repr(learner) and "not fitted" in repr(LookAheadLearner(problem["model"]))
 
 
 def test_outputs_that_merely_sum_to_one(problem):

@@ -16,8 +16,11 @@ def what_readers_have():
     network = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
     draw = {"X_labeled": 12, "X_pool": 80, "X_test": 5}
     names = {name: torch.randn(n, 6, generator=generator) for name, n in draw.items()}
-    labels = np.random.default_rng(0).integers(3, size=32)
-    return {"model": network, "y_labeled": labels[:12], "y_new": labels[12:], **names}
+    with torch.no_grad():  # as sure of its labels as a trained one
+        network[-1].weight.mul_(20)
+        labels = network(names["X_labeled"]).argmax(1)
+    y_new = np.random.default_rng(0).integers(3, size=20)
+    return {"model": network, "y_labeled": labels, "y_new": y_new, **names}
 
 
 def test_readme_has_both_ways_in():
