@@ -149,9 +149,8 @@ struct RowSums {
   }
 };
 
-/// - sum_y P(y|c) H(softmax f+)
-struct BlockExpectedEntropy {
-  static constexpr const char* name = ExpectedEntropy::name;
+/// What criteria of the logits alone read of a point.
+struct OfLogits {
   static constexpr bool kStarts = true, kRowwise = true;
   static NTKFAST_HD int point_size(int k) { return k; }
   template <class T>
@@ -160,6 +159,11 @@ struct BlockExpectedEntropy {
     prepare_logits(s, kLog2E / s.temperature, x.inputs, out);
     return true;
   }
+};
+
+/// - sum_y P(y|c) H(softmax f+)
+struct BlockExpectedEntropy : OfLogits {
+  static constexpr const char* name = ExpectedEntropy::name;
   template <class T>
   static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
                                           CandidateRows<T> out) {
@@ -199,16 +203,8 @@ struct BlockExpectedLogLoss {
 };
 
 /// sum_y P(y|c) (max_j softmax(f+)_j - 1)
-struct BlockExpectedError {
+struct BlockExpectedError : OfLogits {
   static constexpr const char* name = ExpectedError::name;
-  static constexpr bool kStarts = true, kRowwise = true;
-  static NTKFAST_HD int point_size(int k) { return k; }
-  template <class T>
-  static NTKFAST_HD bool prepare_point(const Settings& s, const BlockPoint& x, double*,
-                                       Prepared<T> out) {
-    prepare_logits(s, kLog2E / s.temperature, x.inputs, out);
-    return true;
-  }
   template <class T>
   static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
                                           CandidateRows<T> out) {
