@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ntkfast import EmpiricalNTK
-from ntkfast._jacobian import choose, contract
-from ntkfast._jacobian.layers import LinearSite
-from ntkfast._jacobian.panels import Panel
-from ntkfast._jacobian.sketch import CountSketch, KroneckerSketch, TensorSketch
+from ntkfast._ntk import choose, contract
+from ntkfast._ntk.layers import LinearSite
+from ntkfast._ntk.panels import Panel
+from ntkfast._ntk.sketch import CountSketch, KroneckerSketch, TensorSketch
 
 DIM, POINTS, SEEDS, ROWS = 4096, 16, 8, 14
 # Positions, rows, columns: layers of wide networks, of transformers, of ResNet-18.

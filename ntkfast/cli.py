@@ -1,4 +1,4 @@
-"""The entry point of the command ``ntkfast``; the commands themselves are in `_commands`."""
+"""The entry point of the command ``ntkfast``; the commands themselves are in `_cli`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main() -> None:
     """
     warnings.formatwarning = lambda message, *_, **__: f"ntkfast: warning: {message}\n"
     try:
-        from ntkfast._commands import app
+        from ntkfast._cli.commands import app
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:
             raise

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ._jacobian.inputs import as_tensor
+from ._ntk.inputs import as_tensor
+from ._posterior.engines import missing_for
 from .arrays import Array, Library, as_floats, as_indices, as_numpy, library_of
 from .criteria import find
-from .engines import missing_for
 from .ntk import EmpiricalNTK, SketchName
 from .posterior import Loss, Posterior
 from .selection import Selection, select

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._jacobian import capture, choose, contract, explain, functional, panels
-from ._jacobian.capture import Gradient, Plan
-from ._jacobian.explain import SketchReport
-from ._jacobian.files import GramFile, PathLike, Rows, fingerprint
-from ._jacobian.inputs import Batch, Inputs, batch_length, take
-from ._jacobian.layers import EmbeddingSite, Site
-from ._jacobian.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
-from ._jacobian.state import evaluation, unwrap
+from ._ntk import capture, choose, contract, explain, functional, panels
+from ._ntk.capture import Gradient, Plan
+from ._ntk.explain import SketchReport
+from ._ntk.files import GramFile, PathLike, Rows, fingerprint
+from ._ntk.inputs import Batch, Inputs, batch_length, take
+from ._ntk.layers import EmbeddingSite, Site
+from ._ntk.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
+from ._ntk.state import evaluation, unwrap
 from .progress import track
 
 __all__ = ["EmpiricalNTK"]

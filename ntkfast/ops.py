@@ -412,7 +412,7 @@ def sketch_add(values: Floating, start: int, sign_key: int, shift_key: int, out:
 
     Entry p of a row is parameter ``start + p`` of a gradient: bucket
     ``(start + p + shift) mod dim`` with one shift per run of `dim` parameters and the sign of a bit
-    of its own, all from SplitMix64 (`ntkfast._jacobian.sketch` defines them).
+    of its own, all from SplitMix64 (`ntkfast._ntk.sketch` defines them).
 
     values (n, m), out (n, dim), both float32 or both float64, summed in that type; sign_key,
     shift_key in [0, 2^64).

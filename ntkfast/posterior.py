@@ -14,7 +14,9 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from ._files import replacing
+from ._posterior.blocks import BlockSpace, expanded, outputs_per_point, points_of_rows
+from ._posterior.covariance import FunctionSpace, WeightSpace
+from ._posterior.engines import CPU, Engine, engine_of
 from .arrays import (
     Array,
     Library,
@@ -29,9 +31,7 @@ from .arrays import (
     library_named,
     library_of,
 )
-from .blocks import BlockSpace, expanded, outputs_per_point, points_of_rows
-from .covariance import FunctionSpace, WeightSpace
-from .engines import CPU, Engine, engine_of
+from .files import replacing
 
 __all__ = ["Posterior", "probabilities", "softmax"]
 

@@ -9,6 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from . import ops
+from ._posterior.blocks import BlockMoments, BlockScorer, BlockSpace
+from ._posterior.covariance import (
+    FLOAT32_LIMIT,
+    FeatureScorer,
+    FunctionSpace,
+    KernelScorer,
+    WeightSpace,
+)
+from ._posterior.engines import GpuEngine, stored_type
 from .arrays import (
     Array,
     as_indices,
@@ -17,10 +26,7 @@ from .arrays import (
     as_probabilities,
     as_weights,
 )
-from .blocks import BlockMoments, BlockScorer, BlockSpace
-from .covariance import FLOAT32_LIMIT, FeatureScorer, FunctionSpace, KernelScorer, WeightSpace
 from .criteria import Criterion, find
-from .engines import GpuEngine, stored_type
 from .posterior import Posterior, probabilities, softmax
 from .progress import track
 

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from ntkfast import arrays, cuda_ops, engines
+from ntkfast import arrays, cuda_ops
+from ntkfast._posterior import engines
 
 ON_GPU = ("double", "cupy", pytest.param("gpu", marks=pytest.mark.gpu))
 

@@ -20,8 +20,8 @@ torch = pytest.importorskip("torch")
 
 from ntk_networks import networks  # noqa: E402
 
-from ntkfast._jacobian import compiled, contract  # noqa: E402
-from ntkfast._jacobian.sketch import CountSketch  # noqa: E402
+from ntkfast._ntk import compiled, contract  # noqa: E402
+from ntkfast._ntk.sketch import CountSketch  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
 INDICES = ("candidates", "evaluation")

@@ -17,7 +17,8 @@ import torch
 from problems import REPRESENTATIONS, golden, keywords, posterior, random_problem, relative_error
 
 import ntkfast as nf
-from ntkfast import arrays, cuda_ops, engines
+from ntkfast import arrays, cuda_ops
+from ntkfast._posterior import engines
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
 

@@ -14,9 +14,9 @@ from ntk_networks import networks  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-from ntkfast._jacobian import capture, choose, contract  # noqa: E402
-from ntkfast._jacobian.sketch import CountSketch, TensorSketch  # noqa: E402
-from ntkfast._jacobian.state import evaluation  # noqa: E402
+from ntkfast._ntk import capture, choose, contract  # noqa: E402
+from ntkfast._ntk.sketch import CountSketch, TensorSketch  # noqa: E402
+from ntkfast._ntk.state import evaluation  # noqa: E402
 from ntkfast.learner import LookAheadLearner  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 

@@ -8,13 +8,13 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from ntk_networks import literal_jacobian, networks, output_weights  # noqa: E402
+from ntk_networks import literal_ntk, networks, output_weights  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from ntkfast._jacobian import capture, contract, layers, panels  # noqa: E402
-from ntkfast._jacobian.sketch import CountSketch  # noqa: E402
-from ntkfast._jacobian.state import evaluation  # noqa: E402
+from ntkfast._ntk import capture, contract, layers, panels  # noqa: E402
+from ntkfast._ntk.sketch import CountSketch  # noqa: E402
+from ntkfast._ntk.state import evaluation  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -144,7 +144,7 @@ def plan_of(ntk, x):
 def check(model, x, kind, monkeypatch) -> None:
     with torch.no_grad():
         k = model.eval()(x).reshape(len(x), -1).shape[1]
-    J = literal_jacobian(model, x, output_weights(kind, k)).flatten(0, 1)
+    J = literal_ntk(model, x, output_weights(kind, k)).flatten(0, 1)
     features = EmpiricalNTK(model, kind, sketch=None).features(x)
     assert relative(features, J) <= 1e-10
     K, scale = J @ J.T, len(J) // len(x)
@@ -282,7 +282,7 @@ def test_layers_used_by_some_batches_only() -> None:
     x = torch.randn(9, 3, dtype=torch.float64)
     x[:4, 0] = -1
     x[4:, 0] = 1
-    J = literal_jacobian(model, x, output_weights("sum", 2))[:, 0]
+    J = literal_ntk(model, x, output_weights("sum", 2))[:, 0]
     for budget in (1, 5000, 2**31):
         ntk = EmpiricalNTK(model, sketch=None, memory_budget=budget)
         if budget > 1:
@@ -535,7 +535,7 @@ def test_a_rule_that_is_wrong_is_caught_by_the_self_check(monkeypatch) -> None:
     monkeypatch.setattr(capture.functional, "vectorised", ones)
     # A wrong vmap: one point at a time instead.
     assert not plan_of(ntk, x).vectorised
-    J = literal_jacobian(model, x, output_weights("sum", 3))[:, 0]
+    J = literal_ntk(model, x, output_weights("sum", 3))[:, 0]
     assert relative(ntk.gram(x), J @ J.T) <= 1e-10
     right, calls = capture.functional.one_by_one, []
 

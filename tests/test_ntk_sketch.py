@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from ntkfast._jacobian.sketch import CountSketch, mix, mix_int  # noqa: E402
+from ntkfast._ntk.sketch import CountSketch, mix, mix_int  # noqa: E402
 
 
 def test_tensor_and_integer_hash_agree_with_splitmix64() -> None:

@@ -14,8 +14,8 @@ from test_ntk import assert_unchanged, relative, snapshot  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
-from ntkfast._jacobian import contract  # noqa: E402
-from ntkfast._jacobian.sketch import CountSketch  # noqa: E402
+from ntkfast._ntk import contract  # noqa: E402
+from ntkfast._ntk.sketch import CountSketch  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
 

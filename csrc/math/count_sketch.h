@@ -1,6 +1,6 @@
 // The hash of the count-sketch, written once for both engines: parameter p of a flattened gradient
 // goes to bucket (p + shift(p / dim)) mod dim, negated where its sign bit is set.
-// ntkfast/_jacobian/sketch.py defines it and says why.
+// ntkfast/_ntk/sketch.py defines it and says why.
 #pragma once
 
 #include <stdint.h>

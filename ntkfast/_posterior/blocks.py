@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
-from .arrays import Array, as_numpy
+from .. import ops
+from ..arrays import Array, as_numpy
 from .covariance import Change, FunctionSpace, WeightSpace, Whitening
 from .engines import CPU, Engine, stored_type
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array
+from ..arrays import Array
 from .engines import CPU, Engine, stored_type
 
 __all__ = ["FLOAT32_LIMIT", "FunctionSpace", "WeightSpace", "Whitening"]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import cuda_ops, ops
-from .arrays import Array, Library, as_floats, check_dense, check_finite, check_shape
+from .. import cuda_ops, ops
+from ..arrays import Array, Library, as_floats, check_dense, check_finite, check_shape
 
 __all__ = ["CPU", "CpuEngine", "Engine", "GpuEngine", "engine_of", "missing_for", "stored_type"]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import IO, Any
 
 import numpy as np
 
-__all__ = ["open_atomic", "read_array", "replacing"]
+from ..files import replacing
+
+__all__ = ["open_atomic", "read_array"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -147,28 +147,6 @@ def _read_safetensors(path: Path, key: str, name: str) -> Array:
     if dtype_name == "BF16":  # the upper half of a float32
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array
-
-
-@contextlib.contextmanager
-def replacing(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
-    """Open a hidden neighbour of `path` that takes its name once it is written whole.
-
-    A failure or Ctrl-C leaves an older file of that name as it was. Of several writers at once, in
-    threads or processes, each writes a whole file and the last one stays. `mode` ("x" or "xb") and
-    `options` are those of `open`.
-    """
-    target = path.resolve()  # replace what a link points to, not the link
-    # "x" creates the file or fails; that of tempfile.mkstemp only its owner could read.
-    partial = target.with_name(f".ntkfast-{secrets.token_hex(8)}.part")
-    file = partial.open(mode, **options)
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import ntkfast as nf
 from ntkfast import _core, ops
-from ntkfast._files import open_atomic, read_array
+from ntkfast._cli.files import open_atomic, read_array
 from ntkfast.arrays import as_indices, as_positive, check_shape
 from ntkfast.criteria import find
 
@@ -493,7 +493,7 @@ def bench(
     Expected entropy: every candidate under every label, predicted at every point, in float32. The
     error is the largest relative one of a utility against the same in float64.
     """
-    from ntkfast._benchmark import time_expected_entropy
+    from ntkfast._cli.benchmark import time_expected_entropy
 
     if candidates > points:
         _fail(f"candidates: expected at most {points}, the number of points, got {candidates}")
@@ -533,7 +533,7 @@ def demo(
     """
     _engine()
     try:
-        from ntkfast.demo import run
+        from ntkfast._cli.demo import run
     except ModuleNotFoundError as error:
         print(
             f"ntkfast: the demo needs {error.name}, which is not installed.\n"

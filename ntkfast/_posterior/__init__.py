@@ -1,0 +1,8 @@
+"""What is behind `ntkfast.posterior`.
+
+==============  ================================================================================
+``engines``     where arrays are worked on: the compiled operations of the CPU, those of a GPU
+``covariance``  S in its two representations, weight space and function space
+``blocks``      the same for kernels with k x k blocks
+==============  ================================================================================
+"""
