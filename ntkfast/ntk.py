@@ -15,7 +15,7 @@ from ._ntk import capture, choose, contract, explain, functional, panels
 from ._ntk.capture import Gradient, Plan
 from ._ntk.explain import SketchReport
 from ._ntk.files import GramFile, PathLike, Rows, fingerprint
-from ._ntk.inputs import Batch, Inputs, batch_length, take
+from ._ntk.inputs import Batch, Inputs, batch_length, leaves, take
 from ._ntk.layers import EmbeddingSite, Site
 from ._ntk.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
 from ._ntk.state import evaluation, unwrap
@@ -411,7 +411,7 @@ class EmpiricalNTK:
         if self._sketch is None:
             return 0.0
         with evaluation(self._net, self._device):
-            few = self._inputs(X, "X").first(points)
+            few = self._inputs(X, "X").few(points)
         return explain.gram_errors(self.features(few).double(), self.gram(few).double())[0]
 
     def explain(self, X: Any, points: int = 1000) -> explain.Explanation:
@@ -447,7 +447,7 @@ class EmpiricalNTK:
             repr(self), names, setup.plan, setup.parts, points, self._outputs == "full", report
         )
 
-    def _report(self, shares: dict[str, choose.Share], few: Batch, setup: _Setup) -> SketchReport:
+    def _report(self, shares: dict[str, choose.Share], few: Inputs, setup: _Setup) -> SketchReport:
         """Describe the sketch on a few points with known kernels."""
         kernels = {name: share.kernel for name, share in shares.items()}
         total = torch.stack(list(kernels.values())).sum(0)
@@ -456,7 +456,7 @@ class EmpiricalNTK:
             name: float(kernel.trace()) / trace if trace else 0.0
             for name, kernel in kernels.items()
         }
-        n, errors, expected = batch_length(few), None, None
+        n, errors, expected = few.length or 0, None, None
         if self._sketch is not None:
             features = self.features(few).double()
             if self._outputs == "full":
@@ -475,18 +475,19 @@ class EmpiricalNTK:
         return SketchReport(n, parts, errors, expected, self._chosen)
 
     def _inputs(self, X: Any, name: str) -> Inputs:
+        if isinstance(X, Inputs):
+            return X
         return Inputs(X, name, self._device, self._input_dtype)
 
     def _progress(self, inputs: Inputs, size: int, description: str) -> Iterator[Batch]:
-        total = None if inputs.length is None else -(-inputs.length // size)
-        yield from track(inputs.batches(size), total, description)
+        yield from track(inputs.batches(size), inputs.n_batches(size), description)
 
     def _n_elements(self, name: str) -> int:
         return self._net.get_parameter(name).numel()
 
     def _prepare(self, inputs: Inputs) -> _Setup:
         """Find the number of outputs and how to take gradients, and check that on two points."""
-        probe = inputs.first(_PROBE)
+        probe = inputs.probe(_PROBE)
         n = batch_length(probe)
         with torch.no_grad():
             value = functional.checked_outputs(functional.call(self._net, probe), n)
@@ -513,7 +514,7 @@ class EmpiricalNTK:
 
     def _shares(
         self, inputs: Inputs, setup: _Setup, *, estimate: bool
-    ) -> tuple[dict[str, choose.Share], Batch]:
+    ) -> tuple[dict[str, choose.Share], Inputs]:
         """Exact kernels of every parameter on the first points, and those points.
 
         With `estimate` also the errors of sketches of its weight.
@@ -522,15 +523,14 @@ class EmpiricalNTK:
         few = setup.weights[_few(setup.combinations)]
         room = int(self.memory_budget // (4 * setup.plan.activation_bytes + 1))
         most = min(_SKETCH_POINTS, _SKETCH_ROWS // (len(few) if pairs else 1), room)
-        points = inputs.first(max(2, most))
-        n, size = batch_length(points), self._batch_size(setup)
+        points, start = inputs.few(max(2, most)), 0
         builder = panels.PanelBuilder(len(few), self._dtype, self._device)
-        for start in range(0, n, size):
-            batch = take(points, slice(start, start + size))
+        for batch in points.batches(self._batch_size(setup)):
             outputs, gradients = capture.gradients(self._net, setup.plan, batch, few, self._dtype)
             checks = [outputs, *panels.witnesses(gradients)]
             self._check_finite(checks, start, batch, inputs.name, setup)
             builder.append(batch_length(batch), gradients)
+            start += batch_length(batch)
         panel = builder.finish()
         shares: dict[str, choose.Share] = {}
         for name in self._names:
@@ -727,7 +727,7 @@ class EmpiricalNTK:
         yield from self._net.state_dict().values()
         for part in inputs:
             for batch in part.batches(_LARGEST_BATCH):
-                yield from batch.values() if isinstance(batch, dict) else [batch]
+                yield from leaves(batch)
 
 
 class _GramWork:
@@ -761,7 +761,7 @@ class _GramWork:
                 yield i, missing
 
     def _n_batches(self, inputs: Inputs, start: int) -> int:
-        return -(-min(self._size, (inputs.length or 0) - start) // self._batch)
+        return inputs.panel(start, start + self._size).n_batches(self._batch) or 0
 
     def _is_diagonal(self, i: int, j: int) -> bool:
         return self._rows is self._columns and i == j
