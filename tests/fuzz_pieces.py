@@ -320,16 +320,24 @@ class Functional(Piece):
 
     @staticmethod
     def draw(r, shape):
-        hows = ["matmul", "linear", "einsum", "tensordot", "repeat"]
+        hows = ["matmul", "linear", "einsum", "tensordot", "repeat", "list", "layer_norm"]
         hows += ["addmm"] if len(shape) == 1 else ["baddbmm", "conv"]
         return {"how": r.choice(hows), "h": r.randint(1, 5)}
 
     def build(self, shape, o, bank):
         d = shape[-1]
         self.w, self.b = nn.Parameter(torch.randn(d, d) / d**0.5), nn.Parameter(torch.randn(d))
+        if o["how"] == "list":
+            self.ws = nn.ParameterList(nn.Parameter(torch.randn(d, d) / d) for _ in range(o["h"]))
 
     def forward(self, x, key):
         how, w, b = self.o["how"], self.w, self.b
+        if how == "list":
+            for each in self.ws:
+                x = x + x @ each
+            return x + self.ws[0][0]
+        if how == "layer_norm":
+            return F.layer_norm(x, x.shape[-1:], w[0], b, 0.1)
         if how == "matmul":
             return x @ w + b
         if how == "linear":
@@ -422,7 +430,7 @@ class Parametrised(Piece):
     @staticmethod
     def draw(r, shape):
         hows = ["weight", "whole", "spectral", "own", "old_weight", "old_spectral", "pruned"]
-        return {"how": r.choice([*hows, "orthogonal", "cosine", "lora"])}
+        return {"how": r.choice([*hows, "orthogonal", "cosine", "lora", "cached"])}
 
     def build(self, shape, o, bank):
         d, how = shape[-1], o["how"]
@@ -437,7 +445,7 @@ class Parametrised(Piece):
                 parametrizations.spectral_norm(f)
             elif how == "orthogonal":
                 parametrizations.orthogonal(f)
-            elif how == "own":
+            elif how in ("own", "cached"):
                 parametrize.register_parametrization(f, "weight", Squashed())
             elif how == "old_weight":
                 nn.utils.weight_norm(f)
@@ -453,6 +461,9 @@ class Parametrised(Piece):
         how = self.o["how"]
         if how == "cosine":
             return F.linear(x, F.normalize(self.f.weight))
+        if how == "cached":
+            with parametrize.cached():
+                return self.f(self.f(x).tanh())
         if how == "lora":
             return F.linear(x, self.f.weight + self.up @ self.down, self.f.bias)
         return self.f(x)
@@ -566,6 +577,168 @@ class Codes(Piece):
         else:
             y = self.e(code)
         return x + rowwise(y, x)
+
+
+@piece(*LAST)
+class InPlace(Piece):
+    """Outputs of layers, and views of them, changed in place."""
+
+    @staticmethod
+    def draw(r, shape):
+        hows = ["column", "row", "add", "mul", "chunk", "fill", "input", "copy", "transposed"]
+        return {"how": r.choice(hows)}
+
+    def build(self, shape, o, bank):
+        self.f, self.p = nn.Linear(shape[-1], shape[-1]), nn.Parameter(torch.randn(shape[-1]))
+
+    def forward(self, x, key):
+        how = self.o["how"]
+        if how == "input":
+            # What the layer was called with changes after the call.
+            z = x.tanh() + 0 * x
+            y = self.f(z.clone())
+            z += y
+            return z
+        y = self.f(x)
+        if how == "column":
+            y[..., 0] = y[..., 0] * 2 + x[..., -1]
+        elif how == "row":
+            y[:1] *= 1.5
+            y[1:] *= 1.5
+        elif how == "add":
+            y.add_(self.p).add_(x, alpha=0.5)
+        elif how == "mul":
+            y = y.mul_(0.5).sub_(x)
+        elif how == "chunk":
+            y[..., :1].add_(x[..., :1])
+            y[..., 1:].mul_(0.3)
+        elif how == "fill":
+            y.masked_fill_((key > 0.5).view(-1, *[1] * (y.ndim - 1)), 0.25)
+        elif how == "copy":
+            z = torch.empty_like(y)
+            z.copy_(y)
+            y = z.add_(self.p)
+        else:
+            y.transpose(0, -1).mul_(0.7)
+        return y
+
+
+class Negated(torch.autograd.Function):
+    """Gradient reversal, as it is written everywhere."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return -ctx.factor * g, None
+
+
+class Straight(torch.autograd.Function):
+    """Rounding with the gradient of the identity, in the form that torch.func takes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+@piece(*LAST, often=0.7)
+class OwnGradient(Piece):
+    @staticmethod
+    def draw(r, shape):
+        return {"how": r.choice(["reversed", "straight", "detached", "energy"])}
+
+    def build(self, shape, o, bank):
+        d = shape[-1]
+        self.f, self.g = nn.Linear(d, d), nn.Linear(d, d)
+
+    def forward(self, x, key):
+        how = self.o["how"]
+        if how == "reversed":
+            return Negated.apply(self.f(x), 0.5)
+        if how == "straight":
+            # Well off the edges, so that the order of a sum does not matter.
+            return self.f(x) + Straight.apply(x.detach() + 1e-3) * self.g.bias
+        if how == "detached":
+            return self.f(x).detach() * self.g(x)
+        z = x if x.requires_grad else x.detach().requires_grad_()
+        energy = self.g(self.f(z).tanh()).square().sum()
+        return torch.autograd.grad(energy, z, create_graph=True)[0]
+
+
+@piece(*LAST, often=0.7)
+class Vmapped(Piece):
+    """torch.func inside the network."""
+
+    @staticmethod
+    def draw(r, shape):
+        return {"how": r.choice(["rows", "ensemble", "call", "jvp"]), "m": r.randint(2, 3)}
+
+    def build(self, shape, o, bank):
+        d = shape[-1]
+        self.f = nn.Linear(d, d)
+        self.w = nn.Parameter(torch.randn(o["m"], d, d) / d**0.5)
+
+    def forward(self, x, key):
+        how = self.o["how"]
+        if how == "rows":
+            return torch.vmap(lambda row: F.linear(row, self.f.weight, self.f.bias).tanh())(x)
+        if how == "ensemble":
+            return torch.vmap(lambda w: (x @ w).tanh())(self.w).mean(0)
+        if how == "call":
+            theta = {"weight": self.f.weight.tanh(), "bias": self.w[0, 0]}
+            return torch.func.functional_call(self.f, theta, (x,))
+        _, tangent = torch.func.jvp(lambda z: (z @ self.w[0]).tanh(), (x,), (torch.ones_like(x),))
+        return tangent
+
+
+@piece(*LAST)
+class Sideways(Piece):
+    """The axis of the points somewhere else than first."""
+
+    @staticmethod
+    def draw(r, shape):
+        hows = ["second", "third", "norm", "left"]
+        return {"how": r.choice(hows + (["conv", "image", "batch", "prelu"] * (len(shape) == 1)))}
+
+    def build(self, shape, o, bank):
+        d = shape[-1]
+        self.f, self.n = nn.Linear(d, d), nn.LayerNorm(d, eps=0.1)
+        self.c = nn.Conv2d(d, d, 1) if o["how"] == "image" else nn.Conv1d(d, d, 1)
+        self.b = nn.PReLU(d) if o["how"] == "prelu" else nn.BatchNorm1d(d)
+        nn.init.uniform_(self.b.weight, 0.5, 1.5)
+
+    def forward(self, x, key):
+        how = self.o["how"]
+        if how == "second":
+            return self.f(x[None])[0]
+        if how == "third":
+            return self.n(self.f(x[None, None]))[0, 0]
+        if how == "norm":
+            z = x.transpose(0, -2) if x.ndim == 3 else x[:, None].transpose(0, 1)
+            z = self.n(z)
+            return z.transpose(0, -2) if x.ndim == 3 else z[0]
+        if how == "left":
+            flat = x.reshape(-1, x.shape[-1])
+            return (self.f.weight @ flat.t() + self.f.bias[:, None]).t().reshape(x.shape)
+        z = x.t()[None]
+        if how == "conv":
+            return self.c(z)[0].t()
+        if how == "image":
+            return self.c(z[..., None])[0, :, :, 0].t()
+        return self.b(z)[0].t()
 
 
 @piece(*LAST, often=0.5)
@@ -1422,7 +1595,7 @@ class Mixed(Piece):
     @staticmethod
     def draw(r, shape):
         hows = ["centre", "softmax", "largest", "attention", "cumsum", "roll", "place", "ghost"]
-        hows += ["sorted", "neighbour"]
+        hows += ["sorted", "neighbour", "capacity", "kept", "count"]
         hows += ["norm"] if len(shape) != 2 else ["transposed"]
         return {"how": r.choice(hows)}
 
@@ -1434,6 +1607,7 @@ class Mixed(Piece):
             self.norm = kind(c, track_running_stats=False)
         if o["how"] == "transposed":
             self.attention = nn.MultiheadAttention(c, 1)
+        self.masks: dict[Any, Tensor] = {}
 
     def forward(self, x, key):
         how, n = self.o["how"], len(x)
@@ -1457,6 +1631,20 @@ class Mixed(Piece):
             return x + (mean - mean.detach())
         if how == "sorted":
             return x[key.argsort()]
+        if how == "capacity":
+            # An expert that takes the first few of its rows only.
+            wanted = key > 0.3
+            taken = wanted & (wanted.cumsum(0) <= max(1, n // 3))
+            return torch.where(rowwise(taken, x), rowwise(self.f(pooled(x)), x) + x, x)
+        if how == "kept":
+            # A dropout mask kept for each shape of batch.
+            if x.shape not in self.masks:
+                g = torch.Generator().manual_seed(x.numel())
+                drawn = torch.rand(x.shape, generator=g, dtype=torch.float64)
+                self.masks[x.shape] = (drawn < 0.6).to(x.dtype)
+            return x * self.masks[x.shape]
+        if how == "count":
+            return x / n
         if how == "neighbour":
             return x + rowwise(self.f(pooled(x)).flip(0), x)
         return self.norm(x) if how == "norm" else self.attention(x, x, x)[0]
@@ -1466,7 +1654,7 @@ class Mixed(Piece):
 class Random(Piece):
     @staticmethod
     def draw(r, shape):
-        hows = ["dropout", "dropout", "noise", "depth", "permutation", "mask", "small"]
+        hows = ["dropout", "dropout", "noise", "depth", "permutation", "mask", "small", "numpy"]
         return {"how": r.choice(hows), "p": r.choice([0.5, 0.2, 0.05, 0.02])}
 
     def forward(self, x, key):
@@ -1475,10 +1663,12 @@ class Random(Piece):
             return F.dropout(x, p, training=True)
         if how == "noise":
             return x + 0.1 * torch.randn_like(x)
+        if how == "numpy":
+            return x + torch.from_numpy(np.random.randn(*x.shape)).to(x.dtype)  # noqa: NPY002
         if how == "small":
             return x + 1e-4 * torch.randn_like(x)
         if how == "depth":
-            return x * 0.5 if torch.rand(()) < 0.5 else x
+            return x * rowwise(torch.bernoulli(torch.full_like(key, 1 - p)), x)
         if how == "permutation":
             return x + x[torch.randperm(len(x))]
         return x * torch.bernoulli(torch.full_like(x, 1 - p))
