@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from ntkfast._ntk import capture, choose, contract  # noqa: E402
 from ntkfast._ntk.sketch import CountSketch, TensorSketch  # noqa: E402
-from ntkfast._ntk.state import evaluation  # noqa: E402
+from ntkfast._ntk.replica import isolated  # noqa: E402
 from ntkfast.learner import LookAheadLearner  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
@@ -109,7 +109,7 @@ def test_the_sketch_is_one_linear_map_of_the_gradient(name, outputs, monkeypatch
             model, outputs, draws=draws, sketch="auto", dim=64, relative_error=0.9, seed=3
         )
         ntk.fit_sketch(x)
-    with evaluation(model, torch.device("cpu")):
+    with isolated(model, torch.device("cpu")):
         parts = ntk._prepare(ntk._inputs(x, "X")).parts
     methods = dict.fromkeys(ntk._names, "count")
     wide = [full for full in parts if choose.weight_shape(parts[full]) is not None]

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -275,6 +276,7 @@ class Recorder(TorchFunctionMode):
         for constant in constants:
             self._add_constant(constant)
         self._differentiates = False
+        self._replaying = False
 
     # What the rules call.
 
@@ -342,7 +344,7 @@ class Recorder(TorchFunctionMode):
             # An in-place operation on a view would replace the node whose gradient we ask for.
             output = output.clone()
         known = {role: t for role, t in parameters.items() if t is not None}
-        if known:
+        if known and not self._replaying:
             x, version = (None, 0) if x is None else (x.detach(), x._version)
             edge = get_gradient_edge(output)
             use = Use(
@@ -394,38 +396,29 @@ class Recorder(TorchFunctionMode):
                     stack.append(child)
         return result
 
-    def totals(self, outputs: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """Return autograd's gradients of ``(weights * outputs).sum()`` through the uses.
+    def backward(
+        self, outputs: Tensor, weights: Tensor, *, keep_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of ``(weights * outputs).sum()`` with respect to the output of every use.
 
-        One more backward pass; the graph of the outputs is kept.
+        Parts under ``torch.utils.checkpoint`` are run again meanwhile. So this recorder is active
+        then, without recording: they must do what they did before.
         """
-        used = {id(t): t for use in self.uses for t in use.parameters.values()}
-        tracked = list(used.values())
-        found = torch.autograd.grad(
-            outputs,
-            [t.leaf for t in tracked],
-            weights.to(outputs.dtype),
-            retain_graph=True,
-            allow_unused=True,
-        )
-        result: dict[str, Tensor] = {}
-        for t, gradient in zip(tracked, found, strict=True):
-            if gradient is None:
-                gradient = torch.zeros_like(t.value)
-            gradient = gradient.to_dense() if gradient.is_sparse else gradient
-            pulled: Sequence[Tensor | None] = [gradient]
-            if not t.value.is_leaf:
-                pulled = torch.autograd.grad(
-                    t.value,
-                    list(t.parameters.values()),
-                    gradient,
-                    retain_graph=True,
-                    allow_unused=True,
+        self._replaying = True
+        try:
+            with self:
+                # What torch.autograd.grad calls: under a mode that itself would call us instead.
+                return Variable._execution_engine.run_backward(  # type: ignore[no-any-return]
+                    (outputs,),
+                    (weights,),
+                    keep_graph,
+                    False,
+                    tuple(use.edge for use in self.uses),
+                    allow_unreachable=True,
+                    accumulate_grad=False,
                 )
-            for name, g in zip(t.names, pulled, strict=True):
-                if g is not None:
-                    result[name] = result[name] + g if name in result else g
-        return result
+        finally:
+            self._replaying = False
 
     # The mode.
 
