@@ -17,6 +17,7 @@ from ._ntk import capture, choose, explain, functional, gram
 from ._ntk.capture import Gradient, Plan
 from ._ntk.explain import SketchReport
 from ._ntk.features import FeatureSum, Layout
+from ._ntk.fields import Fields, Selection
 from ._ntk.files import GramFile, PathLike, Rows, fingerprint
 from ._ntk.inputs import Batch, Inputs, batch_length, leaves, take
 from ._ntk.replica import isolated, replica
@@ -99,6 +100,13 @@ class EmpiricalNTK:
     layers : None, "last" or sequence of str
         Which parameters make theta: all trainable ones, those of the last module that has any, or
         those whose name (of a parameter or of a module that contains them) is given.
+    inputs : int, str, sequence of them, or callable, optional
+        Which fields of an item (a tuple, a dict) of a data set are inputs of the model: their
+        positions, or names (passed by name if ``forward`` takes all of them, else in this order),
+        or a function that makes a tensor, a dict or a tuple of tensors from a batch as the loader
+        gives it. By default the signature of ``forward`` decides: ``(x, y)`` of a model with one
+        input is x and a label, ``(a, b, y)`` of one with two a, b and a label, and what could be
+        either is refused.
     memory_budget : int
         Bytes a call may allocate beside the model, its inputs and its result (approximate).
 
@@ -140,6 +148,7 @@ class EmpiricalNTK:
         relative_error: float = 0.05,
         seed: int = 0,
         layers: Literal["last"] | Sequence[str] | None = None,
+        inputs: Selection = None,
         memory_budget: int = 2**31,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -166,6 +175,7 @@ class EmpiricalNTK:
         self.model = model
         self.memory_budget = int(memory_budget)
         self._net = unwrap(model)
+        self._fields = Fields(self._net, inputs)
         self._outputs, self._draws, self._seed = outputs, int(draws), int(seed)
         self._sketch: CountSketch | None = None
         if sketch is not None:
@@ -221,7 +231,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             N points along the first axis.
 
         Returns
@@ -246,7 +256,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             N points along the first axis; datasets and loaders are streamed.
         out : path, optional
             Write a memory-mapped ``.npy`` file there instead of holding the features in memory.
@@ -338,7 +348,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X1, X2 : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X1, X2 : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             N1 and N2 points along the first axis. Inputs (not gradients) must fit in memory.
         out : path, optional
             Write a memory-mapped ``.npy`` file there. While incomplete it is called
@@ -413,7 +423,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             Points of the kind that features will be asked for; a few dozen, typical ones.
 
         Returns
@@ -452,7 +462,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             The first `points` of these points are used.
         points : int
             How many.
@@ -472,7 +482,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             Points of the kind the model takes. The first two show how gradients are taken; the
             first (at most) 32, what every parameter contributes to the kernel and what error the
             sketch makes, so a few dozen typical ones are best and two are fastest.
@@ -531,16 +541,24 @@ class EmpiricalNTK:
     def _inputs(self, X: Any, name: str) -> Inputs:
         if isinstance(X, Inputs):
             return X
-        return Inputs(X, name, self._device, self._input_dtype)
+        return Inputs(X, name, self._device, self._input_dtype, self._fields)
 
     def _progress(self, inputs: Inputs, size: int, description: str) -> Iterator[Batch]:
         yield from track(inputs.batches(size), inputs.n_batches(size), description)
+
+    def _chosen_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: self._net.get_parameter(name) for name in self._names}
 
     def _prepare(self, net: nn.Module, inputs: Inputs) -> _Setup:
         """Find the number of outputs and how to take gradients, and check that on a few points."""
         probe = inputs.probe(_PROBE)
         plan, weights, parts = capture.plan(
-            net, lambda: replica(self._net), self._names, probe, self._weights, self._dtype
+            net,
+            lambda: replica(self._net),
+            self._chosen_parameters(),
+            probe,
+            self._weights,
+            self._dtype,
         )
         setup = _Setup(net, weights, plan, parts)
         if plan.fallback and not self._warned:
@@ -553,7 +571,7 @@ class EmpiricalNTK:
         trial, n = inputs.first(_TRIAL)[0], inputs.length
         seeds = torch.ones((batch_length(trial), setup.weights.shape[1]), device=self._device)
         started = time.perf_counter()
-        functional.weighted_sum(net, self._names, trial, seeds)
+        functional.weighted_sum(net, plan.parameters, trial, seeds)
         plain = (time.perf_counter() - started) / batch_length(trial)
         started = time.perf_counter()
         capture.by_fallback(net, plan, probe, list(plan.fallback), setup.weights)
@@ -687,7 +705,7 @@ class EmpiricalNTK:
             raise ValueError(f"the model's outputs are not finite (NaN or inf) at {where}")
         point = take(batch, slice(row, row + 1))
         gradients = functional.one_by_one(
-            setup.net, self._names, point, setup.weights, pairs=bool(setup.plan.pairs)
+            setup.net, setup.plan.parameters, point, setup.weights, pairs=bool(setup.plan.pairs)
         )
         names = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
         if not names:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from . import contract, functional
 from .inputs import Batch, batch_length, concatenate, leaves, map_batch, take
 from .layers import Dense, Site, Unsupported
-from .owners import Owners, exponents, find_owners, merge
+from .owners import Owners, exponents, find_owners, merge, narrowest
 from .record import Recorder, Use
 from .trace import Trace
 
@@ -58,8 +58,8 @@ class Plan:
 
     Attributes
     ----------
-    names : list of str
-        The chosen parameters.
+    parameters : dict
+        Full name -> chosen parameter, which all replicas share.
     state : list of Tensor
         Tensors of the network: what its outputs depend on beside the input.
     fresh : callable
@@ -76,7 +76,7 @@ class Plan:
         What a Gram panel keeps of one point.
     """
 
-    names: list[str]
+    parameters: dict[str, nn.Parameter]
     state: list[Tensor]
     fresh: Callable[[], nn.Module]
     fallback: dict[str, str] = field(default_factory=dict)
@@ -131,10 +131,8 @@ def _attempt(
 ) -> tuple[Tensor, dict[str, Gradient]] | None:
     """Take the gradients of a batch; None if owners known from before turn out not to suffice."""
     n = batch_length(batch)
-    parameters = dict(net.named_parameters())
-    chosen = {name: parameters[name] for name in plan.names}
-    ours = {id(p) for p in chosen.values()}
-    recorder = Recorder(chosen, [t for t in plan.state if id(t) not in ours])
+    ours = {id(p) for p in plan.parameters.values()}
+    recorder = Recorder(plan.parameters, [t for t in plan.state if id(t) not in ours])
     trace = Trace(plan.state)
     with trace, recorder:
         outputs = functional.checked_outputs(functional.call(net, batch), n)
@@ -229,9 +227,10 @@ def _measure(
         mixed = torch.rand((1, len(rows)), generator=generator, dtype=torch.float64) + 0.5
         rows = mixed.to(rows) @ rows
         deltas = _backward(recorder, outputs, rows, keep_graph=True)
+    precision = narrowest(deltas)
     passes = [
         _backward(recorder, outputs, rows, keep_graph=True, scale=torch.exp2(e.to(outputs.dtype)))
-        for e in exponents(n, outputs.dtype, outputs.device)
+        for e in exponents(n, precision, outputs.device)
     ]
     result = []
     for i, use in enumerate(recorder.uses):
@@ -246,7 +245,7 @@ def _measure(
             one = found[i]
             assert one is not None
             scaled.append(_rows(use, one[0]))
-        result.append(find_owners(_rows(use, delta[0]), scaled, n))
+        result.append(find_owners(_rows(use, delta[0]), scaled, n, precision))
     return result
 
 
@@ -344,14 +343,15 @@ def by_fallback(
 ) -> dict[str, Tensor]:
     """Return the gradients (n, R, *shape) of parameters without any rule."""
     pairs = bool(plan.pairs)
+    wanted = {name: plan.parameters[name] for name in names}
     if plan.vectorised:
         try:
-            return functional.vectorised(net, names, batch, weights, pairs)
+            return functional.vectorised(net, wanted, batch, weights, pairs)
         except (RuntimeError, NotImplementedError, ValueError):
             # vmap refuses in-place updates of captured tensors, control flow that looks at the
             # data, and more. If the cause was another, one_by_one raises it again.
             plan.vectorised = False
-    return functional.one_by_one(net, names, batch, weights, pairs)
+    return functional.one_by_one(net, wanted, batch, weights, pairs)
 
 
 def _stands_alone(net: nn.Module, batch: Batch, outputs: Tensor) -> bool:
@@ -407,12 +407,10 @@ def _jittered(batch: Batch) -> Batch | None:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    errors = _OUTPUT_ERROR if a.device.type == "cpu" else _OUTPUT_ERROR_ON_GPU
-    scale, error = float(b.abs().max()), errors[a.dtype]
-    # Outputs that are not finite are reported by those who know where the points come from.
-    return torch.allclose(a, b, rtol=error, atol=error * scale, equal_nan=True) or not bool(
-        torch.isfinite(b).all()
-    )
+    if not bool(torch.isfinite(b).all()):
+        return True  # reported by those who know where the points come from
+    error = (_OUTPUT_ERROR if a.device.type == "cpu" else _OUTPUT_ERROR_ON_GPU)[a.dtype]
+    return torch.allclose(a, b, rtol=error, atol=error * float(b.abs().max()))
 
 
 def _check(
@@ -440,7 +438,7 @@ def _check(
     )
     points, combination = points.to(outputs.device), combination.to(outputs.device)
     seeds = points[:, None] * (combination @ weights)
-    expected = functional.weighted_sum(plan.fresh(), plan.names, batch, seeds)
+    expected = functional.weighted_sum(plan.fresh(), plan.parameters, batch, seeds)
     norms = {name: float(torch.linalg.vector_norm(g.double())) for name, g in expected.items()}
     total = math.hypot(*norms.values())
     if not math.isfinite(total):
@@ -458,7 +456,7 @@ def _check(
         # (NaN compares as wrong; what is not finite is reported by those who know the points.)
         return [name for name in names if error(name) > tolerance * (norms[name] + 1e-2 * total)]
 
-    bad = wrong(plan.names)
+    bad = wrong(list(plan.parameters))
     if not bad:
         return {}
     # Where outputs cancel (the sum of a soft-max), gradients are rounding and nothing else.
@@ -466,7 +464,7 @@ def _check(
     scale = (
         sum(
             float(torch.linalg.vector_norm(g.double())) ** 2
-            for g in functional.weighted_sum(plan.fresh(), plan.names, batch, random).values()
+            for g in functional.weighted_sum(plan.fresh(), plan.parameters, batch, random).values()
         )
         ** 0.5
     )
@@ -509,7 +507,7 @@ def _total(gradient: Gradient, points: Tensor, combination: Tensor, dtype: torch
 def plan(
     net: nn.Module,
     fresh: Callable[[], nn.Module],
-    names: Sequence[str],
+    parameters: Mapping[str, nn.Parameter],
     probe: Batch,
     weights_of: Callable[[int], Tensor],
     dtype: torch.dtype,
@@ -538,7 +536,7 @@ def plan(
     state = [*net.parameters(), *net.buffers()]
     for module in net.modules():
         state += [value for value in vars(module).values() if isinstance(value, Tensor)]
-    result = Plan(list(names), state, fresh)
+    result = Plan(dict(parameters), state, fresh)
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:

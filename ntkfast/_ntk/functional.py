@@ -14,16 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jacrev, vmap
 
-from .inputs import Batch, batch_length, call_arguments, concatenate, map_batch, take
+from .inputs import (
+    Batch,
+    batch_length,
+    call_arguments,
+    concatenate,
+    dtype_explained,
+    map_batch,
+    take,
+)
 
-# Tensors that a layer holds: names of its parameters by the parameter's identity.
+# Chosen parameters by their full names; and where a network has a parameter, by its identity.
+_Parameters = Mapping[str, nn.Parameter]
 _Places = dict[int, list[tuple[nn.Module, str]]]
 
 
 def call(net: nn.Module, batch: Batch) -> object:
     """Call the network on a batch."""
     args, kwargs = call_arguments(batch)
-    return net(*args, **kwargs)
+    with dtype_explained(batch):
+        return net(*args, **kwargs)
 
 
 def evaluate(net: nn.Module, batch: Batch) -> Tensor:
@@ -69,20 +79,19 @@ def check_connected(outputs: Tensor) -> None:
 
 
 def one_by_one(
-    net: nn.Module, names: Sequence[str], batch: Batch, weights: Tensor, pairs: bool = False
+    net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor, pairs: bool = False
 ) -> dict[str, Tensor]:
-    """Per-sample gradients (n, R, *shape), one forward per point.
+    """Per-sample gradients (n, R, *shape) of parameters by name, one forward per point.
 
     The literal definition, d(weights_r . f(x_i)) / d theta, one backward pass for every row of
     `weights` (R, k): nothing is shared between samples. With `pairs` a copy of each point keeps it
     company, for networks that cannot take one alone.
     """
-    parameters = dict(net.named_parameters())
-    wanted = [parameters[name] for name in names]
+    wanted = list(chosen.values())
     n, rows = batch_length(batch), len(weights)
     result = {
         name: torch.zeros((n, rows, *p.shape), dtype=p.dtype, device=p.device)
-        for name, p in zip(names, wanted, strict=True)
+        for name, p in chosen.items()
     }
     for i in range(n):
         point = take(batch, slice(i, i + 1))
@@ -95,7 +104,7 @@ def one_by_one(
             grads = torch.autograd.grad(
                 scalars[r], wanted, retain_graph=r + 1 < rows, allow_unused=True
             )
-            for name, g in zip(names, grads, strict=True):
+            for name, g in zip(chosen, grads, strict=True):
                 if g is not None:
                     result[name][i, r] = g.to_dense() if g.is_sparse else g
     return result
@@ -130,22 +139,22 @@ def swapped(places: _Places, values: Sequence[tuple[nn.Parameter, Tensor]]) -> I
 
 
 def vectorised(
-    net: nn.Module, names: Sequence[str], batch: Batch, weights: Tensor, pairs: bool = False
+    net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor, pairs: bool = False
 ) -> dict[str, Tensor]:
     """Do the same as :func:`one_by_one` through ``vmap(grad)``, or ``vmap(jacrev)`` for R > 1."""
-    parameters, places = dict(net.named_parameters()), _places(net)
-    if any(id(p) not in places for p in parameters.values()):
+    places = _places(net)
+    if any(id(p) not in places for p in net.parameters()):
         raise NotImplementedError("parameters of scripted modules cannot be replaced")
-    chosen = {name: parameters[name].detach() for name in names}
+    ours = {id(p) for p in chosen.values()}
     # Everything detached, or the parameters that are not chosen would record an ordinary autograd
     # graph underneath.
-    others = [(p, p.detach()) for name, p in parameters.items() if name not in chosen]
+    others = [(p, p.detach()) for p in net.parameters() if id(p) not in ours]
+    values = {name: p.detach() for name, p in chosen.items()}
 
     def scalars(theta: dict[str, Tensor], x: Batch) -> Tensor:
         count = 2 if pairs else 1
         single = map_batch(lambda leaf: torch.stack([leaf] * count), x)
-        values = [(parameters[name], value) for name, value in theta.items()]
-        with swapped(places, others + values):
+        with swapped(places, others + [(chosen[name], value) for name, value in theta.items()]):
             outputs = checked_outputs(call(net, single), count)[0]
         result: Tensor = weights.to(outputs.dtype) @ outputs
         return result
@@ -155,23 +164,21 @@ def vectorised(
         warnings.filterwarnings("ignore", "There is a performance drop")
         if len(weights) == 1:
             first = vmap(grad(lambda theta, x: scalars(theta, x)[0]), in_dims=(None, 0))
-            return {name: g[:, None] for name, g in first(chosen, batch).items()}
-        result: dict[str, Tensor] = vmap(jacrev(scalars), in_dims=(None, 0))(chosen, batch)
+            return {name: g[:, None] for name, g in first(values, batch).items()}
+        result: dict[str, Tensor] = vmap(jacrev(scalars), in_dims=(None, 0))(values, batch)
         return result
 
 
 def weighted_sum(
-    net: nn.Module, names: Sequence[str], batch: Batch, weights: Tensor
+    net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor
 ) -> Mapping[str, Tensor]:
     """Gradient of ``sum(weights * outputs)``, weights (n, k), by one plain autograd call."""
-    parameters = dict(net.named_parameters())
-    wanted = [parameters[name] for name in names]
     outputs = evaluate(net, batch)
     if not outputs.requires_grad:
-        return {name: torch.zeros_like(p) for name, p in zip(names, wanted, strict=True)}
+        return {name: torch.zeros_like(p) for name, p in chosen.items()}
     scalar = (outputs * weights.to(outputs.dtype)).sum()
-    grads = torch.autograd.grad(scalar, wanted, allow_unused=True)
+    grads = torch.autograd.grad(scalar, list(chosen.values()), allow_unused=True)
     return {
         name: torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
-        for name, p, g in zip(names, wanted, grads, strict=True)
+        for (name, p), g in zip(chosen.items(), grads, strict=True)
     }

@@ -10,16 +10,22 @@ library forms in another order. Equal, blank or symmetric points are told apart 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["Owners", "exponents", "find_owners", "merge"]
+__all__ = ["Owners", "exponents", "find_owners", "merge", "narrowest"]
 
-# Largest exponent of a scale and relative error of a row, by type of the gradients.
-_LARGEST_EXPONENT = {torch.float64: 200, torch.float32: 40, torch.bfloat16: 40, torch.float16: 4}
+# Exponents of scales and relative error of a row, by type of the gradients. (Gradients in float16
+# are near the smallest numbers it has.)
+_EXPONENTS = {
+    torch.float64: range(-200, 201),
+    torch.float32: range(-40, 41),
+    torch.bfloat16: range(-40, 41),
+    torch.float16: range(9),
+}
 _ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 # A row so much smaller than the largest may be nothing but rounding.
 _NOISE = 1e-4
@@ -102,18 +108,29 @@ def merge(old: Owners, new: Owners) -> Owners:
 
 def exponents(n: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Exponents (n,) of the points' scales in each pass: the digits of their numbers."""
-    most = _LARGEST_EXPONENT[dtype]
+    known = _EXPONENTS[dtype]
     number = torch.arange(n, device=device)
     digits: list[Tensor] = []
     while not digits or bool(number.any()):
-        digits.append(number % (2 * most + 1) - most)
-        number = number // (2 * most + 1)
+        digits.append(number % len(known) + known[0])
+        number = number // len(known)
     return digits
 
 
-def find_owners(plain: Tensor, scaled: Sequence[Tensor], n: int) -> Owners:
-    """Find owners from the gradients (P, F) of the plain and of every scaled pass."""
-    most, tolerance = _LARGEST_EXPONENT[plain.dtype], _ERROR[plain.dtype]
+def narrowest(gradients: Iterable[Tensor | None]) -> torch.dtype:
+    """Return the type that decides what scales a backward pass bears (autocast mixes types)."""
+    found = {gradient.dtype for gradient in gradients if gradient is not None}
+    return next((kind for kind in (torch.float16, torch.bfloat16) if kind in found), None) or max(
+        found, key=lambda kind: -kind.itemsize, default=torch.float64
+    )
+
+
+def find_owners(plain: Tensor, scaled: Sequence[Tensor], n: int, precision: torch.dtype) -> Owners:
+    """Find owners from the gradients (P, F) of the plain and of every scaled pass.
+
+    `precision` is the :func:`narrowest` type, for which the :func:`exponents` were made.
+    """
+    known, tolerance = _EXPONENTS[precision], _ERROR[precision]
     rows, device = len(plain), plain.device
     nonzero = (plain != 0).any(1)
     dead = None if bool(nonzero.all()) else (~nonzero).nonzero()[:, 0]
@@ -136,12 +153,14 @@ def find_owners(plain: Tensor, scaled: Sequence[Tensor], n: int) -> Owners:
     for other in scaled:
         b = other.to(kind) / largest.to(kind)
         ratio = (a * b).sum(1, dtype=torch.float64) / torch.where(live, energy, 1.0)
-        exponent = torch.where(ratio > 0, ratio, 1.0).log2().round().clamp(-most - 1, most + 1)
+        exponent = torch.where(ratio > 0, ratio, 1.0).log2().round()
+        right &= (ratio > 0) & (exponent >= known[0]) & (exponent <= known[-1])
+        exponent = exponent.clamp(known[0], known[-1])
         scale = torch.exp2(exponent)
         gap = (b - scale[:, None].to(kind) * a).square().sum(1, dtype=torch.float64)
-        right &= (ratio > 0) & (exponent.abs() <= most) & (gap <= (tolerance * scale) ** 2 * energy)
-        number += (exponent.long() + most) * place
-        place *= 2 * most + 1
+        right &= gap <= (tolerance * scale) ** 2 * energy
+        number += (exponent.long() - known[0]) * place
+        place *= len(known)
     right &= number < n
     noise = energy <= _NOISE**2 * energy.max()
     owner = torch.where(right, number, -1)
