@@ -168,7 +168,7 @@ def _projected(
     key: Tensor,
     value: Tensor,
     packed: Tensor | None,
-    separate: tuple[Tensor | None, ...] | None,
+    separate: tuple[Any, ...] | None,
     bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value through weights of their own, or rows of a packed one."""

@@ -134,7 +134,7 @@ def _transpose(part: Site | Dense, shape: Sequence[int]) -> Site | Dense:
     if isinstance(part, Site):
         n = len(part.delta)
         part = contract.dense([part], n, part.delta.dtype)
-    return part.unflatten(2, tuple(shape)).transpose(2, 3).flatten(2)
+    return part.reshape(*part.shape[:2], *shape).transpose(2, 3).flatten(2)
 
 
 def _pad_rows(part: Site | Dense, before: int, after: int, size: int) -> Site | Dense:
@@ -152,7 +152,7 @@ def _scatter(part: Site | Dense, tracked: Tracked) -> Site | Dense:
         part = contract.dense([part], len(part.delta), part.delta.dtype)
     index, (rows, size) = tracked.index.reshape(1, -1), tracked.parent.value.shape
     count = index.shape[1]
-    delta = part.unflatten(2, (count, size))
+    delta = part.reshape(*part.shape[:2], count, size)
     return EmbeddingSite(index.expand(len(delta), count), delta, rows, size, 1, count)
 
 
@@ -450,22 +450,23 @@ class Recorder(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if not data or func in rules.SHAPE_ONLY:
+            sources = [t for t in map(self.find, _tensors((*args, *kwargs.values()))) if t]
             result = func(*args, **kwargs)
-            if not data or self.find(args[0]) is not None:
-                self._derive(func, args, kwargs, result)
+            if not data or sources[0].value is args[0]:
+                self._derive(func, args, kwargs, sources, result)
             return result
         if any(map(torch._C._functorch.is_functorch_wrapped_tensor, _tensors(args))):
             return func(*args, **kwargs)
-        handler = rules.HANDLERS.get(func)
-        if handler is not None:
-            result = handler(self, *args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        args = tuple(self._copied(a) for a in args)
-        return func(*args, **{key: self._copied(a) for key, a in kwargs.items()})
+        result = rules.handle(self, func, args, kwargs)
+        if result is not NotImplemented:
+            return result
+        if not rules.changes_arguments(func, kwargs):
+            args = tuple(self._copied(a) for a in args)
+            kwargs = {key: self._copied(a) for key, a in kwargs.items()}
+        return func(*args, **kwargs)
 
     def _copied(self, value: Any) -> Any:
-        """Expanded parameters among the arguments of a function without a rule, as data."""
+        """Replace expanded parameters among the arguments of a function without a rule by data."""
         if isinstance(value, Tensor):
             return self.data(value)
         if type(value) in (list, tuple):
@@ -481,11 +482,18 @@ class Recorder(TorchFunctionMode):
         return known is not None and known[0]() is value and known[1] == value._version
 
     def _derive(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sources: list[Tracked],
+        result: Any,
     ) -> None:
         """Follow what was computed from tracked tensors alone."""
-        sources = [t for t in map(self.find, _tensors((*args, *kwargs.values()))) if t is not None]
-        for value in _tensors((result,)):
+        changed = [
+            t.value for t in sources if not t.value.is_leaf and t.value._version != t.version
+        ]
+        for value in _tensors((result, changed)):
             if not value.requires_grad:
                 if not any(value is t.value for t in sources):
                     self._add_constant(value)
@@ -495,9 +503,11 @@ class Recorder(TorchFunctionMode):
             ):
                 continue
             derived = self._follow(value, sources)
-            if len(sources) == 1 and func is F.embedding:
+            if len(sources) > 1 or any(value is v for v in changed):
+                pass
+            elif func is F.embedding:
                 _recognise_rows(derived, sources[0], args, kwargs)
-            elif len(sources) == 1:
+            else:
                 _recognise(derived, sources[0], func)
             self._tracked[id(value)] = derived
 

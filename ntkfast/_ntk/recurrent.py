@@ -32,7 +32,7 @@ class Layout:
     packed: bool
 
     def steps(self, value: Tensor) -> Sequence[Tensor]:
-        return value.split(self.sizes) if self.packed else value.unbind(self.time)
+        return torch.split(value, self.sizes) if self.packed else value.unbind(self.time)
 
     def join(self, steps: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(steps)) if self.packed else torch.stack(list(steps), self.time)
@@ -155,8 +155,8 @@ def _lstm_step(gates: Tensor, _: Tensor, state: list[Tensor], hh: Tensor) -> lis
 
 def _gru_step(gates: Tensor, hidden: Tensor, state: list[Tensor], hh: Tensor) -> list[Tensor]:
     width = state[0].shape[1]
-    x_gates, x_new = gates.split((2 * width, width), 1)
-    h_gates, h_new = torch.addmm(hidden, state[0], hh).split((2 * width, width), 1)
+    x_gates, x_new = torch.split(gates, [2 * width, width], 1)
+    h_gates, h_new = torch.split(torch.addmm(hidden, state[0], hh), [2 * width, width], 1)
     r, z = (x_gates + h_gates).sigmoid().chunk(2, 1)
     return [torch.lerp(torch.addcmul(x_new, r, h_new).tanh(), state[0], z)]
 

@@ -10,6 +10,8 @@ delta (n, R, q, *) of n points with q positions each into gradients of the param
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -46,7 +48,8 @@ SHAPE_ONLY: frozenset[Callable[..., Any]] = frozenset(
 )
 """Functions that read no numbers of their arguments but the first."""
 
-COPIES: frozenset[Callable[..., Any]] = frozenset([Tensor.clone, torch.clone, Tensor.contiguous])
+_COPIES: list[Any] = [Tensor.clone, torch.clone, Tensor.contiguous]
+COPIES: frozenset[Any] = frozenset(_COPIES)
 """Functions that return the same numbers elsewhere."""
 
 REPEATS: frozenset[Callable[..., Any]] = frozenset([Tensor.repeat, Tensor.tile, torch.tile])
@@ -58,6 +61,41 @@ def handles(*functions: Callable[..., Any]) -> Callable[[Handler], Handler]:
         return handler
 
     return register
+
+
+@functools.cache
+def _signature(handler: Handler) -> inspect.Signature:
+    return inspect.signature(handler)
+
+
+def handle(
+    recorder: Recorder, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call the handler of a function; NotImplemented if none covers the call."""
+    handler = HANDLERS.get(func)
+    if handler is None:
+        return NotImplemented
+    try:
+        _signature(handler).bind(recorder, *args, **kwargs)
+    except TypeError:  # out=, rounding_mode= and the like
+        return NotImplemented
+    return handler(recorder, *args, **kwargs)
+
+
+_IN_PLACE = frozenset(
+    f"__{name}__"
+    for name in (
+        *("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"),
+        *("iand", "ior", "ixor", "ilshift", "irshift"),
+    )
+)
+
+
+def changes_arguments(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a function writes to a tensor that it is given, as far as its name says."""
+    name = getattr(func, "__name__", "")
+    underscored = name.endswith("_") and not name.endswith("__")
+    return underscored or name in _IN_PLACE or bool(kwargs.keys() & {"out", "inplace"})
 
 
 def _sum_to(value: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
@@ -93,6 +131,10 @@ def linear(recorder: Recorder, input: Tensor, weight: Tensor, bias: Tensor | Non
 @handles(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
 def matmul(recorder: Recorder, input: Tensor, other: Tensor) -> Any:
     weight = recorder.find(other)
+    if weight is None and input.ndim == 2 and other.ndim >= 2:
+        # W x is x^T W^T, transposed.
+        result = linear(recorder, other.transpose(-1, -2), input)
+        return result if result is NotImplemented else result.transpose(-1, -2)
     if weight is None or other.ndim > 2 or input.ndim < 2:
         return NotImplemented
     # The leaf is that of the transposed weight, or of a single row.
@@ -132,6 +174,39 @@ def addmm(
         return NotImplemented
     output = torch.addmm(recorder.leaf(input), mat1, mat2)
     return recorder.record_linear("addmm", output, mat1, weight, bias)
+
+
+@handles(torch.einsum)
+def einsum(recorder: Recorder, equation: str, *operands: Any) -> Any:
+    """Two operands with a weight that is contracted with the data, as a linear map."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    letters = inputs.split(",")
+    if len(operands) != 2 or len(letters) != 2 or not arrow or "." in equation:
+        return NotImplemented
+    (x, weight), (of_x, of_weight) = operands, letters
+    if recorder.find(weight) is None:
+        x, weight, of_x, of_weight = weight, x, of_weight, of_x
+    tracked = recorder.find(weight)
+    repeated = any(len(set(word)) < len(word) for word in (of_x, of_weight, result))
+    if tracked is None or recorder.find(x) is not None or repeated:
+        return NotImplemented
+    positions = [c for c in of_x if c not in of_weight]
+    summed = [c for c in of_x if c in of_weight]
+    kept = [c for c in of_weight if c not in of_x]
+    if sorted(positions + kept) != sorted(result) or not positions:
+        return NotImplemented
+    sizes = dict(zip(of_x + of_weight, (*x.shape, *weight.shape), strict=True))
+    rows = weight.permute([of_weight.index(c) for c in kept + summed])
+    rows = rows.reshape(math.prod(sizes[c] for c in kept), -1)
+    tracked = recorder.follow(rows, tracked)
+    x = x.permute([of_x.index(c) for c in positions + summed])
+    x = x.flatten(len(positions)) if summed else x[..., None]
+    output = F.linear(x, tracked.leaf)
+    output = recorder.record_linear("einsum", output, x, tracked, None)
+    output = output.reshape(*output.shape[:-1], *(sizes[c] for c in kept))
+    return output.permute([(positions + kept).index(c) for c in result])
 
 
 @handles(torch.bilinear, F.bilinear)
@@ -406,7 +481,7 @@ def instance_norm(
     eps: float = 1e-5,
 ) -> Any:
     w, b = recorder.find(weight), recorder.find(bias)
-    if w is None and b is None or (use_input_stats and running_mean is not None):
+    if (w is None and b is None) or (use_input_stats and running_mean is not None):
         return NotImplemented
     input = recorder.data(input)
     output = F.instance_norm(
@@ -579,7 +654,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Any:
-    """An embedding, and then the sum, mean or maximum of every bag.
+    """Look up rows, and take the sum, mean or maximum of every bag.
 
     Padding counts in no bag, and an empty bag is zero.
     """
@@ -629,7 +704,7 @@ def _largest(rows: Tensor, used: Tensor | None) -> Tensor:
 
 
 def _largest_of_bags(rows: Tensor, used: Tensor | None, lengths: Tensor, bag: Tensor) -> Tensor:
-    """The same for bags that follow each other in (T, E)."""
+    """Do the same for bags that follow each other in (T, E)."""
     width = int(lengths.max()) if len(lengths) else 0
     place = torch.arange(len(bag), device=bag.device) - (lengths.cumsum(0) - lengths)[bag]
     padded = rows.new_zeros(len(lengths), width, rows.shape[1]).index_put((bag, place), rows)
@@ -697,7 +772,14 @@ def _pair(recorder: Recorder, a: Any, b: Any) -> tuple[Tracked | None, Tracked |
     return recorder.find(a), recorder.find(b)
 
 
-def _added(function: Callable[..., Tensor], signs: tuple[int, int], in_place: bool) -> Handler:
+def _added(
+    function: Callable[..., Tensor],
+    signs: tuple[int, int],
+    in_place: bool = False,
+    scaled: int = 1,
+) -> Handler:
+    """Make a handler of a sum: the sign of each argument, and which of them `alpha` multiplies."""
+
     def added(recorder: Recorder, input: Any, other: Any, *, alpha: float = 1) -> Any:
         first, second = _pair(recorder, input, other)
         tracked = first or second
@@ -705,9 +787,10 @@ def _added(function: Callable[..., Tensor], signs: tuple[int, int], in_place: bo
             return NotImplemented
         if in_place and (first is not None or input._is_view()):
             return NotImplemented
-        if not _broadcasts(tracked, other if first else input):
+        if not _broadcasts(tracked, (input if first is None else other).ndim):
             return NotImplemented
-        sign = signs[0] if first else signs[1] * alpha
+        place = 0 if first is not None else 1
+        sign = signs[place] * (alpha if place == scaled else 1)
         extra = {} if alpha == 1 else {"alpha": alpha}
         output = function(recorder.leaf(input), recorder.leaf(other), **extra)
         return entries_use(recorder, "add", output, None, tracked, sign)
@@ -715,17 +798,15 @@ def _added(function: Callable[..., Tensor], signs: tuple[int, int], in_place: bo
     return added
 
 
-def _broadcasts(tracked: Tracked, data: Any) -> bool:
-    """Whether a parameter has an axis along which it does not vary beside data of this shape."""
-    if not isinstance(data, Tensor) or not tracked.value.is_floating_point():
-        return False
-    return data.ndim > len(tracked.fixed) or any(tracked.fixed)
+def _broadcasts(tracked: Tracked, ndim: int) -> bool:
+    """Whether a parameter has an axis along which it does not vary, beside data of `ndim` axes."""
+    return ndim > len(tracked.fixed) or any(tracked.fixed)
 
 
 def _multiplied(recorder: Recorder, input: Any, other: Any) -> Any:
     first, second = _pair(recorder, input, other)
     tracked, data = (first, other) if first is not None else (second, input)
-    if tracked is None or (first and second) or not _broadcasts(tracked, data):
+    if tracked is None or (first and second) or not _broadcasts(tracked, data.ndim):
         return NotImplemented
     output = torch.mul(recorder.leaf(input), recorder.leaf(other))
     return entries_use(recorder, "multiply", output, data, tracked)
@@ -734,7 +815,7 @@ def _multiplied(recorder: Recorder, input: Any, other: Any) -> Any:
 def _divided(recorder: Recorder, input: Any, other: Any) -> Any:
     first, second = _pair(recorder, input, other)
     tracked, data = (first, other) if first is not None else (second, input)
-    if tracked is None or (first and second) or not _broadcasts(tracked, data):
+    if tracked is None or (first and second) or not _broadcasts(tracked, data.ndim):
         return NotImplemented
     output = torch.div(recorder.leaf(input), recorder.leaf(other))
     with torch.no_grad():
@@ -742,26 +823,40 @@ def _divided(recorder: Recorder, input: Any, other: Any) -> Any:
     return entries_use(recorder, "divide", output, derivative, tracked)
 
 
-HANDLERS.update(
-    dict.fromkeys([torch.add, Tensor.add, Tensor.__add__], _added(torch.add, (1, 1), False))
-)
-HANDLERS[Tensor.__radd__] = HANDLERS[torch.add]
-HANDLERS.update(
-    dict.fromkeys([torch.sub, Tensor.sub, Tensor.__sub__], _added(torch.sub, (1, -1), False))
-)
-HANDLERS.update(dict.fromkeys([torch.rsub, Tensor.__rsub__], _added(torch.rsub, (-1, 1), False)))
-HANDLERS.update(dict.fromkeys([Tensor.add_, Tensor.__iadd__], _added(Tensor.add_, (1, 1), True)))
-HANDLERS.update(dict.fromkeys([Tensor.sub_, Tensor.__isub__], _added(Tensor.sub_, (1, -1), True)))
-HANDLERS.update(
-    dict.fromkeys([torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__], _multiplied)
-)
-HANDLERS.update(dict.fromkeys([torch.div, Tensor.div, Tensor.__truediv__], _divided))
+handles(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)(_added(torch.add, (1, 1)))
+handles(torch.sub, Tensor.sub, Tensor.__sub__)(_added(torch.sub, (1, -1)))
+handles(torch.rsub, Tensor.__rsub__)(_added(torch.rsub, (-1, 1), scaled=0))
+handles(Tensor.add_, Tensor.__iadd__)(_added(Tensor.add_, (1, 1), in_place=True))
+handles(Tensor.sub_, Tensor.__isub__)(_added(Tensor.sub_, (1, -1), in_place=True))
+
+
+@handles(torch.addcmul, Tensor.addcmul)
+def addcmul(
+    recorder: Recorder, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
+) -> Any:
+    shift, first, second = map(recorder.find, (input, tensor1, tensor2))
+    scale, data = (first, tensor2) if first is not None else (second, tensor1)
+    if first is not None and second is not None:
+        return NotImplemented
+    ndim = max(t.ndim for t in (input, tensor1, tensor2) if not recorder.find(t))
+    if not all(_broadcasts(t, ndim) for t in (shift, scale) if t is not None):
+        return NotImplemented
+    output = torch.addcmul(*map(recorder.leaf, (input, tensor1, tensor2)), value=value)
+    if shift is not None:
+        output = entries_use(recorder, "addcmul", output, None, shift)
+    if scale is not None:
+        output = entries_use(recorder, "addcmul", output, data, scale, value)
+    return output
+
+
+handles(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)(_multiplied)
+handles(torch.div, Tensor.div, Tensor.__truediv__)(_divided)
 
 
 @handles(Tensor.pow, torch.pow, Tensor.__pow__)
 def power(recorder: Recorder, input: Any, exponent: Any) -> Any:
     tracked = recorder.find(exponent)
-    if tracked is None or recorder.find(input) is not None or not _broadcasts(tracked, input):
+    if tracked is None or recorder.find(input) is not None or not _broadcasts(tracked, input.ndim):
         return NotImplemented
     output = torch.pow(input, tracked.leaf)
     with torch.no_grad():
