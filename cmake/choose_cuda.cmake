@@ -1,0 +1,123 @@
+# Decides whether GPU kernels are built, and for which GPUs, and says so in the first line of a build. Included before
+# project(), so nothing is compiled yet.
+#
+# in: NTKFAST_CUDA (AUTO, ON, RELEASE or OFF); CMAKE_CUDA_ARCHITECTURES or the environment's CUDAARCHS, if given
+# out: ntkfast_with_cuda, CMAKE_CUDA_ARCHITECTURES, the environment's CUDACXX
+
+set(ntkfast_with_cuda OFF)
+set(cpu_seconds 60)       # of one processor, of 2026: the CPU half
+set(cuda_seconds 120)     # the GPU half, whatever the GPU
+set(seconds_per_gpu 150)  # and for each kind of GPU
+
+cmake_host_system_information(RESULT processors QUERY NUMBER_OF_LOGICAL_CORES)
+
+function(describe_time seconds out)
+  math(EXPR minutes "(${seconds} / ${processors} + 59) / 60")
+  string(REGEX REPLACE "^(1 minute)s" "\\1" text "${minutes} minutes on ${processors} processors")
+  set(${out} "about ${text}" PARENT_SCOPE)
+endfunction()
+
+# nvcc, and what is wrong with it.
+set(nvcc_problem "")
+if(CMAKE_CUDA_COMPILER)
+  set(nvcc "${CMAKE_CUDA_COMPILER}")
+elseif(DEFINED ENV{CUDACXX})
+  set(nvcc "$ENV{CUDACXX}")
+else()
+  find_program(nvcc nvcc NO_CACHE HINTS ENV CUDA_PATH PATH_SUFFIXES bin)
+endif()
+set(nvcc_version "")
+if(nvcc AND NOT NTKFAST_CUDA STREQUAL "OFF")
+  execute_process(COMMAND "${nvcc}" --version OUTPUT_VARIABLE output ERROR_QUIET RESULT_VARIABLE failed)
+  if(NOT failed AND output MATCHES "release ([0-9.]+)")
+    set(nvcc_version "${CMAKE_MATCH_1}")
+  endif()
+endif()
+if(NOT nvcc_version)
+  set(nvcc_problem "no working nvcc was found")
+elseif(nvcc_version VERSION_LESS 12.4)
+  set(nvcc_problem "nvcc ${nvcc_version} is older than 12.4")
+endif()
+
+# Every kind of GPU that it knows: exact code, and PTX for the driver to compile where there is none.
+set(release 80 86-real 89-real 90a-real)
+if(nvcc_version VERSION_GREATER_EQUAL 12.8)
+  list(APPEND release 100-real 120)
+endif()
+
+# The GPUs of this machine, as architectures; GPUs below 8.0 do not count.
+set(native "")
+set(gpu_problem "no GPU is here (nvidia-smi shows none)")
+if(NOT nvcc_problem AND NTKFAST_CUDA MATCHES "^(AUTO|ON)$")
+  find_program(nvidia_smi nvidia-smi NO_CACHE)
+  if(nvidia_smi)
+    execute_process(COMMAND "${nvidia_smi}" --query-gpu=compute_cap --format=csv,noheader
+      OUTPUT_VARIABLE output ERROR_QUIET RESULT_VARIABLE failed)
+    if(NOT failed)
+      string(REGEX MATCHALL "[0-9]+\\.[0-9]+" capabilities "${output}")
+    endif()
+    execute_process(COMMAND "${nvcc}" --list-gpu-arch OUTPUT_VARIABLE known ERROR_QUIET)
+  endif()
+  foreach(capability IN LISTS capabilities)
+    string(REPLACE "." "" number "${capability}")
+    if(capability VERSION_LESS 8.0)
+      set(gpu_problem "the GPU has compute capability ${capability}, and 8.0 is needed")
+    elseif(NOT known MATCHES "compute_${number}[^0-9]")
+      list(APPEND native 80-virtual) # newer than this nvcc: the driver compiles
+    elseif(number EQUAL 90)
+      list(APPEND native 90a-real)
+    else()
+      list(APPEND native ${number}-real)
+    endif()
+  endforeach()
+  list(REMOVE_DUPLICATES native)
+endif()
+
+set(leave_out "leave them out: pip install -C cmake.define.NTKFAST_CUDA=OFF")
+set(for "")
+set(without "")
+if(NTKFAST_CUDA STREQUAL "OFF")
+  set(without "NTKFAST_CUDA=OFF")
+elseif(nvcc_problem)
+  if(NOT NTKFAST_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "NTKFAST_CUDA=${NTKFAST_CUDA}, but ${nvcc_problem}.")
+  endif()
+  set(without "${nvcc_problem}")
+elseif(DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(for "CMAKE_CUDA_ARCHITECTURES")
+elseif(DEFINED ENV{CUDAARCHS})
+  set(CMAKE_CUDA_ARCHITECTURES "$ENV{CUDAARCHS}")
+  set(for "CUDAARCHS")
+elseif(native)
+  set(CMAKE_CUDA_ARCHITECTURES ${native})
+  set(for "the GPUs here")
+elseif(NOT NTKFAST_CUDA STREQUAL "AUTO")
+  set(CMAKE_CUDA_ARCHITECTURES ${release})
+  set(for "every kind of GPU")
+else()
+  set(without "${gpu_problem}")
+endif()
+
+if(for)
+  set(ntkfast_with_cuda ON)
+  if(NOT CMAKE_CUDA_COMPILER)
+    unset(CMAKE_CUDA_COMPILER CACHE) # of an earlier run, which found none
+    set(ENV{CUDACXX} "${nvcc}")
+  endif()
+  list(LENGTH CMAKE_CUDA_ARCHITECTURES count)
+  math(EXPR seconds "${cpu_seconds} + ${cuda_seconds} + ${count} * ${seconds_per_gpu}")
+  describe_time(${seconds} time)
+  string(REPLACE ";" ", " architectures "${CMAKE_CUDA_ARCHITECTURES}")
+  message(STATUS "ntkfast: CPU code and GPU kernels for ${architectures} (${for}; nvcc ${nvcc_version}), ${time}; "
+    "${leave_out}")
+else()
+  describe_time(${cpu_seconds} time)
+  set(also "")
+  if(nvcc_version AND NOT nvcc_problem)
+    list(LENGTH release count)
+    math(EXPR seconds "${cpu_seconds} + ${cuda_seconds} + ${count} * ${seconds_per_gpu}")
+    describe_time(${seconds} longer)
+    set(also "; GPU kernels all the same, for every kind of GPU, ${longer}: pip install -C cmake.define.NTKFAST_CUDA=ON")
+  endif()
+  message(STATUS "ntkfast: CPU code only, ${time}; no GPU kernels: ${without}${also}")
+endif()
