@@ -183,6 +183,11 @@ ENTRIES = {
         SEQUENCES,
         (1, 2, 6),
     ),
+    "token_copied_and_added": (
+        lambda s, x: (x + s.p.repeat(len(x), 1)[:, None].expand(-1, 4, -1)).sin().sum(1),
+        SEQUENCES,
+        (1, 6),
+    ),
     "token_and_position": (
         lambda s, x: torch.cat([(s.p + s.q).expand(len(x), -1, -1), x], 1).sin().sum(1),
         SEQUENCES,
@@ -226,6 +231,14 @@ DERIVED = {
         (3, 4, 3),
     ),
     "view_changed": (lambda s, x: F.linear(x, changed_view(s.p)), VECTORS, (3, 6)),
+    "expanded_weight": (lambda s, x: x @ s.p.T.expand(6, 3), VECTORS, (1, 6)),
+    "expanded_weight_and_bias": (
+        lambda s, x: F.linear(x, s.p.expand(3, 6), s.q.repeat(3)),
+        VECTORS,
+        (1, 6),
+        (1,),
+    ),
+    "rows_of_repeated": (lambda s, x: F.linear(x, s.p.repeat(4, 1)[1:3]), VECTORS, (1, 6)),
     "in_place": (lambda s, x: F.linear(x, overwritten(s.p)), VECTORS, (3, 6)),
 }
 # Without a rule: said so, and nothing else suffers.

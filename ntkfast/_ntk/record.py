@@ -29,6 +29,9 @@ from torch.overrides import TorchFunctionMode
 from . import contract, rules
 from .layers import Dense, EmbeddingSite, LinearSite, Parts, Site, SwappedSite, Unsupported
 
+# Floats of cotangents that are pulled back at once.
+_COTANGENTS = 1 << 24
+
 
 @dataclass(eq=False)
 class Tracked:
@@ -72,31 +75,46 @@ class Tracked:
         return self._leaf
 
     def pull_back(self, part: Site | Dense, dtype: torch.dtype) -> dict[str, Site | Dense]:
-        """Turn gradients of this tensor (its fixed axes of length one) into the parameters'."""
+        """Turn gradients of this tensor into those of the parameters.
+
+        They are of all its entries, or already summed over axes of equal entries.
+        """
         if self.value.is_leaf and self.parent is None:
             return {self.names[0]: part}
         if self.parent is not None:
+            if self.repeats and _entries(part) == self.value.numel():
+                part = self._summed(part, dtype)
             if self.view == "transposed":
-                part = _transpose(part, self.value.shape)
+                part = _transpose(part, self.value.shape, dtype)
             elif self.view == "rows":
                 after = len(self.parent.value) - self.start - len(self.value)
-                part = _pad_rows(part, self.start, after, self.value[0].numel())
+                part = _pad_rows(part, self.start, after, self.value[0].numel(), dtype)
             elif self.view == "gathered":
-                part = _scatter(part, self)
+                part = _scatter(part, self, dtype)
             return self.parent.pull_back(part, dtype)
-        if any(f and size > 1 for f, size in zip(self.fixed, self.value.shape, strict=True)):
-            raise Unsupported("it reads an expanded parameter that was changed since")
+        if _entries(part) != self.value.numel():
+            raise Unsupported("it reads an expanded parameter in a way that has no rule")
         if self.value._version != self.version:
             raise Unsupported("its weight is changed in place after the call")
-        n = len(part.delta) if isinstance(part, Site) else len(part)
-        dense = contract.dense([part], n, dtype) if isinstance(part, Site) else part
-        combinations = dense.shape[1]
+        dense = _as_dense(part, dtype)
         cotangents = dense.reshape(-1, *self.value.shape).to(self.value.dtype)
-        gradients = self._vector_jacobian(cotangents)
+        step = max(1, _COTANGENTS // max(1, self.value.numel()))
+        pieces = [self._vector_jacobian(rows) for rows in cotangents.split(step)]  # type: ignore[no-untyped-call]
         return {
-            name: g.reshape(n, combinations, -1).to(dtype)
-            for name, g in zip(self.names, gradients, strict=True)
+            name: torch.cat(list(gradients)).reshape(*dense.shape[:2], -1).to(dtype)
+            for name, gradients in zip(self.names, zip(*pieces, strict=True), strict=True)
         }
+
+    @property
+    def repeats(self) -> list[int]:
+        """Axes of several entries that are the same number."""
+        sizes = zip(self.fixed, self.value.shape, strict=True)
+        return [axis for axis, (fixed, size) in enumerate(sizes) if fixed and size > 1]
+
+    def _summed(self, part: Site | Dense, dtype: torch.dtype) -> Dense:
+        dense = _as_dense(part, dtype)
+        dense = dense.reshape(*dense.shape[:2], *self.value.shape)
+        return dense.sum([axis + 2 for axis in self.repeats]).reshape(*dense.shape[:2], -1)
 
     def _vector_jacobian(self, cotangents: Tensor) -> list[Tensor]:
         """Gradients of the parameters for each of the (m, *shape) cotangents."""
@@ -126,30 +144,37 @@ class Tracked:
         ]
 
 
-def _transpose(part: Site | Dense, shape: Sequence[int]) -> Site | Dense:
+def _entries(part: Site | Dense) -> int:
+    return part.rows * part.size if isinstance(part, Site) else part.shape[2]
+
+
+def _as_dense(part: Site | Dense, dtype: torch.dtype) -> Dense:
+    if not isinstance(part, Site):
+        return part
+    return contract.dense([part], len(part.delta), dtype)
+
+
+def _transpose(part: Site | Dense, shape: Sequence[int], dtype: torch.dtype) -> Site | Dense:
     if isinstance(part, LinearSite):
         return SwappedSite(part.x, part.delta, part.size, part.rows, 1, part.positions)
     if isinstance(part, SwappedSite):
         return LinearSite(part.x, part.delta, part.size, part.rows, 1, part.positions)
-    if isinstance(part, Site):
-        n = len(part.delta)
-        part = contract.dense([part], n, part.delta.dtype)
+    part = _as_dense(part, dtype)
     return part.reshape(*part.shape[:2], *shape).transpose(2, 3).flatten(2)
 
 
-def _pad_rows(part: Site | Dense, before: int, after: int, size: int) -> Site | Dense:
+def _pad_rows(
+    part: Site | Dense, before: int, after: int, size: int, dtype: torch.dtype
+) -> Site | Dense:
     if isinstance(part, LinearSite):
         delta = F.pad(part.delta, (before, after))
         return LinearSite(part.x, delta, delta.shape[-1], part.size, 1, part.positions)
-    if isinstance(part, Site):
-        part = contract.dense([part], len(part.delta), part.delta.dtype)
-    return F.pad(part, (before * size, after * size))
+    return F.pad(_as_dense(part, dtype), (before * size, after * size))
 
 
-def _scatter(part: Site | Dense, tracked: Tracked) -> Site | Dense:
+def _scatter(part: Site | Dense, tracked: Tracked, dtype: torch.dtype) -> Site | Dense:
     assert tracked.index is not None and tracked.parent is not None
-    if isinstance(part, Site):
-        part = contract.dense([part], len(part.delta), part.delta.dtype)
+    part = _as_dense(part, dtype)
     index, (rows, size) = tracked.index.reshape(1, -1), tracked.parent.value.shape
     count = index.shape[1]
     delta = part.reshape(*part.shape[:2], count, size)
@@ -229,14 +254,8 @@ class Use:
         result: dict[str, Site | Dense] = {}
         for role, tracked in self.parameters.items():
             for name, part in tracked.pull_back(parts[role], dtype).items():
-                known = result.get(name)
-                if known is not None:
-                    n = len(delta)
-                    known, part = (
-                        contract.dense([p], n, dtype) if isinstance(p, Site) else p
-                        for p in (known, part)
-                    )
-                    part = known + part
+                if name in result:
+                    part = _as_dense(result[name], dtype) + _as_dense(part, dtype)
                 result[name] = part
         return result
 
@@ -303,9 +322,7 @@ class Recorder(TorchFunctionMode):
     def data(self, value: Any) -> Any:
         """Return a tensor in the role of data: a recorded copy if it is an expanded parameter."""
         found = self.find(value)
-        if found is None or not any(
-            f and size > 1 for f, size in zip(found.fixed, found.value.shape, strict=True)
-        ):
+        if found is None or not found.repeats:
             return value
         return rules.expanded(self, found)
 
@@ -408,7 +425,7 @@ class Recorder(TorchFunctionMode):
         try:
             with self:
                 # What torch.autograd.grad calls: under a mode that itself would call us instead.
-                return Variable._execution_engine.run_backward(  # type: ignore[no-any-return]
+                return Variable._execution_engine.run_backward(
                     (outputs,),
                     (weights,),
                     keep_graph,
