@@ -345,7 +345,7 @@ class Inputs:
     def _pass(self, size: int) -> Iterator[Batch]:
         """All batches of a data set or loader, checked."""
         if self._dataset is not None:
-            self._read_twice(_COMPARED)
+            self._read_twice()
         loader = self._loader
         if loader is None:
             runs = [list(run) for run in _even(self.length or 0, size)]
@@ -426,8 +426,9 @@ class Inputs:
         if row is not None:
             raise self._changed(row)
 
-    def _read_twice(self, count: int) -> None:
+    def _read_twice(self, count: int = 0) -> None:
         """Read at least `count` points all over a data set twice, and keep them."""
+        count = max(count, _COMPARED)
         if len(self._points) >= min(count, self.length or 0):
             return
         rows = _spread(self.length or 0, count)
