@@ -164,6 +164,46 @@ def _check_kernel(name: str, K: Any, engine: Engine) -> None:
             )
 
 
+# Below it the square of a covariance, which criteria sum, would leave float64 before long.
+_SMALLEST = 1e-120
+_SMALLEST_NOISE = 1e-140
+
+
+def _check_underflow(name: str, diagonal: Array, dtype: np.dtype[Any]) -> None:
+    """Raise a ValueError where kernels are so small that their products vanish, or lose digits.
+
+    `diagonal`: K(x, x), of features (`name` says so) or of a kernel matrix of type `dtype`.
+    """
+    kept = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)
+    smallest = max(_SMALLEST, kept**2 if name == "features" else kept)
+    largest = float(diagonal.max(initial=0.0))
+    if 0 < largest < smallest:
+        raise ValueError(
+            f"{name}: K(x, x) is at most {largest:g}, and below {smallest:.0e} the numbers "
+            f"computed from {dtype} are too small to be told apart: multiply the features (and by "
+            "its square the kernel, ridge and noise) by a constant, which changes no ranking"
+        )
+
+
+def _check_noise(name: str, smallest: float) -> None:
+    """Raise a ValueError for noises that leave so little of S that its square would vanish."""
+    if smallest < _SMALLEST_NOISE:
+        raise ValueError(
+            f"{name} is {smallest:g}; below {_SMALLEST_NOISE:g} what labels leave of the kernel is "
+            "too small to be told apart: multiply the features by a constant, and ridge and noise "
+            "by its square, which changes no ranking"
+        )
+
+
+def _as_noises(noise: Any, ridge: float, n: int) -> Array:
+    """Noises (n,) of labels, in (0, inf]; default: ridge."""
+    if noise is None:
+        return np.full(n, ridge)
+    result = as_noise("noise", noise, n)
+    _check_noise("noise", result.min(initial=np.inf))
+    return result
+
+
 def _check_overflow(*state: Array) -> None:
     """Raise a ValueError unless F and S(x, x) are finite: what has overflowed would stay so."""
     if not all(np.isfinite(array).all() for array in state):
@@ -226,6 +266,7 @@ class _Inputs:
                 )
         else:
             lam = as_positive("ridge", ridge)
+        _check_noise("ridge", lam)
         automatic = isinstance(label_scale, str) and label_scale == "auto"
         scale = 1.0 if automatic else as_positive("label_scale", label_scale)
         if loss == "squared":
@@ -241,7 +282,7 @@ class _Inputs:
             is_labeled[as_indices("labeled_indices", labeled_indices, N, empty=True)] = True
         return cls(
             outputs=f.copy(),  # f may be the caller's memory
-            noise=np.full(n, lam) if noise is None else as_noise("noise", noise, n),
+            noise=_as_noises(noise, lam, n),
             residual=T - f_labeled if loss == "squared" else np.zeros((n, k)),
             is_labeled=is_labeled,
             ridge=lam,
@@ -376,8 +417,8 @@ class Posterior:
         Raises
         ------
         ValueError
-            Shapes that disagree, NaN or inf (located), numbers that overflow, ridge <= 0, classes
-            out of range, ...
+            Shapes that disagree, NaN or inf (located), numbers that overflow or vanish (K(x, x)
+            below 1e-120 everywhere, in float32 below 1e-62), ridge <= 0, classes out of range, ...
         TypeError
             Features or outputs that are not float32 or float64.
         RuntimeError
@@ -412,6 +453,8 @@ class Posterior:
             labeled_features = np.empty((0, d))
         labeled = engine.floats("labeled_features", labeled_features, (None, d))
         n = points_of_rows("labeled_features", len(labeled), per_point)
+        diagonal = engine.host(engine.squared_norms(labeled if n else phi))
+        _check_underflow("features", diagonal, engine.dtype(phi))
         inputs = _Inputs.read(
             N=rows // per_point,
             n=n,
@@ -419,7 +462,7 @@ class Posterior:
             labeled_outputs=labeled_outputs,
             targets=targets,
             ridge=ridge,
-            diagonal=engine.host(engine.squared_norms(labeled if n else phi)),
+            diagonal=diagonal,
             loss=loss,
             label_scale=label_scale,
             noise=noise,
@@ -513,6 +556,8 @@ class Posterior:
         K_cross = engine.floats("K_lu", K_lu, (n * per_point, rows))
         _check_kernel("K_uu", K, engine)
         _check_kernel("K_ll", K_labeled, engine)
+        diagonal = engine.host((K_labeled if n else K).diagonal())
+        _check_underflow("kernel", diagonal, engine.dtype(K))
         inputs = _Inputs.read(
             N=rows // per_point,
             n=n,
@@ -520,7 +565,7 @@ class Posterior:
             labeled_outputs=labeled_outputs,
             targets=targets,
             ridge=ridge,
-            diagonal=engine.host((K_labeled if n else K).diagonal()).astype(np.float64),
+            diagonal=diagonal.astype(np.float64),
             loss=loss,
             label_scale=label_scale,
             noise=noise,
@@ -669,7 +714,7 @@ class Posterior:
         block = as_indices("indices", indices, len(self), duplicates=True)
         b, k = len(block), self._mean.shape[1]
         T = _as_targets(targets, b, k, self.loss)
-        D = np.full(b, self.ridge) if noise is None else as_noise("noise", noise, b)
+        D = _as_noises(noise, self.ridge, b)
         expected = self._mean[block]
         if self.loss == "cross_entropy":
             expected = softmax(expected)

@@ -75,13 +75,13 @@ def _merged(groups: Array, noise: Array, residual: Array) -> tuple[Array, Array,
 
 
 def _alike(*matrices: Array) -> Array:
-    """Number the rows (n,) so that rows which are equal in all matrices have one number."""
+    """Return a number for each row, the same for rows that are equal in all matrices (n, ...)."""
     number: dict[bytes, int] = {}
     result = np.empty(len(matrices[0]), np.int64)
     for i, rows in enumerate(zip(*matrices, strict=True)):
         digest = hashlib.blake2b(digest_size=16)
         for row in rows:
-            digest.update(np.ascontiguousarray(row + 0.0))  # of two zeros the positive one
+            digest.update(np.ascontiguousarray(row + 0.0).data)  # of two zeros the positive one
         result[i] = number.setdefault(digest.digest(), i)
     return result
 

@@ -143,7 +143,8 @@ class CpuEngine:
 
     def triangle(self, A: Array) -> Array:
         """R of A = Q R, float64."""
-        return np.linalg.qr(A, mode="r")
+        R: Array = np.linalg.qr(A, mode="r")  # type: ignore[assignment]
+        return R
 
     def score_features(
         self,
