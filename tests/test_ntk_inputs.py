@@ -414,6 +414,17 @@ def test_data_that_may_change_at_random_are_named(generator):
         inputs(Items(rarely)).probe(2)
 
 
+def test_data_that_draw_random_numbers_are_read_more_often():
+    reads = []
+
+    def third(i):
+        reads.append(i)
+        return values()[i] + (torch.rand(()) < 2 and reads.count(i) > 2)
+
+    with pytest.raises(ValueError, match="point 0 of X differs"):
+        inputs(Items(third)).probe(2)
+
+
 def test_labels_may_be_random():
     data = Items(lambda i: (values()[i], i))
     with warnings.catch_warnings():
@@ -465,6 +476,14 @@ def test_streams_that_can_be_read_once():
     assert [i for b in again.batches(8) for i in numbers(b)] == in_order()
     with pytest.raises(ValueError, match="gave 0 points instead of 40: it can be read once only"):
         list(again.batches(8))
+
+
+def test_one_pass_is_enough_for_outputs_and_features():
+    once = iter(values())
+    ntk = EmpiricalNTK(NET, sketch=None)
+    outputs, features = ntk.outputs_and_features(Stream(lambda: once))
+    assert torch.equal(outputs, ntk.outputs(values()))
+    assert torch.equal(features, ntk.features(values()))
 
 
 def test_workers_that_read_a_whole_stream_each_are_named():

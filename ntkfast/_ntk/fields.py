@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..arrays import is_frame
 
-Selection: TypeAlias = "int | str | Sequence[int] | Sequence[str] | Callable[[Any], Any] | None"
+InputFields: TypeAlias = "int | str | Sequence[int] | Sequence[str] | Callable[[Any], Any] | None"
 """Of `Fields`: positions or names of inputs, or a function from a batch to inputs."""
 
 # Parameters of `forward`, and keys of a dict, that hold labels by everyone's custom.
@@ -145,7 +145,7 @@ class Fields:
         `inputs` is of another kind, empty, or repeats a field.
     """
 
-    def __init__(self, model: nn.Module, inputs: Selection = None) -> None:
+    def __init__(self, model: nn.Module, inputs: InputFields = None) -> None:
         self._forward = _Forward.of(model)
         self._function = inputs if callable(inputs) else None
         self._chosen: tuple[Any, ...] | None = None
