@@ -64,6 +64,15 @@ def repeated_in_place(p, x):
     return repeated
 
 
+def expert(p, x):
+    """Rows go through the weight that the data choose."""
+    y = torch.zeros(len(x), 3, dtype=x.dtype)
+    chosen = (x.detach()[:, 0] > 0).long()
+    for e in chosen.unique():
+        y[chosen == e] = F.linear(x[chosen == e], p[e])
+    return y
+
+
 def changed_view(p):
     w = p.clone()
     row = w[1]
@@ -127,6 +136,7 @@ LINEAR = {
 ENTRIES = {
     "scale": (lambda s, x: x * s.p, VECTORS, (6,)),
     "scale_and_temperature": (lambda s, x: (s.p * x / s.q.exp()).sin(), SEQUENCES, (), ()),
+    "scaled_in_place": (lambda s, x: (2 * x).mul_(s.p).sin(), VECTORS, (6,)),
     "divide": (lambda s, x: (x / s.p).sin().mean(1), SEQUENCES, (1,)),
     "divided": (lambda s, x: s.p / (x.abs() + 1), VECTORS, (6,)),
     "add_in_place": (lambda s, x: add_in_place(x, s.p).sin().sum(1), SEQUENCES, (4, 6)),
@@ -136,6 +146,38 @@ ENTRIES = {
         lambda s, x: (x + F.embedding(torch.arange(x.shape[1]), s.p)).sin().sum(1),
         SEQUENCES,
         (9, 6),
+    ),
+    "token_types": (
+        lambda s, x: (x + F.embedding(torch.zeros(x.shape[:2], dtype=torch.int64) + 1, s.p)).sin(),
+        SEQUENCES,
+        (2, 6),
+    ),
+    "positions_of_every_point": (
+        lambda s, x: (x + F.embedding(torch.arange(4).expand(len(x), 4), s.p)).sin(),
+        SEQUENCES,
+        (9, 6),
+    ),
+    "positions_of_every_point_in_cat": (
+        lambda s, x: torch.cat([x, F.embedding(torch.arange(3).expand(len(x), 3), s.p)], 1).sin(),
+        SEQUENCES,
+        (9, 6),
+    ),
+    "attention_bias": (
+        lambda s, x: F.scaled_dot_product_attention(x, x, x, s.p[None, 1:]).sin(),
+        SEQUENCES,
+        (5, 4),
+    ),
+    "attention_bias_of_groups": (
+        lambda s, x: F.scaled_dot_product_attention(
+            x.view(-1, 4, 4, 6)[:, :, :2],
+            x.view(-1, 4, 4, 6)[:, :2],
+            x.view(-1, 4, 4, 6)[:, 2:],
+            s.p.expand(4, 2, 4),
+            scale=0.7,
+            enable_gqa=True,
+        ).sin(),
+        (4, 16, 6),
+        (1, 4),
     ),
     "time_first": (lambda s, x: (x.transpose(0, 1) + s.p).sin().sum(0), SEQUENCES, (4, 1, 6)),
     "subtract": (lambda s, x: (s.p - x).sin() - (x - s.q).cos(), VECTORS, (6,), (6,)),
@@ -188,6 +230,11 @@ ENTRIES = {
         SEQUENCES,
         (1, 6),
     ),
+    "token_chosen": (
+        lambda s, x: x + s.p.expand(len(x), -1)[torch.arange(len(x)) + (x[:, 0] > 9)],
+        VECTORS,
+        (1, 6),
+    ),
     "token_and_position": (
         lambda s, x: torch.cat([(s.p + s.q).expand(len(x), -1, -1), x], 1).sin().sum(1),
         SEQUENCES,
@@ -217,6 +264,7 @@ DERIVED = {
     "low_rank": (lambda s, x: F.linear(x, s.p + s.q @ s.r), VECTORS, (3, 6), (3, 2), (2, 6)),
     "rows": (lambda s, x: F.linear(x, s.p[1:3]), VECTORS, (5, 6)),
     "columns": (lambda s, x: F.linear(x, s.p[:, 1:7]), VECTORS, (5, 9)),
+    "expert": (lambda s, x: expert(s.p, x), VECTORS, (2, 3, 6)),
     "weight_and_bias": (lambda s, x: F.linear(x, s.p, s.p[0, :5]), VECTORS, (5, 6)),
     "standardised": (
         lambda s, x: (
@@ -250,7 +298,6 @@ UNSEEN = {
         SEQUENCES,
         (4, 6, 3),
     ),
-    "scaled_in_place": (lambda s, x: (2 * x).mul_(s.p), VECTORS, (6,)),
     "token_in_place": (lambda s, x: token_in_place(s.p, x) * x, SEQUENCES, (1, 1, 6)),
     "repeated_in_place": (lambda s, x: repeated_in_place(s.p, x) * x, VECTORS, (1, 6)),
     "rounding_mode": (

@@ -124,3 +124,26 @@ def _projected(
         for x, w, b in zip((query, key, value), weights, biases, strict=True)
     )
     return q, k, v
+
+
+def with_bias(
+    recorder: Recorder,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Compute ``F.scaled_dot_product_attention`` with scores to which a parameter is added."""
+    bias = recorder.find(attn_mask)
+    if bias is None or attn_mask is None or dropout_p > 0 or is_causal:
+        return NotImplemented
+    query, key, value = map(recorder.data, (query, key, value))
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = recorder.add((query * scale) @ key.transpose(-1, -2), attn_mask)
+    return scores.softmax(-1) @ value

@@ -346,6 +346,11 @@ class Recorder(TorchFunctionMode):
         result = rules.linear(self, x, weight, bias)
         return F.linear(x, weight, bias) if result is NotImplemented else result
 
+    def add(self, x: Tensor, value: Tensor) -> Tensor:
+        """Add a tensor, recording that it was read if it is tracked."""
+        result = rules.handle(self, torch.add, (x, value), {})
+        return x + value if result is NotImplemented else result
+
     def record(
         self,
         rule: Rule,
@@ -472,6 +477,11 @@ class Recorder(TorchFunctionMode):
             if not data or sources[0].value is args[0]:
                 self._derive(func, args, kwargs, sources, result)
             return result
+        if func is Tensor.__getitem__ and self.find(args[0]) is not None:
+            result = func(*args, **kwargs)
+            if result._is_view():  # of entries at a place: which one is no number in it
+                self._derive(func, args, kwargs, [self._tracked[id(args[0])]], result)
+                return result
         if any(map(torch._C._functorch.is_functorch_wrapped_tensor, _tensors(args))):
             return func(*args, **kwargs)
         result = rules.handle(self, func, args, kwargs)
@@ -601,11 +611,19 @@ def _recognise_view(derived: Tracked, source: Tracked) -> bool:
 def _recognise_rows(
     derived: Tracked, source: Tracked, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Note that a tensor is an embedding of constant indices (positions)."""
+    """Note that a tensor is an embedding of constant indices (positions, token types)."""
     index = args[0] if args else kwargs["input"]
     padding = args[2] if len(args) > 2 else kwargs.get("padding_idx")
-    if padding is None and index is not source.value:
-        derived.parent, derived.view, derived.index = source, "gathered", index.long()
+    if padding is not None or index is source.value:
+        return
+    fixed = []
+    for axis, size in enumerate(index.shape):
+        one = index.narrow(axis, 0, min(size, 1))
+        # Often the same for every point.
+        fixed.append(size == 1 or bool((index == one).all()))
+        index = one if fixed[-1] else index
+    derived.fixed = (*fixed, derived.fixed[-1])
+    derived.parent, derived.view, derived.index = source, "gathered", index.long()
 
 
 _GRADIENTS = frozenset([torch.autograd.grad, torch.autograd.backward, Tensor.backward])
