@@ -352,6 +352,16 @@ def test_a_loader_that_reorders_by_itself_is_noticed():
         passed(Backwards(TensorDataset(values()), 8))
 
 
+@pytest.mark.parametrize("size", [4, 13])
+def test_a_collate_fn_that_sorts_is_noticed(size):
+    def longest_first(sentences):
+        return pad(sorted(sentences, key=len, reverse=True))
+
+    text = Items(SENTENCES.__getitem__, 13)
+    with pytest.raises(ValueError, match=r"point \d+ of X differs .* sorted by a collate_fn"):
+        EmpiricalNTK(Text()).outputs(DataLoader(text, size, collate_fn=longest_first))
+
+
 def test_a_collate_fn_that_leaves_out_points_is_noticed():
     def good(items):
         return torch.stack([x for (x,) in items if x != 4])
