@@ -36,7 +36,7 @@ SketchName = Literal["sparse", "kronecker", "auto"]
 _LARGEST_BATCH = 256
 _CPU_ACTIVATIONS = 1 << 27
 # Points, from all over the data, on which every call first checks its gradients against autograd.
-_PROBE = 4
+_PROBE = 3
 # Points on which the cost of a fallback is measured, and the cost, in plain passes, worth a word.
 _TRIAL = 16
 _DEAR = 20
