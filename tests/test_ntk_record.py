@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import pytest
 
@@ -12,6 +13,7 @@ from ntk_networks import networks  # noqa: E402
 from recorded import check, record  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 N = 4
 VECTORS, SEQUENCES = (4, 6), (4, 4, 6)
@@ -499,3 +501,91 @@ def test_unseen_says_by_what() -> None:
     assert recorder.unseen(output)["p"] in ("CdistBackward0", "EuclideanDistBackward0")
     assert [use.what for use in recorder.uses] == ["linear"]
     assert recorder.uses[0].names == {"linear.weight", "linear.bias"}
+
+
+class Checkpointed(nn.Module):
+    """All that is replaced or followed, computed again during the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.recurrent = nn.GRU(6, 6, batch_first=True)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+        self.head = nn.Linear(6, 2)
+
+    def inside(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) * self.token.exp()
+        return self.normed(self.attention(self.recurrent(x)[0], x, x)[0])
+
+    def forward(self, x):
+        return self.head(checkpoint(self.inside, x, use_reentrant=False).sum(1))
+
+
+def test_checkpoints() -> None:
+    torch.manual_seed(0)
+    check(Checkpointed().double(), torch.randn(SEQUENCES, dtype=torch.float64))
+
+
+class Hidden(nn.Module):
+    """A layer called where no mode of this thread, or no rule, sees it."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(6, 4), nn.Linear(4, 2)
+        self.way = way
+        if way == "script":
+            self.hidden = torch.jit.script(self.hidden)
+
+    def forward(self, x):
+        if self.way == "vmap":
+            y = torch.func.vmap(self.hidden)(x)
+        elif self.way == "function":
+            y = Product.apply(x, self.hidden.weight) + self.hidden.bias
+        elif self.way == "thread":
+            found = []
+            thread = threading.Thread(target=lambda: found.append(self.hidden(x)))
+            thread.start()
+            thread.join()
+            y = found[0]
+        else:
+            y = self.hidden(x)
+        return self.head(y.tanh())
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.T @ x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("way", ["vmap", "function", "thread", "script"])
+def test_hidden_uses_are_unseen(way) -> None:
+    torch.manual_seed(0)
+    unseen = ("hidden.weight",) if way == "function" else ("hidden.weight", "hidden.bias")
+    check(Hidden(way).double(), torch.randn(VECTORS, dtype=torch.float64), unseen=unseen)
+
+
+def test_detached_parameters_have_no_part() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 4), nn.Linear(4, 2)
+            self.detached = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.first(x)
+            with torch.no_grad():
+                z = self.detached(y)
+            z = z + self.detached.weight.detach().sum() + self.detached.weight.data.sum()
+            return self.second(y.tanh() + z)
+
+    torch.manual_seed(0)
+    check(Detached().double(), torch.randn(VECTORS, dtype=torch.float64))

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -473,7 +473,9 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if not data or func in rules.SHAPE_ONLY:
             sources = [t for t in map(self.find, _tensors((*args, *kwargs.values()))) if t]
-            result = func(*args, **kwargs)
+            # Under torch.utils.checkpoint these would not be saved, and run again too late.
+            with saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
+                result = func(*args, **kwargs)
             if not data or sources[0].value is args[0]:
                 self._derive(func, args, kwargs, sources, result)
             return result
