@@ -5,9 +5,10 @@
 # out: ntkfast_with_cuda, CMAKE_CUDA_ARCHITECTURES, the environment's CUDACXX
 
 set(ntkfast_with_cuda OFF)
-set(cpu_seconds 60)       # of one processor, of 2026: the CPU half
-set(cuda_seconds 120)     # the GPU half, whatever the GPU
-set(seconds_per_gpu 150)  # and for each kind of GPU
+# Seconds of one processor of 2026: the CPU half, the GPU half whatever the GPU, and for each kind of GPU.
+set(cpu_seconds 75)
+set(cuda_seconds 35)
+set(seconds_per_gpu 85)
 
 cmake_host_system_information(RESULT processors QUERY NUMBER_OF_LOGICAL_CORES)
 
