@@ -54,6 +54,11 @@ def _factor(engine: Engine, A: Any) -> Any:
         ) from None
 
 
+def _own(engine: Engine, array: Any) -> Any:
+    """Return the array, or a copy if it is read-only, as memory maps are."""
+    return array if engine.on_gpu or array.flags.writeable else engine.copy(array)
+
+
 def _merged(groups: Array, noise: Array, residual: Array) -> tuple[Array, Array, Array]:
     """Make the labels (n,) of each group, which belong to one and the same point, one label.
 
@@ -274,7 +279,7 @@ class WeightSpace:
             weights = engine.triangular_solve(L, target)
             step = U.T @ engine.triangular_solve(L, weights, transpose=True)
             whitening = self.whitening.then(U, C)
-            psi = self.psi if in_place else engine.copy(self.psi)
+            psi = _own(engine, self.psi) if in_place else engine.copy(self.psi)
         else:
             L = _factor(engine, engine.eye(d) + engine.weighted_gram(block, 1 / noise))
             W = engine.triangular_solve(L, engine.eye(d))
@@ -486,6 +491,7 @@ class FunctionSpace:
         mean = engine.host(V.T @ engine.triangular_solve(L, engine.put(residual)))
         variance = np.maximum(self.variance - engine.host(engine.column_norms(V)), 0.0)
         S = engine.cast(self.S, _subtracted(self.dtype, self.variance, self.ridge))
+        S = _own(engine, S)
 
         def commit() -> None:
             engine.condition_dense(S, V)
