@@ -18,6 +18,7 @@
 #include "cpu/cholesky_append.h"
 #include "cpu/condition_dense.h"
 #include "cpu/condition_features.h"
+#include "cpu/dispatch.h"
 #include "cpu/downdate_moments.h"
 #include "cpu/form_gradients.h"
 #include "cpu/gram_add.h"
@@ -475,7 +476,15 @@ PYBIND11_MODULE(_core, m) {
   });
 
   m.def("cpu_isa", [] { return std::string(kernels().linalg.isa); });
+  m.def("supported_isas", &supported_isas);
   m.def("num_threads", &num_threads);
+  m.def("compiler", [] {
+#if defined(__clang__)
+    return "Clang " __clang_version__;
+#else
+    return "GCC " __VERSION__;
+#endif
+  });
   m.def("criteria", [] {
     std::vector<std::string> names;
     for (int i = 0; i < criterion_count(); ++i) names.emplace_back(criterion_name(i));
