@@ -25,7 +25,7 @@ from . import contract, functional
 from .inputs import Batch, batch_length, concatenate, leaves, map_batch, take
 from .layers import Dense, Site, Unsupported
 from .owners import Owners, extend, find_owners, merge, narrowest, scales
-from .record import Recorder, Use
+from .record import Recorder, Use, stand_in
 from .trace import Trace
 
 Gradient: TypeAlias = "list[Site] | Dense"
@@ -70,6 +70,8 @@ class Plan:
         Tensors of the network: what its outputs depend on beside the input.
     fresh : callable
         Makes a replica that has never been called, for checks: a network may remember calls.
+    leaves : dict
+        Full name -> what stands for a parameter in recorded passes.
     fallback : dict
         Full name -> why torch.func takes this parameter, as of the last batch.
     vectorised : bool
@@ -87,6 +89,7 @@ class Plan:
     parameters: dict[str, nn.Parameter]
     state: list[Tensor]
     fresh: Callable[[], nn.Module]
+    leaves: dict[str, Tensor] = field(default_factory=dict)
     fallback: dict[str, str] = field(default_factory=dict)
     vectorised: bool = True
     pairs: bool | None = None
@@ -189,7 +192,10 @@ def _attempt(
     """Take the gradients of a batch; None if owners known from before turn out not to suffice."""
     n = batch_length(batch)
     ours = {id(p) for p in plan.parameters.values()}
-    recorder = Recorder(plan.parameters, [t for t in plan.state if id(t) not in ours])
+    if not plan.leaves:
+        plan.leaves.update({name: stand_in(p) for name, p in plan.parameters.items()})
+    constants = [t for t in plan.state if id(t) not in ours]
+    recorder = Recorder(plan.parameters, constants, plan.leaves)
     trace = Trace(plan.state)
     with trace, recorder:
         outputs = functional.checked_outputs(functional.call(net, batch), n)
