@@ -9,14 +9,20 @@ import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from ._posterior.blocks import BlockSpace, expanded, outputs_per_point, points_of_rows
+from ._posterior import file
+from ._posterior.blocks import (
+    BlockSpace,
+    expanded,
+    in_blocks,
+    outputs_per_point,
+    points_of_rows,
+)
 from ._posterior.covariance import FunctionSpace, WeightSpace
-from ._posterior.engines import CPU, Engine, engine_of
+from ._posterior.engines import Engine, engine_of
 from ._posterior.labels import refuse_missing
 from ._posterior.lock import Lock, exclusive
 from .arrays import (
@@ -28,19 +34,14 @@ from .arrays import (
     as_numpy,
     as_positive,
     as_probabilities,
-    as_weights,
     check_shape,
     library_named,
     library_of,
 )
-from .files import replacing
 
 __all__ = ["Posterior", "probabilities", "softmax"]
 
 Loss = Literal["squared", "cross_entropy"]
-
-_FORMAT = "ntkfast posterior"
-_VERSION = 2
 
 
 def softmax(z: Array) -> Array:
@@ -128,36 +129,6 @@ def _automatic_scale(outputs: Array, classes: Array) -> float:
     n, k = outputs.shape
     own = outputs[np.arange(n), classes]
     return max(1.0, float((own - (outputs.sum(1) - own) / (k - 1)).mean()))
-
-
-def _stored_int(stored: dict[str, Array], name: str) -> int:
-    """Return an integer >= 0 that a file holds."""
-    value = stored[name]
-    if value.dtype.kind not in "iu" or value.ndim != 0 or value < 0:
-        raise ValueError(f"{name} is {value!r}; expected an integer >= 0")
-    return int(value)
-
-
-def _stored_factor(stored: dict[str, Array], rows: int, columns: int) -> dict[str, Array]:
-    """Return the `Factor` of a space of so many rows that a file holds; version 1 has none."""
-    if _stored_int(stored, "version") == 1:
-        return {}
-    labeled = _stored_int(stored, "labeled")
-    L = as_floats("factor", stored["factor"], (None, None), np.float64)
-    r = len(L)
-    check_shape("factor", L, (r, r))
-    kept = {
-        name: as_indices(name, stored[name], size, duplicates=True, empty=True)
-        for name, size in (("given", labeled), ("points", rows))
-    }
-    if len(kept["given"]) + len(kept["points"]) != r:
-        raise ValueError(f"factor has {r} rows, given and points name another number of labels")
-    return kept | {
-        "factor": L,
-        "rows": as_floats("rows", stored["rows"], (r, rows), np.float64),
-        "weights": as_floats("weights", stored["weights"], (r, columns), np.float64),
-        "labeled": np.array(labeled),
-    }
 
 
 def _check_kernel(name: str, K: Any, engine: Engine) -> None:
@@ -637,13 +608,12 @@ class Posterior:
         """Posterior of a space with so many rows per point, whose fit changes F by `change`."""
         mean = inputs.outputs + change.reshape(inputs.outputs.shape)
         _check_overflow(mean, space.variance)
-        whole = BlockSpace(space, per_point) if per_point > 1 else space
-        return cls(whole, mean, inputs, n, library)
+        return cls(in_blocks(space, per_point), mean, inputs, n, library)
 
     def __repr__(self) -> str:
         (N, k), space = self._mean.shape, self._rows
         kept = f"{space.psi.shape[1]} features" if isinstance(space, WeightSpace) else "a kernel"
-        kept += f" of {k} x {k} blocks" if isinstance(self._space, BlockSpace) else ""
+        kept += f" of {k} x {k} blocks" if self._space.per_point > 1 else ""
         return (
             f"<Posterior of {N} points with {k} outputs from {kept} ({space.dtype}), given "
             f"{self._labels} labels: loss={self.loss!r}, ridge={self.ridge:.4g}, "
@@ -793,7 +763,7 @@ class Posterior:
     @property
     def _rows(self) -> WeightSpace | FunctionSpace:
         """The scalar space: of the points, or of k rows for each."""
-        return self._space.inner if isinstance(self._space, BlockSpace) else self._space
+        return self._space.rows
 
     def _new_points(
         self, method: str, features: Any, outputs: Any, kernels: dict[str, Any]
@@ -803,7 +773,7 @@ class Posterior:
         Kernels that are not needed may be None, and stay so.
         """
         space, N = self._rows, len(self)
-        per_point = self._space.k if isinstance(self._space, BlockSpace) else 1
+        per_point = self._space.per_point
         (outputs,) = self._library.fetch(outputs=outputs)
         if isinstance(space, WeightSpace):
             if features is None or any(K is not None for K in kernels.values()):
@@ -933,7 +903,7 @@ class Posterior:
         if self._warned or not isinstance(space, WeightSpace):
             return
         d = space.psi.shape[1]
-        per_point = space.size // len(self)
+        per_point = self._space.per_point
         if 4 * self._labels * per_point > d:
             self._warned = True
             labels = f"{self._labels} labels" + (f" x {per_point} outputs" if per_point > 1 else "")
@@ -957,22 +927,17 @@ class Posterior:
             The file's name, used as it is; an existing file is replaced once the new one is whole.
             Of several writers at once the last one stays.
         """
-        with replacing(Path(path), "xb") as file:
-            kept = self._space.arrays()
-            np.savez(
-                file,
-                format=np.array(_FORMAT),
-                # Without a factor of the labels it is what the first version wrote, and reads.
-                version=np.array(_VERSION if "factor" in kept else 1),
-                outputs=self._outputs,
-                mean=self._mean,
-                is_labeled=self._is_labeled,
-                ridge=np.array(self.ridge),
-                loss=np.array(self.loss),
-                label_scale=np.array(self.label_scale),
-                labels=np.array(self._labels),
-                **kept,
-            )
+        state = file.Stored(
+            self._space,
+            self._outputs,
+            self._mean,
+            self._is_labeled,
+            self.ridge,
+            self.loss,
+            self.label_scale,
+            self._labels,
+        )
+        file.write(path, state)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Posterior:
@@ -985,72 +950,14 @@ class Posterior:
         ValueError
             The file is damaged, or no posterior, or of a later version.
         """
-        with Path(path).open("rb") as file:
-            try:
-                archive = np.load(file, allow_pickle=False)
-                stored = {} if isinstance(archive, np.ndarray) else dict(archive)
-            # Damage surfaces as BadZipFile, zlib.error, EOFError, ValueError, ... by its place.
-            except Exception as error:
-                raise ValueError(f"{path} is damaged or not a posterior: {error}") from error
-        if str(stored.get("format")) != _FORMAT:
-            raise ValueError(f"{path} is not a posterior saved by ntkfast")
-        try:
-            version = _stored_int(stored, "version")
-            if version <= _VERSION:
-                return cls._restore(stored)
-        except KeyError as error:
-            raise ValueError(f"{path} is damaged: it holds no {error}") from error
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-        raise ValueError(f"{path} has version {version}; this ntkfast reads up to {_VERSION}")
-
-    @classmethod
-    def _restore(cls, stored: dict[str, Array]) -> Posterior:
-        outputs = as_floats("outputs", stored["outputs"], ("N", "k"), np.float64)
-        N, k = outputs.shape
-        mean = as_floats("mean", stored["mean"], (N, k), np.float64)
-        is_labeled = stored["is_labeled"]
-        check_shape("is_labeled", is_labeled, (N,))
-        loss = str(stored["loss"])
-        if loss not in ("squared", "cross_entropy"):
-            raise ValueError(f"loss is {loss!r}")
-        if loss == "cross_entropy" and k == 1:
-            raise ValueError("loss is 'cross_entropy', but there is one output")
-        if is_labeled.dtype != bool:
-            raise ValueError(f"is_labeled has dtype {is_labeled.dtype}; expected bool")
-        ridge = as_positive("ridge", stored["ridge"])
-        space: WeightSpace | FunctionSpace
-        # k rows per point, and one column of residuals, where the kernel has blocks.
-        in_blocks = k > 1 and len(stored["psi" if "psi" in stored else "S"]) == N * k
-        per_point, columns = (k, 1) if in_blocks else (1, k)
-        rows = N * per_point
-        if "psi" in stored:
-            psi = as_floats("psi", stored["psi"], (rows, "d"))
-            d = psi.shape[1]
-            theta = as_floats("theta", stored["theta"], (d, columns), np.float64)
-            kept = {"psi": psi, "theta": theta}
-            if "whitening" in stored:
-                matrix = as_floats("whitening", stored["whitening"], (d, d), np.float64)
-                kept["whitening"] = matrix
-            else:
-                kept["left"] = as_floats("left", stored["left"], (None, d), np.float64)
-                shape = kept["left"].shape
-                kept["right"] = as_floats("right", stored["right"], shape, np.float64)
-            space = WeightSpace.restored(kept, CPU)
-        else:
-            variance = as_weights("variance", stored["variance"], rows)
-            kept = {"S": as_floats("S", stored["S"], (rows, rows)), "variance": variance}
-            kept |= _stored_factor(stored, rows, columns)
-            space = FunctionSpace.restored(kept, ridge, CPU)
+        stored = file.read(path)
         inputs = _Inputs(
-            outputs=outputs,
+            outputs=stored.outputs,
             noise=np.empty(0),
-            residual=np.empty((0, k)),
-            is_labeled=is_labeled,
-            ridge=ridge,
-            loss=cast(Loss, loss),
-            label_scale=as_positive("label_scale", stored["label_scale"]),
+            residual=np.empty((0, stored.outputs.shape[1])),
+            is_labeled=stored.is_labeled,
+            ridge=stored.ridge,
+            loss=cast(Loss, stored.loss),
+            label_scale=stored.label_scale,
         )
-        labels = _stored_int(stored, "labels")
-        whole = BlockSpace(space, k) if in_blocks else space
-        return cls(whole, mean, inputs, labels, Library("numpy"))
+        return cls(stored.space, stored.mean, inputs, stored.labels, Library("numpy"))

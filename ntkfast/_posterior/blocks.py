@@ -26,6 +26,7 @@ __all__ = [
     "BlockScorer",
     "BlockSpace",
     "expanded",
+    "in_blocks",
     "outputs_per_point",
     "points_of_rows",
 ]
@@ -114,6 +115,16 @@ class BlockSpace:
         self.k = k
 
     @property
+    def rows(self) -> WeightSpace | FunctionSpace:
+        """The scalar covariance of the rows."""
+        return self.inner
+
+    @property
+    def per_point(self) -> int:
+        """Rows of a point."""
+        return self.k
+
+    @property
     def size(self) -> int:
         """Number of points."""
         return self.inner.size // self.k
@@ -182,6 +193,13 @@ class BlockSpace:
     def arrays(self) -> dict[str, Any]:
         """Return what a file keeps."""
         return self.inner.arrays()
+
+
+def in_blocks(
+    space: WeightSpace | FunctionSpace, per_point: int
+) -> WeightSpace | FunctionSpace | BlockSpace:
+    """Return the covariance of points with so many rows each."""
+    return BlockSpace(space, per_point) if per_point > 1 else space
 
 
 class BlockScorer:

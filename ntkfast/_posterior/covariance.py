@@ -182,6 +182,8 @@ class WeightSpace:
         What computes on psi.
     """
 
+    per_point = 1  # rows of a point
+
     def __init__(self, psi: Any, whitening: Whitening, theta: Any) -> None:
         self.engine = whitening.engine
         self.psi = psi
@@ -207,6 +209,11 @@ class WeightSpace:
         change = space._change(block, noise, residual, in_place=False)
         change.commit()
         return space, change.mean
+
+    @property
+    def rows(self) -> WeightSpace:
+        """The covariance of single rows: itself, unlike for blocks."""
+        return self
 
     @property
     def size(self) -> int:
@@ -489,6 +496,8 @@ class FunctionSpace:
         What computes on S.
     """
 
+    per_point = 1  # rows of a point
+
     def __init__(
         self, S: Any, variance: Array, ridge: float, factor: Factor | None, engine: Engine
     ) -> None:
@@ -550,6 +559,11 @@ class FunctionSpace:
         engine.condition_dense(S, V)
         factor = Factor(L, V, w, given, np.empty(0, np.int64), labeled)
         return cls(S, np.maximum(variance, 0.0), ridge, factor, engine), mean
+
+    @property
+    def rows(self) -> FunctionSpace:
+        """The covariance of single rows: itself, unlike for blocks."""
+        return self
 
     @property
     def size(self) -> int:
