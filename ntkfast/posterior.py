@@ -800,7 +800,11 @@ class Posterior:
         m, labeled = len(f), factor.labeled
         needed = {
             "K_lv": (labeled, len(factor.given) > 0, "the labelled points given to from_kernel"),
-            "K_uv": (N * per_point, method == "extend" or len(factor.points) > 0, "the N points"),
+            "K_uv": (
+                N * per_point,
+                method == "extend" or len(factor.points) + len(factor.later) > 0,
+                "the N points",
+            ),
             "K_vv": (m * per_point, True, "the new points"),
         }
         read: list[Any] = []

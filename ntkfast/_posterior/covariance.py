@@ -424,6 +424,8 @@ class Factor:
     labeled : int
         How many labelled points the kernel of new points is to be given with, those with an
         infinite noise included.
+    later : tuple
+        Labels that `whole` has yet to append.
     """
 
     L: Any
@@ -432,26 +434,35 @@ class Factor:
     given: Array
     points: Array
     labeled: int
+    later: tuple[tuple[Array, Any, Any, Any], ...] = ()
 
-    def appended(self, engine: Engine, points: Array, noise_root: Any, V: Any, w: Any) -> Factor:
-        """Return the factor with labels at `points` (b,), of which V and w are given.
+    def appended(self, points: Array, root: Any, V: Any, w: Any) -> Factor:
+        """Return the factor with labels at `points` (b,), of which V, w and a root of S_BB + D.
 
-        L grows by b rows: K(B, A) L^-T, which is V of these points, and the root of S_BB + D.
+        Takes no time: a stream of labels does not copy what was there each time.
         """
-        r, b = len(self.L), len(points)
-        L = engine.empty((r + b, r + b))
-        L[:r, :r] = self.L
-        L[:r, r:] = 0.0
-        if r:
-            L[r:, :r] = engine.block(self.V, np.arange(r), points).T
-        L[r:, r:] = noise_root
-        return replace(
-            self,
-            L=L,
-            V=engine.stack(self.V, V),
-            w=engine.stack(self.w, w),
-            points=np.concatenate([self.points, points]),
-        )
+        return replace(self, later=(*self.later, (points, root, V, w)))
+
+    def whole(self, engine: Engine) -> Factor:
+        """Return the factor with all labels in its arrays.
+
+        L grows by K(B, A) L^-T, which is V of these points transposed, and the root of S_BB + D.
+        """
+        if not self.later:
+            return self
+        r, N = self.V.shape
+        size = r + sum(len(points) for points, *_ in self.later)
+        L, V, w = (engine.empty((size, columns)) for columns in (size, N, self.w.shape[1]))
+        L[:, :] = 0.0
+        L[:r, :r], V[:r], w[:r] = self.L, self.V, self.w
+        for points, root, V_B, w_B in self.later:
+            rows = slice(r, r + len(points))
+            if r:
+                L[rows, :r] = engine.block(V[:r], np.arange(r), points).T
+            L[rows, rows], V[rows], w[rows] = root, V_B, w_B
+            r += len(points)
+        points = np.concatenate([self.points, *(points for points, *_ in self.later)])
+        return replace(self, L=L, V=V, w=w, points=points, later=())
 
     def of(self, engine: Engine, K_lv: Any, K_uv: Any) -> Any:
         """V (r, m) of new points from K_lv (labeled, m) and K_uv (N, m), None where not read."""
@@ -595,7 +606,7 @@ class FunctionSpace:
         V = engine.triangular_solve(L, rows)
         w = engine.triangular_solve(L, engine.put(residual))
         mean = engine.host(V.T @ w)
-        factor = self.factor and self.factor.appended(engine, indices, L, V, w)
+        factor = self.factor and self.factor.appended(indices, L, V, w)
         variance = np.maximum(self.variance - engine.host(engine.column_norms(V)), 0.0)
         S = engine.cast(self.S, _subtracted(self.dtype, self.variance, self.ridge))
         S = _own(engine, S)
@@ -606,10 +617,14 @@ class FunctionSpace:
 
         return Change(mean, commit)
 
+    def _whole_factor(self) -> Factor:
+        assert self.factor is not None  # whoever calls has asked for it
+        self.factor = self.factor.whole(self.engine)
+        return self.factor
+
     def predict(self, K_lv: Any, K_uv: Any, m: int) -> Array:
         """F - f at m new points, from their kernels, which are here (see `Factor.of`)."""
-        assert self.factor is not None  # its owner has asked for it
-        engine, factor = self.engine, self.factor
+        engine, factor = self.engine, self._whole_factor()
         if len(factor.L) == 0:
             return np.zeros((m, factor.w.shape[1]))
         return engine.host(factor.of(engine, K_lv, K_uv).T @ factor.w)
@@ -619,8 +634,7 @@ class FunctionSpace:
 
         As in `fit`, S is float64 from here on if max K / lam of new points asks for it.
         """
-        assert self.factor is not None
-        engine, factor = self.engine, self.factor
+        engine, factor = self.engine, self._whole_factor()
         before = engine.host(engine.cast(K_vv.diagonal(), np.float64))
         V_v = factor.V[:, :0]
         dtype, S_uv, S_vv = self.dtype, K_uv, K_vv
@@ -670,7 +684,7 @@ class FunctionSpace:
     def arrays(self) -> dict[str, Any]:
         """Return what a file keeps."""
         kept = {"S": self.engine.host(self.S), "variance": self.variance}
-        return kept | (self.factor.arrays(self.engine) if self.factor else {})
+        return kept | (self._whole_factor().arrays(self.engine) if self.factor else {})
 
     def to(self, engine: Engine) -> FunctionSpace:
         """Independent copy where another engine computes."""
