@@ -196,12 +196,16 @@ class EmpiricalNTK:
         )
         self.n_parameters = self._layout.total
         self._warned = False
+        self._plans: dict[str, tuple[Plan, Tensor]] = {}
         devices = sorted({str(p.device) for p in parameters.values()})
         if len(devices) > 1:
             raise ValueError(f"the model's parameters are on several devices: {', '.join(devices)}")
         for name, module in self._net.named_modules():
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
                 raise ValueError(f"embedding {name!r} has max_norm: calling it changes its weights")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}  # they refer to copies of the model
 
     # Read from the model each time: it may be trained, moved or cast between calls.
     @property
@@ -500,7 +504,7 @@ class EmpiricalNTK:
         """
         inputs = self._inputs(X, "X")
         with isolated(self._net, self._device) as net:
-            setup = self._prepare(net, inputs)
+            setup = self._prepare(net, inputs, explaining=True)
             if self.sketch == "auto" and self._chosen is None:
                 with _choosing:
                     self._choose(inputs, setup)
@@ -546,21 +550,26 @@ class EmpiricalNTK:
     def _progress(self, inputs: Inputs, size: int, description: str) -> Iterator[Batch]:
         yield from track(inputs.batches(size), inputs.n_batches(size), description)
 
-    def _chosen_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: self._net.get_parameter(name) for name in self._names}
+    def _prepare(self, net: nn.Module, inputs: Inputs, *, explaining: bool = False) -> _Setup:
+        """Find the number of outputs and how to take gradients, and check that on a few points.
 
-    def _prepare(self, net: nn.Module, inputs: Inputs) -> _Setup:
-        """Find the number of outputs and how to take gradients, and check that on a few points."""
+        Gradients of these (`parts`) are there only when `explaining`.
+        """
         probe = inputs.probe(_PROBE)
+        parameters = {name: self._net.get_parameter(name) for name in self._names}
+        # What is known of a network holds for inputs of the same kind as long as its tensors lie
+        # where they did: whatever it may do differently shows in its operations.
+        lies = [(p.data_ptr(), p.dtype, p.requires_grad) for p in self._net.parameters()]
+        kind = [(leaf.shape[1:], leaf.dtype) for leaf in leaves(probe)]
+        key = repr((lies, kind, sorted(probe) if isinstance(probe, dict) else 0))
+        kept = None if explaining else self._plans.get(key)
+        if kept is not None:
+            return _Setup(net, kept[1], kept[0].copy(net), {})
         plan, weights, parts = capture.plan(
-            net,
-            lambda: replica(self._net),
-            self._chosen_parameters(),
-            probe,
-            self._weights,
-            self._dtype,
+            net, lambda: replica(self._net), parameters, probe, self._weights, self._dtype
         )
         setup = _Setup(net, weights, plan, parts)
+        self._plans = {key: (plan.copy(), weights)}
         if plan.fallback and not self._warned:
             self._warn_if_dear(setup, probe, inputs)
         return setup

@@ -112,7 +112,7 @@ def test_the_sketch_is_one_linear_map_of_the_gradient(name, outputs, monkeypatch
         )
         ntk.fit_sketch(x)
     with isolated(model, torch.device("cpu")) as net:
-        parts = ntk._prepare(net, ntk._inputs(x, "X")).parts
+        parts = ntk._prepare(net, ntk._inputs(x, "X"), explaining=True).parts
     methods = dict.fromkeys(ntk._names, "count")
     wide = [full for full in parts if choose.weight_shape(parts[full]) is not None]
     methods.update({full: ("rows", "tensor")[i % 2] for i, full in enumerate(wide)})

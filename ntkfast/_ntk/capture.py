@@ -102,6 +102,18 @@ class Plan:
     moving: str = ""
     n_moving: int = 0
 
+    def copy(self, net: nn.Module | None = None) -> Plan:
+        """Return the plan with all that is known of a network, for another replica of it."""
+        return replace(
+            self,
+            state=[] if net is None else _state(net),
+            leaves=dict(self.leaves),
+            fallback=dict(self.fallback),
+            owners=dict(self.owners),
+            samples={kind: list(samples) for kind, samples in self.samples.items()},
+            rejected={kind: dict(names) for kind, names in self.rejected.items()},
+        )
+
     def known(self, trace: Trace, uses: Sequence[Use], n: int) -> list[Owners] | None:
         """Return the owners of the rows of a pass, if passes before tell them."""
         if trace.moving:
@@ -577,6 +589,14 @@ def _total(gradient: Gradient, points: Tensor, combination: Tensor, dtype: torch
     return contract.dense(merged, 1, dtype).flatten()
 
 
+def _state(net: nn.Module) -> list[Tensor]:
+    """Tensors of a network: its parameters, buffers and attributes."""
+    state = [*net.parameters(), *net.buffers()]
+    for module in net.modules():
+        state += [value for value in vars(module).values() if isinstance(value, Tensor)]
+    return state
+
+
 def plan(
     net: nn.Module,
     fresh: Callable[[], nn.Module],
@@ -606,9 +626,7 @@ def plan(
     ValueError, RuntimeError
         As :func:`gradients`, and when outputs depend on no parameter.
     """
-    state = [*net.parameters(), *net.buffers()]
-    for module in net.modules():
-        state += [value for value in vars(module).values() if isinstance(value, Tensor)]
+    state = _state(net)
     result = Plan(dict(parameters), state, fresh)
     saved: dict[int, int] = {}
 

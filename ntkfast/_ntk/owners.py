@@ -32,7 +32,7 @@ class _Kind:
 
 # (Gradients in float16 are near the smallest numbers it has.)
 _KINDS = {
-    torch.float64: _Kind(-100, 100, 1e-8, 1),
+    torch.float64: _Kind(-100, 100, 1e-6, 1),
     torch.float32: _Kind(-30, 30, 2e-3, 2),
     torch.bfloat16: _Kind(-30, 30, 5e-2, 3),
     torch.float16: _Kind(0, 8, 2e-2, 3),
@@ -201,19 +201,17 @@ def find_owners(
         if rows % n:
             return Owners(torch.full((rows,), -1, dtype=torch.int64, device=device), n, True)
         return Owners(torch.arange(rows, device=device) // (rows // n), n)
-    # Relative to the largest, so that squares do not overflow.
-    kind = torch.promote_types(plain.dtype, torch.float32)
-    a = plain.to(kind) / largest.to(kind)
-    energy = (a * a).sum(1, dtype=torch.float64)
-    right, owner = energy > 0, None
-    for other, weight in zip(scaled, weights, strict=True):
-        b = other.to(kind) / largest.to(kind)
+    # Inner products of all passes by row, relative to the largest: squares must not overflow.
+    passes = torch.stack([plain, *scaled], 1).double() / largest.double()
+    products = passes @ passes.mT
+    energy, cross, size = products[:, 0, 0], products[:, 0], products.diagonal(dim1=1, dim2=2)
+    right, owner = (energy > 0) & (cross > 0).all(1), None
+    for i, weight in enumerate(weights, 1):
         if owner is None:
-            ratio = (a * b).sum(1, dtype=torch.float64) / torch.where(right, energy, 1.0)
-            right &= ratio > 0
-            owner = _nearest(torch.where(right, ratio, 1.0), weight.double())
-        scale = weight[owner].double()
-        gap = (b / scale[:, None].to(kind) - a).square().sum(1, dtype=torch.float64)
+            owner = _nearest(torch.where(right, cross[:, i] / energy, 1.0), weight.double())
+        scale = weight.double()[owner]
+        # |b / s - a|^2
+        gap = size[:, i] / scale**2 - 2 * cross[:, i] / scale + energy
         right &= gap <= tolerance**2 * energy
     assert owner is not None
     noise = energy <= _NOISE**2 * energy.max()

@@ -147,10 +147,11 @@ class Trace(TorchDispatchMode):
         self.seeded = False
         self._drawn = ""
         # Storages by address; as long as they are held, no other one can have the address.
-        self._state: dict[int, Any] = {}
-        for tensor in state:
-            self._add(self._state, tensor)
-        self._fixed = dict(self._state)  # whose numbers do not depend on the input
+        self._fixed: dict[int, Any] = {}  # whose numbers do not depend on the input
+        self._state: dict[int, str] = {}  # of the model's own, by their places among them
+        for i, tensor in enumerate(state):
+            self._add(self._fixed, tensor)
+            self._state.setdefault(_address(tensor), f"tensor {i}")
         self._noisy: dict[int, Any] = {}  # whose numbers are random
 
     @classmethod
@@ -198,7 +199,7 @@ class Trace(TorchDispatchMode):
                     if address not in fixed:
                         all_fixed = False
                     elif address in state:
-                        numbers.append(address)
+                        numbers.append(state[address])
                 else:
                     numbers.append(entry)
         if what.special:
