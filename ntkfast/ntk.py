@@ -64,9 +64,10 @@ class _Setup:
 class EmpiricalNTK:
     """Tangent kernel of a network, ``K(x, x') = <df(x)/dtheta, df(x')/dtheta>``.
 
-    The network is evaluated in eval mode; nothing of it (parameters, ``.grad``, training flags,
-    hooks, random state) is changed by any call. Parameters with ``requires_grad=False`` are
-    frozen: they are not part of theta.
+    The network is evaluated in eval mode, on a private copy of its structure that shares the
+    parameters: nothing of it (parameters, ``.grad``, training flags, hooks, buffers, random state)
+    is changed by any call, finished or not, and several threads may use one model. Parameters with
+    ``requires_grad=False`` are frozen: they are not part of theta.
 
     Parameters
     ----------
@@ -120,11 +121,17 @@ class EmpiricalNTK:
     Gradients are taken in the model's dtype and accumulated in it (float32 for half precision), so
     features and Gram matrices are float64 for a float64 model and float32 otherwise.
 
-    One forward and one backward pass per batch give every layer's input and output gradient, from
-    which the gradients of known layers (linear, convolution, normalisation, embedding,
-    self-attention) are contracted. Other parameters fall back to torch.func, and
-    :meth:`explain` says which. Every call first compares the gradients of two points with
-    autograd, and refuses to go on if they differ.
+    One forward and one backward pass per batch give the input and the output gradient of every
+    torch function that reads a parameter, from which the gradients of known ones (linear,
+    convolution, normalisation, embedding, attention, recurrent, sums and products) are contracted,
+    whoever calls them. Other parameters fall back to torch.func, and :meth:`explain` says which.
+
+    Networks may fold, repeat, gather, sort or route their points: which rows belong to which point
+    is measured by further backward passes with weighted points, on a few points where the
+    operations show that it holds for all, or else in every batch. Whatever a batch does that none
+    did before is compared with autograd (gradients of randomly weighted sums), and the points are
+    evaluated in other company: models whose outputs depend on other points, or on chance, are
+    refused.
 
     Source of the kernel and of ``"single"``: Mohamadi, Bae, Sutherland (NeurIPS 2022, arXiv
     2206.12569); of ``"sum"``: their "pNTK" (ICML 2023).
@@ -487,7 +494,7 @@ class EmpiricalNTK:
         Parameters
         ----------
         X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
-            Points of the kind the model takes. The first two show how gradients are taken; the
+            Points of the kind the model takes. A few of them show how gradients are taken; the
             first (at most) 32, what every parameter contributes to the kernel and what error the
             sketch makes, so a few dozen typical ones are best and two are fastest.
         points : int

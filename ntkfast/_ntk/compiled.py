@@ -110,13 +110,10 @@ def _on(device: torch.device, f: Factor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _products(out: Tensor) -> tuple[str, torch.dtype]:
-    """How to form products and of what: of float32, as the user allows torch to form its own."""
+    """How to form products and of what: exact to the type of the result, whatever torch may do."""
     if out.dtype == torch.float64:
         return "float64", torch.float64
-    allowed = torch.get_float32_matmul_precision()
-    if allowed == "medium":
-        return "bf16", torch.bfloat16
-    return "tf32" if allowed == "high" else "tf32x3", torch.float32
+    return "tf32x3", torch.float32
 
 
 Contractions: TypeAlias = CpuContractions | CudaContractions
