@@ -122,13 +122,29 @@ def test_triangular_solve(benchmark, transpose):
     close((L.T if transpose else L) @ found, right)
 
 
+def test_empty_scoring_call(benchmark):
+    """The smallest call there is: what goes to Python, checks and the pool, not to numbers."""
+    psi = np.ones((2, 2), np.float32)
+    inputs = ops.ScoreInputs(
+        candidates=np.arange(0), evaluation=np.arange(0), mean=np.zeros((2, 2)),
+        outputs=np.zeros((2, 2)), noise=np.ones(0), ridge=1.0, label_probs=np.ones((0, 2)),
+        weights=np.ones(0), label_scale=1.0, loss="squared", temperature=1.0,
+        log_loss_targets=None,
+    )  # fmt: skip
+    variance = np.ones(2)
+    found = benchmark(
+        lambda: ops.score_features("variance_reduction", psi, inputs, variance=variance)
+    )
+    assert found.shape == (0,)
+
+
 @pytest.mark.parametrize("criterion", ["expected_entropy", "variance_reduction", "epig"])
 def test_score_blocks(benchmark, criterion):
     p = compare_blocks.problem(64, 512, 10)
     p["evaluation_variance"] = np.repeat(p["variance"][:1], 512, axis=0)
-    found = benchmark(lambda: ops.score_blocks(criterion, **p))
+    found = benchmark(lambda: compare_blocks.by_ntkfast(criterion, p))
     double = p | dict(covariance=p["covariance"].astype(np.float64))
-    close(found, ops.score_blocks(criterion, **double), 1e-5)
+    close(found, compare_blocks.by_ntkfast(criterion, double), 1e-5)
 
 
 def test_score_blocks_torch(benchmark):

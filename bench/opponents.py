@@ -170,13 +170,11 @@ def numpy_closed_form(p: Problem, chunk: int = 8) -> np.ndarray:
 
 def ntkfast_arguments(p: Problem, criterion: str = "expected_entropy") -> dict[str, Any]:
     n, n_c, k = len(p.psi), p.num_candidates, p.mean.shape[1]
-    return dict(
-        criterion=criterion,
+    inputs = ops.ScoreInputs(
         candidates=np.arange(n_c),
         evaluation=np.arange(n),
         mean=p.mean,
         outputs=p.mean,
-        variance=ops.squared_norms(p.psi),
         noise=np.full(n_c, p.noise),
         ridge=p.noise,
         label_probs=p.probs,
@@ -186,6 +184,7 @@ def ntkfast_arguments(p: Problem, criterion: str = "expected_entropy") -> dict[s
         temperature=p.temperature,
         log_loss_targets=np.full((n, k), 1 / k),
     )
+    return dict(criterion=criterion, inputs=inputs, variance=ops.squared_norms(p.psi))
 
 
 def gemm_alone(t: Tensors) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from problems import REPRESENTATIONS, random_problem, relative_error
 
 import ntkfast as nf
-from ntkfast import blocks
+from ntkfast._posterior import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
 
