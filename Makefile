@@ -1,4 +1,4 @@
-# make demo | test | test-emulated | lint | stubs | bench | sanitize | clean
+# make demo | test | test-emulated | fuzz | lint | stubs | bench | sanitize | clean
 #
 # Needs Python >= 3.10, a C++17 compiler and make. Everything else goes into .venv, in the versions
 # of constraints.txt; a second run starts at once. ARGS is passed on:
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 PACKAGING := pyproject.toml constraints.txt CMakeLists.txt
 CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo test test-emulated lint stubs check-stubs check-symbols check-cuda bench sanitize clean
+.PHONY: demo test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda bench sanitize clean
 # One step at a time: two pip runs in one environment overwrite each other.
 .NOTPARALLEL:
 
@@ -35,6 +35,10 @@ test-emulated: .venv/installed-test
 	cd $(EMULATED) && PYTHONPATH=$(EMULATED) NTKFAST_REQUIRE_GPU=1 $(abspath $(BIN))/python -m pytest \
 	  -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(CURDIR)/tests -m gpu $(ARGS)
 	PYTHONPATH=$(EMULATED) $(BIN)/python bench/bench_cuda.py --dry-run
+
+# Drawn networks and data against gradients taken one point at a time: make fuzz ARGS="--minutes 60 --jobs 2"
+fuzz: .venv/installed-test
+	$(BIN)/python tests/fuzz_ntk.py $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

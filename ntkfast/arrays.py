@@ -30,8 +30,11 @@ __all__ = [
     "check_dense",
     "check_finite",
     "check_shape",
+    "is_frame",
     "library_named",
     "library_of",
+    "of_frame",
+    "unmasked",
 ]
 
 Array = npt.NDArray[Any]
@@ -203,7 +206,8 @@ def as_numpy(name: str, array: Any) -> Array:
     name : str
         Name of the argument, for error messages.
     array : array_like
-        numpy array, torch tensor, array with ``__dlpack__``, or nested sequence of numbers.
+        numpy array, torch tensor, pandas DataFrame or Series of numbers, array with
+        ``__dlpack__``, or nested sequence of numbers.
 
     Returns
     -------
@@ -216,12 +220,13 @@ def as_numpy(name: str, array: Any) -> Array:
     RuntimeError
         The array is not in CPU memory (those on a GPU go through `Library.fetch` first).
     TypeError
-        A sparse, quantised, nested or masked array, or no array of numbers at all.
+        A sparse, quantised or nested array, masked entries, columns that hold no numbers, or no
+        array of numbers at all.
     """
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; its mask would be lost: pass a plain array")
     if isinstance(array, np.ndarray):
-        return np.asarray(array)
+        return unmasked(name, array)
+    if is_frame(array):
+        return of_frame(name, array)
     if _is_tensor(array):
         Library("torch").owns(name, array)
         if array.device.type != "cpu":
@@ -235,6 +240,7 @@ def as_numpy(name: str, array: Any) -> Array:
         if kind != _DLPACK_CPU:
             raise _refuse_device(name, f"{getattr(kind, 'name', kind)}:{number}")
         return np.from_dlpack(array)
+    _refuse_masks_inside(name, array)
     try:
         result = np.asarray(array)
     except ValueError as error:  # a ragged list
@@ -242,6 +248,80 @@ def as_numpy(name: str, array: Any) -> Array:
     if result.dtype == object:
         raise TypeError(f"{name} is not a dense array of numbers: got {type(array).__name__}")
     return result
+
+
+def unmasked(name: str, array: Array) -> Array:
+    """Return a numpy array, of a masked one its data if nothing is masked.
+
+    Raises
+    ------
+    TypeError
+        An entry is masked.
+    """
+    if np.ma.is_masked(array):
+        mask = np.ma.getmaskarray(array)
+        where = ""
+        if mask.ndim:
+            first = ", ".join(str(int(i)) for i in np.argwhere(mask)[0])
+            where = f" with {int(mask.sum())} of {mask.size} entries masked, first at [{first}]"
+        raise TypeError(
+            f"{name} is a masked array{where}: masks are not heeded; leave those points out, or "
+            "put numbers there with .filled(value)"
+        )
+    return np.asarray(np.ma.getdata(array))
+
+
+def _refuse_masks_inside(name: str, array: Any) -> None:
+    """Raise for masked arrays in (nested) lists, of which numpy would take the data."""
+    if isinstance(array, (list, tuple)):
+        for i, part in enumerate(array):
+            if isinstance(part, np.ma.MaskedArray):
+                unmasked(f"{name}[{i}]", part)
+            elif isinstance(part, (list, tuple)):
+                _refuse_masks_inside(f"{name}[{i}]", part)
+
+
+def is_frame(value: Any) -> bool:
+    """Whether a value is a DataFrame, Series or Index of pandas, which is not imported here."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(
+        value, (pandas.DataFrame, pandas.Series, pandas.Index, pandas.api.extensions.ExtensionArray)
+    )
+
+
+def of_frame(name: str, frame: Any) -> Array:
+    """Return the numbers of a DataFrame (N, d) or Series (N,) of pandas, rows as they stand.
+
+    Columns of different types get the one that holds them all; missing values become NaN.
+
+    Raises
+    ------
+    TypeError
+        Columns that hold something else.
+    """
+    columns = frame.dtypes.items() if hasattr(frame, "columns") else [(None, frame.dtype)]
+    types, wrong = [], []
+    for label, kind in columns:
+        # Sparse columns have a subtype, nullable ones stand for a type of numpy.
+        plain = getattr(kind, "subtype", getattr(kind, "numpy_dtype", kind))
+        if getattr(plain, "kind", "O") in "fiub":
+            types.append(np.dtype(plain))
+        else:
+            wrong.append(f"{label!r} ({kind})" if label is not None else f"it ({kind})")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise TypeError(
+            f"{name} is a {type(frame).__name__}, and {', '.join(wrong[:3])}{more} "
+            f"hold{'s' if len(wrong) == 1 else ''} no numbers: encode or leave out what is not a "
+            "number"
+        )
+    dtype = np.result_type(*types) if types else np.dtype(float)
+    missing = np.asarray(frame.isna())
+    if dtype.kind != "f" and missing.any():
+        dtype = np.dtype(np.float64)
+    if dtype.kind != "f":
+        return np.asarray(frame.to_numpy(dtype=dtype))
+    return np.asarray(frame.to_numpy(dtype=dtype, na_value=np.nan))
 
 
 def _native(array: Array, dtype: Any = None) -> Array:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._ntk import capture, choose, contract, explain, functional, panels
+from ._ntk import capture, choose, explain, functional, gram
 from ._ntk.capture import Gradient, Plan
 from ._ntk.explain import SketchReport
+from ._ntk.features import FeatureSum, Layout
+from ._ntk.fields import Fields, Selection
 from ._ntk.files import GramFile, PathLike, Rows, fingerprint
-from ._ntk.inputs import Batch, Inputs, batch_length, take
-from ._ntk.layers import EmbeddingSite, Site
+from ._ntk.inputs import Batch, Inputs, batch_length, leaves, take
+from ._ntk.replica import isolated, replica
 from ._ntk.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
-from ._ntk.state import evaluation, unwrap
+from ._ntk.unwrap import unwrap
 from .progress import track
 
 __all__ = ["EmpiricalNTK"]
@@ -31,8 +35,11 @@ SketchName = Literal["sparse", "kronecker", "auto"]
 # gain nothing and leave the caches (measured on ResNet-18: 16 points as fast as any, 54 slower).
 _LARGEST_BATCH = 256
 _CPU_ACTIVATIONS = 1 << 27
-# Points on which every call checks its gradients against autograd.
-_PROBE = 2
+# Points, from all over the data, on which every call first checks its gradients against autograd.
+_PROBE = 4
+# Points on which the cost of a fallback is measured, and the cost, in plain passes, worth a word.
+_TRIAL = 16
+_DEAR = 20
 # Points on which sketches are chosen and their error is estimated, at most so many rows of their
 # Gram matrix, and outputs (or draws) that stand for all.
 _SKETCH_POINTS = 32
@@ -42,9 +49,9 @@ _SKETCH_COMBINATIONS = 8
 
 @dataclass
 class _Setup:
-    """What a call finds out on its first points."""
+    """What a call works with, and finds out on a few points."""
 
-    outputs: int
+    net: nn.Module
     weights: Tensor
     plan: Plan
     parts: dict[str, Gradient]
@@ -93,6 +100,13 @@ class EmpiricalNTK:
     layers : None, "last" or sequence of str
         Which parameters make theta: all trainable ones, those of the last module that has any, or
         those whose name (of a parameter or of a module that contains them) is given.
+    inputs : int, str, sequence of them, or callable, optional
+        Which fields of an item (a tuple, a dict) of a data set are inputs of the model: their
+        positions, or names (passed by name if ``forward`` takes all of them, else in this order),
+        or a function that makes a tensor, a dict or a tuple of tensors from a batch as the loader
+        gives it. By default the signature of ``forward`` decides: ``(x, y)`` of a model with one
+        input is x and a label, ``(a, b, y)`` of one with two a, b and a label, and what could be
+        either is refused.
     memory_budget : int
         Bytes a call may allocate beside the model, its inputs and its result (approximate).
 
@@ -134,6 +148,7 @@ class EmpiricalNTK:
         relative_error: float = 0.05,
         seed: int = 0,
         layers: Literal["last"] | Sequence[str] | None = None,
+        inputs: Selection = None,
         memory_budget: int = 2**31,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -160,6 +175,7 @@ class EmpiricalNTK:
         self.model = model
         self.memory_budget = int(memory_budget)
         self._net = unwrap(model)
+        self._fields = Fields(self._net, inputs)
         self._outputs, self._draws, self._seed = outputs, int(draws), int(seed)
         self._sketch: CountSketch | None = None
         if sketch is not None:
@@ -170,17 +186,16 @@ class EmpiricalNTK:
         self._layers = layers
         self._names = _select(self._net, layers)
         parameters = dict(self._net.named_parameters())
-        # Where each parameter lies in the flattened gradient.
-        self._offsets: dict[str, int] = {}
-        total = 0
         for name in self._names:
             if isinstance(parameters[name], nn.parameter.UninitializedParameter):
                 raise ValueError(
                     f"parameter {name!r} is not initialised; run the lazy model once before"
                 )
-            self._offsets[name] = total
-            total += parameters[name].numel()
-        self.n_parameters = total
+        self._layout = Layout(
+            {name: parameters[name].shape for name in self._names}, outputs == "full"
+        )
+        self.n_parameters = self._layout.total
+        self._warned = False
         devices = sorted({str(p.device) for p in parameters.values()})
         if len(devices) > 1:
             raise ValueError(f"the model's parameters are on several devices: {', '.join(devices)}")
@@ -216,7 +231,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             N points along the first axis.
 
         Returns
@@ -226,16 +241,14 @@ class EmpiricalNTK:
         """
         inputs = self._inputs(X, "X")
         parts: list[Tensor] = []
-        with evaluation(self._net, self._device), torch.no_grad():
+        with isolated(self._net, self._device) as net, torch.no_grad():
             # Without gradients few activations live at once; they rarely exceed 64 inputs.
             room = self.memory_budget // (64 * inputs.bytes_per_point() + 1)
             start = 0
-            for batch in self._progress(inputs, max(1, min(_LARGEST_BATCH, room)), "outputs"):
-                n = batch_length(batch)
-                value = functional.checked_outputs(functional.call(self._net, batch), n)
-                parts.append(value.to(self._dtype))
+            for batch in self._progress(inputs, max(2, min(_LARGEST_BATCH, room)), "outputs"):
+                parts.append(functional.evaluate(net, batch).to(self._dtype))
                 self._check_finite([parts[-1]], start, batch, "X")
-                start += n
+                start += batch_length(batch)
         return _result(torch.cat(parts), inputs)
 
     def features(self, X: Any, *, out: PathLike | None = None) -> Any:
@@ -243,7 +256,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             N points along the first axis; datasets and loaders are streamed.
         out : path, optional
             Write a memory-mapped ``.npy`` file there instead of holding the features in memory.
@@ -268,12 +281,37 @@ class EmpiricalNTK:
         (:meth:`fit_sketch`), which takes about as long as the features of a hundred points; all
         others keep it, so that features of one object always fit together.
         """
+        return self.outputs_and_features(X, out=out)[1]
+
+    def outputs_and_features(self, X: Any, *, out: PathLike | None = None) -> tuple[Any, Any]:
+        """Compute :meth:`outputs` and :meth:`features` in one pass over the data.
+
+        So both belong to the same inputs even where every reading gives others (streams that can
+        be read once).
+
+        Parameters
+        ----------
+        X, out
+            As for :meth:`features`.
+
+        Returns
+        -------
+        outputs : Tensor or ndarray of shape (N, k)
+        features : Tensor or ndarray of shape (N, d)
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As :meth:`features`.
+        """
         inputs = self._inputs(X, "X")
-        with evaluation(self._net, self._device):
-            setup = self._prepare(inputs)
-            if self.sketch == "auto" and self._chosen is None:
-                self._choose(inputs, setup)
-            scale = setup.combinations if self._outputs == "full" else 1
+        with isolated(self._net, self._device) as net:
+            setup = self._prepare(net, inputs)
+            if self.sketch == "auto":
+                with _choosing:
+                    if self._chosen is None:
+                        self._choose(inputs, setup)
+            scale = setup.combinations if self._layout.full else 1
             width = self._draws * self.n_parameters
             if self._sketch is not None:
                 width = self._sketch.dim
@@ -281,22 +319,26 @@ class EmpiricalNTK:
                 self._refuse_if_too_large(inputs.length, scale * width)
             rows = None if inputs.length is None else inputs.length * scale
             extra = 0 if self._sketch is not None else 2 * scale * width * self._dtype.itemsize
+            sum_of = FeatureSum(self._layout, self._sketch, self._chosen, self._dtype)
             target = Rows(rows, width, self._dtype, self._device, out)
+            outputs: list[Tensor] = []
             try:
                 start = 0
                 size = self._batch_size(setup, extra)
                 for batch in self._progress(inputs, size, "features"):
                     n = batch_length(batch)
                     block = torch.zeros((n * scale, width), dtype=self._dtype, device=self._device)
-                    values = self._add_features(batch, setup, block)
+                    values, gradients = self._gradients(setup, batch, setup.weights)
+                    sum_of.add(gradients, n, block)
                     self._check_finite([values, block.view(n, -1)], start, batch, "X", setup)
                     target.append(block.mul_(self._draws**-0.5) if self._draws > 1 else block)
+                    outputs.append(values.to(self._dtype))
                     start += n
-                result = target.finish()
+                features = target.finish()
             except BaseException:
                 target.discard()
                 raise
-        return _result(result, inputs)
+        return _result(torch.cat(outputs), inputs), _result(features, inputs)
 
     def gram(self, X1: Any, X2: Any = None, *, out: PathLike | None = None) -> Any:
         """Compute the exact kernel matrix of the points `X1` and `X2` (default: the same points).
@@ -306,7 +348,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X1, X2 : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X1, X2 : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             N1 and N2 points along the first axis. Inputs (not gradients) must fit in memory.
         out : path, optional
             Write a memory-mapped ``.npy`` file there. While incomplete it is called
@@ -325,13 +367,13 @@ class EmpiricalNTK:
             When outputs or gradients are not finite (says where), the model mixes the points of a
             batch, or ``<out>.partial`` belongs to another computation.
         """
-        with evaluation(self._net, self._device):
+        with isolated(self._net, self._device) as net:
             # Inside, since loaders draw random numbers, too.
             rows = self._inputs(X1, "X1").sliceable()
             columns = rows if X2 is None else self._inputs(X2, "X2").sliceable()
             assert rows.length is not None and columns.length is not None
-            setup = self._prepare(rows if rows.length > 1 else columns)
-            scale = setup.combinations if self._outputs == "full" else 1
+            setup = self._prepare(net, rows if rows.length > 1 else columns)
+            scale = setup.combinations if self._layout.full else 1
             shape = (rows.length * scale, columns.length * scale)
             size = self._panel_size(setup, rows.length if X2 is None else None)
             result: Any
@@ -342,7 +384,29 @@ class EmpiricalNTK:
                 mark = fingerprint(self._identity([rows, columns], size))
                 file = GramFile(out, shape, self._dtype, mark)
                 result = file.matrix
-            work = _GramWork(self, setup, rows, columns, size, result, file)
+
+            def capture(batch: Batch, start: int, of: str) -> dict[str, Gradient]:
+                values, gradients = self._gradients(setup, batch, setup.weights)
+                checks = [values, *gram.witnesses(gradients)]
+                self._check_finite(checks, start, batch, of, setup)
+                return gradients
+
+            work = gram.GramWork(
+                capture,
+                self._names,
+                rows,
+                columns,
+                result,
+                file,
+                panel=size,
+                batch=self._batch_size(setup),
+                pairs=self._layout.full,
+                combinations=setup.combinations,
+                draws=self._draws,
+                tile_floats=self._tile_floats,
+                dtype=self._dtype,
+                device=self._device,
+            )
             for _ in track(work.steps(), work.n_steps(), "gram"):
                 pass
             if file is not None:
@@ -359,7 +423,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             Points of the kind that features will be asked for; a few dozen, typical ones.
 
         Returns
@@ -390,15 +454,15 @@ class EmpiricalNTK:
         if self.sketch != "auto":
             raise ValueError('fit_sketch needs sketch="auto"')
         inputs = self._inputs(X, "X")
-        with evaluation(self._net, self._device):
-            return self._choose(inputs, self._prepare(inputs)).error
+        with isolated(self._net, self._device) as net, _choosing:
+            return self._choose(inputs, self._prepare(net, inputs)).error
 
     def sketch_error(self, X: Any, points: int = 32) -> float:
         """Estimate the error of the sketch on a few points.
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             The first `points` of these points are used.
         points : int
             How many.
@@ -410,8 +474,7 @@ class EmpiricalNTK:
         """
         if self._sketch is None:
             return 0.0
-        with evaluation(self._net, self._device):
-            few = self._inputs(X, "X").first(points)
+        few = self._inputs(X, "X").few(points)
         return explain.gram_errors(self.features(few).double(), self.gram(few).double())[0]
 
     def explain(self, X: Any, points: int = 1000) -> explain.Explanation:
@@ -419,7 +482,7 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X : Tensor, ndarray, dict of them, Dataset or DataLoader
+        X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             Points of the kind the model takes. The first two show how gradients are taken; the
             first (at most) 32, what every parameter contributes to the kernel and what error the
             sketch makes, so a few dozen typical ones are best and two are fastest.
@@ -436,18 +499,19 @@ class EmpiricalNTK:
             seeds.
         """
         inputs = self._inputs(X, "X")
-        with evaluation(self._net, self._device):
-            setup = self._prepare(inputs)
+        with isolated(self._net, self._device) as net:
+            setup = self._prepare(net, inputs)
             if self.sketch == "auto" and self._chosen is None:
-                self._choose(inputs, setup)
+                with _choosing:
+                    self._choose(inputs, setup)
             shares, few = self._shares(inputs, setup, estimate=False)
         report = self._report(shares, few, setup)
-        names = {name: self._n_elements(name) for name in self._names}
+        names = {name: shape.numel() for name, shape in self._layout.shapes.items()}
         return explain.describe(
-            repr(self), names, setup.plan, setup.parts, points, self._outputs == "full", report
+            repr(self), names, setup.plan, setup.parts, points, self._layout.full, report
         )
 
-    def _report(self, shares: dict[str, choose.Share], few: Batch, setup: _Setup) -> SketchReport:
+    def _report(self, shares: dict[str, choose.Share], few: Inputs, setup: _Setup) -> SketchReport:
         """Describe the sketch on a few points with known kernels."""
         kernels = {name: share.kernel for name, share in shares.items()}
         total = torch.stack(list(kernels.values())).sum(0)
@@ -456,7 +520,7 @@ class EmpiricalNTK:
             name: float(kernel.trace()) / trace if trace else 0.0
             for name, kernel in kernels.items()
         }
-        n, errors, expected = batch_length(few), None, None
+        n, errors, expected = few.length or 0, None, None
         if self._sketch is not None:
             features = self.features(few).double()
             if self._outputs == "full":
@@ -475,25 +539,62 @@ class EmpiricalNTK:
         return SketchReport(n, parts, errors, expected, self._chosen)
 
     def _inputs(self, X: Any, name: str) -> Inputs:
-        return Inputs(X, name, self._device, self._input_dtype)
+        if isinstance(X, Inputs):
+            return X
+        return Inputs(X, name, self._device, self._input_dtype, self._fields)
 
     def _progress(self, inputs: Inputs, size: int, description: str) -> Iterator[Batch]:
-        total = None if inputs.length is None else -(-inputs.length // size)
-        yield from track(inputs.batches(size), total, description)
+        yield from track(inputs.batches(size), inputs.n_batches(size), description)
 
-    def _n_elements(self, name: str) -> int:
-        return self._net.get_parameter(name).numel()
+    def _chosen_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: self._net.get_parameter(name) for name in self._names}
 
-    def _prepare(self, inputs: Inputs) -> _Setup:
-        """Find the number of outputs and how to take gradients, and check that on two points."""
-        probe = inputs.first(_PROBE)
-        n = batch_length(probe)
-        with torch.no_grad():
-            value = functional.checked_outputs(functional.call(self._net, probe), n)
-        self._check_finite([value], 0, probe, inputs.name)
-        weights = self._weights(value.shape[1])
-        plan, parts = capture.plan(self._net, self._names, probe, weights, self._dtype, inputs.name)
-        return _Setup(value.shape[1], weights, plan, parts)
+    def _prepare(self, net: nn.Module, inputs: Inputs) -> _Setup:
+        """Find the number of outputs and how to take gradients, and check that on a few points."""
+        probe = inputs.probe(_PROBE)
+        plan, weights, parts = capture.plan(
+            net,
+            lambda: replica(self._net),
+            self._chosen_parameters(),
+            probe,
+            self._weights,
+            self._dtype,
+        )
+        setup = _Setup(net, weights, plan, parts)
+        if plan.fallback and not self._warned:
+            self._warn_if_dear(setup, probe, inputs)
+        return setup
+
+    def _warn_if_dear(self, setup: _Setup, probe: Batch, inputs: Inputs) -> None:
+        """Say which parameters make the gradients cost many plain passes, before they do."""
+        net, plan = setup.net, setup.plan
+        trial, n = inputs.first(_TRIAL)[0], inputs.length
+        seeds = torch.ones((batch_length(trial), setup.weights.shape[1]), device=self._device)
+        started = time.perf_counter()
+        functional.weighted_sum(net, plan.parameters, trial, seeds)
+        plain = (time.perf_counter() - started) / batch_length(trial)
+        started = time.perf_counter()
+        capture.by_fallback(net, plan, probe, list(plan.fallback), setup.weights)
+        each = (time.perf_counter() - started) / batch_length(probe)
+        if each < _DEAR * plain or (n is not None and n * each < 2):
+            return
+        self._warned = True
+        name, reason = next(iter(plan.fallback.items()))
+        more = f" and {len(plan.fallback) - 1} more" if len(plan.fallback) > 1 else ""
+        how = "torch.func" if plan.vectorised else "autograd, one point at a time"
+        total = "" if n is None else f", {n * each:.0f} seconds for {n} points"
+        warnings.warn(
+            f"no layer rule covers parameter {name!r}{more} ({reason}): gradients by {how} cost "
+            f"about {each / plain:.0f} plain forward and backward passes{total}. "
+            "explain(X) shows all of them, layers=... leaves some out",
+            UserWarning,
+            stacklevel=5,
+        )
+
+    def _gradients(
+        self, setup: _Setup, batch: Batch, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Gradient]]:
+        return capture.gradients(setup.net, setup.plan, batch, weights, self._dtype)
 
     def _choose(self, inputs: Inputs, setup: _Setup) -> choose.Sketches:
         """Fix the sketch of every parameter on the first points; say if it falls short."""
@@ -513,35 +614,33 @@ class EmpiricalNTK:
 
     def _shares(
         self, inputs: Inputs, setup: _Setup, *, estimate: bool
-    ) -> tuple[dict[str, choose.Share], Batch]:
+    ) -> tuple[dict[str, choose.Share], Inputs]:
         """Exact kernels of every parameter on the first points, and those points.
 
         With `estimate` also the errors of sketches of its weight.
         """
-        pairs = self._outputs == "full"
+        pairs = self._layout.full
         few = setup.weights[_few(setup.combinations)]
         room = int(self.memory_budget // (4 * setup.plan.activation_bytes + 1))
         most = min(_SKETCH_POINTS, _SKETCH_ROWS // (len(few) if pairs else 1), room)
-        points = inputs.first(max(2, most))
-        n, size = batch_length(points), self._batch_size(setup)
-        builder = panels.PanelBuilder(len(few), self._dtype, self._device)
-        for start in range(0, n, size):
-            batch = take(points, slice(start, start + size))
-            outputs, gradients = capture.gradients(self._net, setup.plan, batch, few, self._dtype)
-            checks = [outputs, *panels.witnesses(gradients)]
+        points, start = inputs.few(max(2, most)), 0
+        builder = gram.PanelBuilder(len(few), self._dtype, self._device)
+        for batch in points.batches(self._batch_size(setup)):
+            outputs, gradients = self._gradients(setup, batch, few)
+            checks = [outputs, *gram.witnesses(gradients)]
             self._check_finite(checks, start, batch, inputs.name, setup)
             builder.append(batch_length(batch), gradients)
+            start += batch_length(batch)
         panel = builder.finish()
         shares: dict[str, choose.Share] = {}
-        for name in self._names:
-            entries = self._n_elements(name) * (1 if pairs else self._draws)
+        offsets = self._layout.offsets()
+        for name, shape in self._layout.shapes.items():
+            entries = shape.numel() * (1 if pairs else self._draws)
             kernel = choose.kernel(name, panel, pairs, len(few), self._tile_floats)
             shares[name] = share = choose.Share(kernel, entries)
             if estimate and self._sketch is not None and name in panel.parts:
-                share.shape = choose.weight_shape(setup.parts[name])
-                choose.estimate(
-                    share, panel.parts[name], panel, pairs, self._sketch, self._offsets[name]
-                )
+                share.shape = choose.weight_shape(panel.parts[name])
+                choose.estimate(share, panel.parts[name], panel, pairs, self._sketch, offsets[name])
         return shares, points
 
     @property
@@ -570,7 +669,7 @@ class EmpiricalNTK:
         room = self.memory_budget // (4 * int(setup.plan.activation_bytes + extra + 1))
         if self._device.type == "cpu":
             room = min(room, _CPU_ACTIVATIONS // int(setup.plan.activation_bytes + 1))
-        return max(1, min(_LARGEST_BATCH, room))
+        return max(2, min(_LARGEST_BATCH, room))
 
     def _panel_size(self, setup: _Setup, n: int | None) -> int:
         """Points per panel: all of them if their factors take half the budget, or a quarter."""
@@ -585,116 +684,6 @@ class EmpiricalNTK:
                 f"than memory_budget={self.memory_budget} ({explain.size(self.memory_budget)}); "
                 'use sketch="sparse", layers="last", gram(X), out=<file>, or a larger budget'
             )
-
-    def _add_features(self, batch: Batch, setup: _Setup, block: Tensor) -> Tensor:
-        """Add the gradients of a batch to its features; return its outputs."""
-        n = batch_length(batch)
-        outputs, gradients = capture.gradients(
-            self._net, setup.plan, batch, setup.weights, self._dtype
-        )
-        chosen, shared = self._chosen, block
-        if chosen is not None:
-            shared = block[:, chosen.exact :]
-        for name in self._names:
-            gradient = gradients.pop(name, None)
-            if gradient is not None and chosen is not None:
-                gradient = self._add_chosen(chosen, name, gradient, n, block)
-            if gradient is None:
-                continue
-            offset = self._offsets[name]
-            if isinstance(gradient, Tensor):
-                self._add(gradient, slice(0, n), offset, shared)
-                continue
-            if all(isinstance(site, EmbeddingSite) for site in gradient):
-                for site in gradient:
-                    self._add_embedding(site, offset, shared)
-                continue
-            sketch = self._shared_sketch
-            if type(sketch) is CountSketch and contract.is_compiled(gradient):
-                for r, left, right in contract.factors(gradient, self._dtype):
-                    rows, shift = self._place(r, gradient[0].combinations, shared)
-                    sketch.add_gradients(left, right, gradient[0].groups, offset + shift, rows)
-                continue
-            if isinstance(sketch, KroneckerSketch):
-                tiles = contract.kronecker_tiles(gradient, n, self._dtype, sketch, offset)
-            else:
-                tiles = contract.gradient_tiles(gradient, n, self._dtype)
-            for samples, start, values in tiles:
-                self._add(values, samples, offset + start, shared)
-        return outputs
-
-    @property
-    def _shared_sketch(self) -> CountSketch | None:
-        """The sketch of the columns that parameters share."""
-        return self._sketch if self._chosen is None else self._chosen.shared
-
-    def _add_chosen(
-        self, chosen: choose.Sketches, name: str, gradient: Gradient, n: int, block: Tensor
-    ) -> Gradient | None:
-        """Add a gradient by the sketch chosen for it, or return what is left to count-sketch."""
-        choice, offset = chosen.choices[name], self._offsets[name]
-        combinations = choose.combinations(gradient)
-        if choice.method == "exact":
-            values = gradient
-            if not isinstance(values, Tensor):
-                values = contract.dense(values, n, self._dtype)
-            for r in range(combinations):
-                rows, first = self._place(r, combinations, block, values.shape[2])
-                first += choice.start
-                rows[:, first : first + values.shape[2]] += values[:, r]
-            return None
-        n_rows = len(self._net.get_parameter(name))
-        if choice.method == "rows":
-            projection = chosen.row_projection(choice, offset, n_rows, block)
-            return choose.combined(gradient, projection)
-        if choice.method == "tensor":
-            for r in range(combinations):
-                rows, first = self._place(r, combinations, block[:, chosen.exact :])
-                sketch = chosen.tensor_sketch(offset + first)
-                choose.add_tensor(gradient, r, n_rows, sketch, rows)
-            return None
-        return gradient
-
-    def _add(self, values: Tensor, samples: slice, start: int, block: Tensor) -> None:
-        """Add (n, R, m) entries of gradients, parameters from `start` on, to features."""
-        combinations = values.shape[1]
-        if self._outputs == "full":
-            rows = block[samples.start * combinations : samples.stop * combinations]
-            self._add_rows(values.flatten(0, 1), start, rows)
-        else:
-            for r in range(combinations):
-                self._add_rows(values[:, r], start + r * self.n_parameters, block[samples])
-
-    def _place(
-        self, r: int, combinations: int, block: Tensor, width: int | None = None
-    ) -> tuple[Tensor, int]:
-        """Rows of the features that combination `r` is added to, and its first parameter.
-
-        Parameters are counted in all, or in one weight of `width`.
-        """
-        if self._outputs == "full":
-            return block[r::combinations], 0
-        return block, r * (self.n_parameters if width is None else width)
-
-    def _add_embedding(self, site: Site, start: int, block: Tensor) -> None:
-        """Add the gradients of an embedding's rows: only those its points look up."""
-        columns = torch.arange(site.size, device=self._device)
-        index = start + (site.x[:, :, None] * site.size + columns).flatten(1)
-        for r in range(site.combinations):
-            values = site.delta[:, r].flatten(1).to(self._dtype)
-            rows, shift = self._place(r, site.combinations, block)
-            sketch = self._shared_sketch
-            if sketch is not None:
-                sketch.add_scattered(values, index + shift, rows)
-            else:
-                rows.scatter_add_(1, index + shift, values)
-
-    def _add_rows(self, values: Tensor, start: int, block: Tensor) -> None:
-        sketch = self._shared_sketch
-        if sketch is not None:
-            sketch.add(values, start, block)
-        else:
-            block[:, start : start + values.shape[1]] += values
 
     def _check_finite(
         self, values: list[Tensor], start: int, batch: Batch, of: str, setup: _Setup | None = None
@@ -715,7 +704,9 @@ class EmpiricalNTK:
         if setup is None or not bool(torch.isfinite(values[0][row]).all()):
             raise ValueError(f"the model's outputs are not finite (NaN or inf) at {where}")
         point = take(batch, slice(row, row + 1))
-        _, gradients = functional.one_by_one(self._net, self._names, point, setup.weights)
+        gradients = functional.one_by_one(
+            setup.net, setup.plan.parameters, point, setup.weights, pairs=bool(setup.plan.pairs)
+        )
         names = [name for name, g in gradients.items() if not bool(torch.isfinite(g).all())]
         if not names:
             raise ValueError(f"gradients overflow {self._dtype} at {where}; use a float64 model")
@@ -724,95 +715,16 @@ class EmpiricalNTK:
     def _identity(self, inputs: list[Inputs], size: int) -> Iterator[Tensor | str]:
         """Everything a kernel matrix depends on."""
         yield f"{self._outputs} {self._draws} {self._seed} {self._names} {size} {self._dtype}"
-        yield from self._net.state_dict().values()
+        for name, value in self._net.state_dict().items():
+            # What get_extra_state returns may be anything.
+            yield value if isinstance(value, Tensor) else f"{name} {value!r}"
         for part in inputs:
             for batch in part.batches(_LARGEST_BATCH):
-                yield from batch.values() if isinstance(batch, dict) else [batch]
+                yield from leaves(batch)
 
 
-class _GramWork:
-    """The steps of one Gram matrix: panels captured and pairs of panels contracted."""
-
-    def __init__(
-        self,
-        ntk: EmpiricalNTK,
-        setup: _Setup,
-        rows: Inputs,
-        columns: Inputs,
-        size: int,
-        result: Any,
-        file: GramFile | None,
-    ) -> None:
-        self._ntk, self._setup = ntk, setup
-        self._rows, self._columns = rows, columns
-        self._result, self._file = result, file
-        self._size, self._batch = size, ntk._batch_size(setup)
-        self._pairs = ntk._outputs == "full"
-        self._scale = setup.combinations if self._pairs else 1
-
-    def _blocks(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield row panels and the column panels still missing for each."""
-        symmetric = self._rows is self._columns
-        done = self._file.done if self._file is not None else set()
-        for i in range(0, self._rows.length or 0, self._size):
-            columns = range(i if symmetric else 0, self._columns.length or 0, self._size)
-            missing = [j for j in columns if (i, j) not in done]
-            if missing:
-                yield i, missing
-
-    def _n_batches(self, inputs: Inputs, start: int) -> int:
-        return -(-min(self._size, (inputs.length or 0) - start) // self._batch)
-
-    def _is_diagonal(self, i: int, j: int) -> bool:
-        return self._rows is self._columns and i == j
-
-    def n_steps(self) -> int:
-        total = 0
-        for i, missing in self._blocks():
-            total += self._n_batches(self._rows, i) + len(missing) * len(self._ntk._names)
-            total += sum(
-                self._n_batches(self._columns, j) for j in missing if not self._is_diagonal(i, j)
-            )
-        return total
-
-    def steps(self) -> Iterator[None]:
-        ntk, combinations = self._ntk, self._setup.combinations
-        for i, missing in self._blocks():
-            left = yield from self._panel(self._rows, i)
-            for j in missing:
-                right = left
-                if not self._is_diagonal(i, j):
-                    right = yield from self._panel(self._columns, j)
-                block = yield from panels.gram_block(
-                    ntk._names, left, right, self._pairs, combinations, self._ntk._tile_floats
-                )
-                self._store(block.div_(ntk._draws), i, j)
-                del right, block
-
-    def _panel(self, inputs: Inputs, start: int) -> Generator[None, None, panels.Panel]:
-        ntk, setup = self._ntk, self._setup
-        builder = panels.PanelBuilder(setup.combinations, ntk._dtype, ntk._device)
-        first = start
-        for batch in inputs.panel(start, start + self._size).batches(self._batch):
-            n = batch_length(batch)
-            outputs, gradients = capture.gradients(
-                ntk._net, setup.plan, batch, setup.weights, ntk._dtype
-            )
-            checks = [outputs, *panels.witnesses(gradients)]
-            ntk._check_finite(checks, first, batch, inputs.name, setup)
-            builder.append(n, gradients)
-            first += n
-            yield
-        return builder.finish()
-
-    def _store(self, block: Tensor, i: int, j: int) -> None:
-        value: Any = block if self._file is None else block.cpu().numpy()
-        r, c = i * self._scale, j * self._scale
-        self._result[r : r + block.shape[0], c : c + block.shape[1]] = value
-        if self._rows is self._columns and i != j:
-            self._result[c : c + block.shape[1], r : r + block.shape[0]] = value.T
-        if self._file is not None:
-            self._file.mark(i, j)
+# One thread at a time fixes the sketch of an object.
+_choosing = threading.RLock()
 
 
 def _few(combinations: int) -> slice:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import reference
-from score_problems import problem
+from score_problems import check, covariance, problem
 from scoring import cuda_score_dense, cuda_score_features, score_features
 
 from ntkfast import _core, cuda_ops, ops
@@ -137,9 +137,14 @@ def test_many_classes(gpu, precision, k):
 @pytest.mark.parametrize("k", [10, 26])
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_score_features_extreme_logits(gpu, precision, k):
+    """Finite, and right where the rounding of features and logits does not decide."""
     psi, keywords = problem(1, N=90, d=20, k=k, candidates=40, evaluation=70, spread=1e4)
+    psi = rounded(psi, precision)
+    S_cx, dtype = covariance(psi, keywords), np.float64 if precision == "float64" else np.float32
+    factor = 16.0 * (2**13 if precision == "tf32" else 1)  # features of 11 bits instead of 24
     for criterion in ops.criteria():
-        assert torch.isfinite(score(precision, criterion, psi, keywords, gpu)).all()
+        found = score(precision, criterion, psi, keywords, gpu).cpu().numpy()
+        check(found, criterion, S_cx, keywords, dtype, factor=factor)
 
 
 @pytest.mark.gpu
@@ -460,17 +465,21 @@ def test_every_operation_is_reproducible(gpu, monkeypatch):
 @pytest.mark.parametrize("d", [37, 101])
 @pytest.mark.parametrize("k", [2, 3, 10])
 def test_small_shared_memory(gpu, monkeypatch, k, d):
-    """GPUs made for graphics have 99 KB of it: fewer slices at a time, the same bits."""
+    """GPUs made for graphics have 99 KB of it: fewer slices at a time, the same bits.
+
+    Each criterion with each k and d; the precisions take turns, so that each meets all of them.
+    """
     if not _core.cuda_emulated():
         pytest.skip("shared memory is as large as it is")
     psi, keywords = problem(15, N=200, d=d, k=k, candidates=131, evaluation=140)
-    for precision in ("bf16", "tf32", "tf32x3"):
-        for criterion in ops.criteria():
-            found = score(precision, criterion, psi, keywords, gpu)
-            with monkeypatch.context() as patch:
-                patch.setenv("NTKFAST_EMULATION_SHARED_MEMORY", str(99 * 1024))
-                again = score(precision, criterion, psi, keywords, gpu)
-            assert torch.isfinite(found).all() and torch.equal(found, again)
+    first = [2, 3, 10].index(k) + [37, 101].index(d)
+    for i, criterion in enumerate(ops.criteria(), start=first):
+        precision = ("bf16", "tf32", "tf32x3")[i % 3]
+        found = score(precision, criterion, psi, keywords, gpu)
+        with monkeypatch.context() as patch:
+            patch.setenv("NTKFAST_EMULATION_SHARED_MEMORY", str(99 * 1024))
+            again = score(precision, criterion, psi, keywords, gpu)
+        assert torch.isfinite(found).all() and torch.equal(found, again)
 
 
 # --- Contractions of gradients --------------------------------------------------------------------

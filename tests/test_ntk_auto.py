@@ -14,9 +14,9 @@ from ntk_networks import networks  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-from ntkfast._ntk import capture, choose, contract  # noqa: E402
+from ntkfast._ntk import choose, contract, rules  # noqa: E402
+from ntkfast._ntk.replica import isolated  # noqa: E402
 from ntkfast._ntk.sketch import CountSketch, TensorSketch  # noqa: E402
-from ntkfast._ntk.state import evaluation  # noqa: E402
 from ntkfast.learner import LookAheadLearner  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
@@ -51,7 +51,9 @@ def fixed(ntk, methods, rows=14):
         known = torch.eye(n_rows, 2, dtype=torch.float64) if method == "rows" else None
         choices[name] = choose.Choice(method, 0.0, start, rows, directions=known)
         if method == "exact":
-            start += ntk._n_elements(name) * (1 if ntk._outputs == "full" else ntk._draws)
+            start += ntk._net.get_parameter(name).numel() * (
+                1 if ntk._outputs == "full" else ntk._draws
+            )
     dim, seed = ntk._sketch.dim, ntk._seed
     ntk._chosen = choose.Sketches(dim, seed, start, choices, 1, 0.0, dim)
     return ntk
@@ -109,12 +111,12 @@ def test_the_sketch_is_one_linear_map_of_the_gradient(name, outputs, monkeypatch
             model, outputs, draws=draws, sketch="auto", dim=64, relative_error=0.9, seed=3
         )
         ntk.fit_sketch(x)
-    with evaluation(model, torch.device("cpu")):
-        parts = ntk._prepare(ntk._inputs(x, "X")).parts
+    with isolated(model, torch.device("cpu")) as net:
+        parts = ntk._prepare(net, ntk._inputs(x, "X")).parts
     methods = dict.fromkeys(ntk._names, "count")
     wide = [full for full in parts if choose.weight_shape(parts[full]) is not None]
     methods.update({full: ("rows", "tensor")[i % 2] for i, full in enumerate(wide)})
-    smallest = min(ntk._names, key=ntk._n_elements)
+    smallest = min(ntk._names, key=lambda name: model.get_parameter(name).numel())
     fixed(ntk, {**methods, smallest: "exact"}, rows=3)
     features = ntk.features(x)
     other = copy.copy(ntk)
@@ -125,7 +127,7 @@ def test_the_sketch_is_one_linear_map_of_the_gradient(name, outputs, monkeypatch
         patch.setattr(CountSketch, "add", CountSketch.add_by_runs)
         assert relative(ntk.features(x), features) <= 1e-10
     with monkeypatch.context() as patch:
-        patch.setattr(capture, "find_rule", lambda layer: None)
+        patch.setattr(rules, "HANDLERS", {})
         assert relative(ntk.features(x), features) <= 1e-10
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,11 +34,12 @@ def network():
 class Counting(nn.Module):
     def __init__(self, inner) -> None:
         super().__init__()
-        self.inner, self.points, self.stop_at = inner, [0], [10**9]
+        # No list: of such state every call has a copy.
+        self.inner, self.count = inner, SimpleNamespace(points=0, stop_at=10**9)
 
     def forward(self, x):
-        self.points[0] += len(x)
-        if self.points[0] > self.stop_at[0]:
+        self.count.points += len(x)
+        if self.count.points > self.count.stop_at:
             raise KeyboardInterrupt
         return self.inner(x)
 
@@ -54,11 +56,11 @@ def test_gram_restarts_where_it_stopped(network, tmp_path, outputs, rectangular)
     ntk = EmpiricalNTK(counting, outputs, memory_budget=40_000)
     path, partial = tmp_path / "K.npy", tmp_path / "K.npy.partial"
     with pytest.raises(KeyboardInterrupt):
-        counting.stop_at[0] = 60
+        counting.count.stop_at = 60
         ntk.gram(*arguments, out=path)
     done = json.loads((tmp_path / "K.npy.partial.json").read_text())["done"]
     assert done and not path.exists()
-    counting.stop_at[0] = 10**9
+    counting.count.stop_at = 10**9
     # Another model, other data or other settings must not be mixed in.
     with pytest.raises(ValueError, match="unfinished result of another"):
         EmpiricalNTK(counting, outputs, layers="last", memory_budget=40_000).gram(
@@ -66,14 +68,14 @@ def test_gram_restarts_where_it_stopped(network, tmp_path, outputs, rectangular)
         )
     with pytest.raises(ValueError, match="unfinished result of another"):
         ntk.gram(x + 1, *arguments[1:], out=path)
-    counting.points[0] = 0
+    counting.count.points = 0
     result = ntk.gram(*arguments, out=path)
-    resumed = counting.points[0]
+    resumed = counting.count.points
     assert isinstance(result, np.memmap) and relative(result, expected) <= 1e-12
     assert not partial.exists() and not (tmp_path / "K.npy.partial.json").exists()
-    counting.points[0] = 0
+    counting.count.points = 0
     ntk.gram(*arguments, out=path)
-    assert resumed < counting.points[0]
+    assert resumed < counting.count.points
     assert relative(np.load(path), expected) <= 1e-12
 
 
@@ -81,10 +83,10 @@ def test_a_damaged_partial_file_is_refused(network, tmp_path) -> None:
     model, x = network
     counting = Counting(model)
     ntk = EmpiricalNTK(counting, memory_budget=40_000)
-    counting.stop_at[0] = 60
+    counting.count.stop_at = 60
     with pytest.raises(KeyboardInterrupt):
         ntk.gram(x, out=tmp_path / "K.npy")
-    counting.stop_at[0] = 10**9
+    counting.count.stop_at = 10**9
     np.lib.format.open_memmap(tmp_path / "K.npy.partial", mode="w+", shape=(3, 3))
     with pytest.raises(ValueError, match="damaged"):
         ntk.gram(x, out=tmp_path / "K.npy")

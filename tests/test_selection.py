@@ -6,6 +6,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import REPRESENTATIONS, keywords, posterior, random_problem, relative_error
+from score_problems import check
 
 import ntkfast as nf
 from ntkfast import selection
@@ -77,11 +78,24 @@ def refitted_batch(p, criterion, b, k_given):
     return picks, np.array(values)
 
 
-@pytest.mark.parametrize("k_given", [True, False], ids=["given P", "P follows F"])
-@pytest.mark.parametrize("d", [5, 40], ids=["few features", "many features"])
-@pytest.mark.parametrize("loss", SETTINGS)
+# All eight on the CPU; on a GPU, which shares everything but where the arrays lie, the four that
+# hold every pair of a loss, a d and a P.
+BATCHES = [(loss, d, k_given) for loss in SETTINGS for d in (5, 40) for k_given in (True, False)]
+BATCHES_ON_GPU = [BATCHES[i] for i in (0, 3, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("anywhere", "loss", "d", "k_given"),
+    [
+        *(("cpu", *batch) for batch in BATCHES),
+        *(("double", *batch) for batch in BATCHES_ON_GPU),
+        *(pytest.param("gpu", *batch, marks=pytest.mark.gpu) for batch in BATCHES_ON_GPU),
+    ],
+    indirect=["anywhere"],
+)
 @pytest.mark.parametrize("criterion", NAMES)
 def test_sequential_is_refitting_after_each_pick(criterion, loss, d, k_given, anywhere):
+    """From more points than features and the reverse, P given or following F."""
     p = random_problem(3, d=d, **SETTINGS[loss])
     options = keywords(p, anywhere.put)
     if not k_given:
@@ -329,13 +343,31 @@ def test_certain_classes_carry_no_fisher_information():
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 @pytest.mark.parametrize("criterion", NAMES)
-def test_extreme_logits_stay_finite(criterion, representation):
+def test_extreme_logits(criterion, representation):
+    """Of the same numbers in float32 and float64: all that rounding does not decide is right."""
+    row = nf.criteria()[NAMES.index(criterion)]
     for scale in (1.0, 1e4):
         p = random_problem(15, loss="cross_entropy", spread=1e4, scale=scale, lam=1e-4)
+        options = keywords(p)
         for dtype in (np.float32, np.float64):
-            post = posterior(p, representation, dtype)
-            picked = nf.select(post, criterion, 3, **keywords(p))
+            rounded = lambda a, dtype=dtype: a.astype(dtype).astype(a.dtype)  # noqa: E731
+            post = posterior(p, representation, dtype, rounded)
+            exact = posterior(p, representation, np.float64, rounded)
+            kw = options | dict(mean=exact.mean, variance=exact.variance, ridge=p["lam"])
+            kw |= dict(outputs=rounded(np.vstack([p["f_c"], p["f_x"]])), label_scale=scale)
+            kw |= dict(loss="cross_entropy")
+            c, x = kw["candidates"], kw["evaluation"]
+            if row.fisher:
+                h = 1 - (reference.softmax(kw["outputs"]) ** 2).sum(1)
+                with np.errstate(divide="ignore"):
+                    kw |= dict(weights=kw["weights"] * h[x], noise=kw["noise"] / h[c])
+            prior = np.linalg.norm(np.vstack([p["phi_c"], p["phi_x"]]), axis=1)
+            u = nf.utilities(post, criterion, **options)
+            size = np.outer(prior[c], prior[x])
+            check(u, row.compiled, exact.covariance(c, x), kw, dtype, size=size)
+            picked = nf.select(post, criterion, 3, **options)
             assert np.isfinite(picked.utilities).all()
+            assert relative_error(picked.utilities[:1], u.max()) <= 1e-5
 
 
 @pytest.mark.parametrize("scale", [1e25, 1e20, 1e-20, 1e-25])

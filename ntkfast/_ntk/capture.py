@@ -1,429 +1,566 @@
-"""One forward and one backward pass per batch, with hooks that see every layer's input and output.
+"""Per-sample gradients of a batch: one recorded forward pass, one backward pass.
 
-:func:`plan` decides, on the first points of a call, which parameters the layer rules cover and
-which fall back to :mod:`.functional`, and compares both with a literal autograd Jacobian.
-:func:`gradients` then takes the gradients of a batch accordingly.
+The forward pass runs under a `Recorder`, which keeps the input and the place in the autograd graph
+of every operation that uses a parameter, and under a `Trace`, which tells whether rows can have
+moved since the last batch. The backward pass gives the gradient of every recorded output. Whose
+rows these are is measured (`owners`), and the rules of `layers` make gradients of parameters of
+them. What no rule covers in a batch is taken by `functional` in that batch.
+
+Whatever is new (another sequence of operations than before) is compared with plain autograd.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 
-from . import attention, contract, functional
-from .inputs import Batch, batch_length
-from .layers import SEQUENCE_LAYERS, Dense, Site, Unsupported, find_rule
+from . import contract, functional
+from .inputs import Batch, batch_length, concatenate, leaves, map_batch, take
+from .layers import Dense, Site, Unsupported
+from .owners import Owners, exponents, find_owners, merge, narrowest
+from .record import Recorder, Use
+from .trace import Trace
 
 Gradient: TypeAlias = "list[Site] | Dense"
 """Per-sample gradients of one parameter: the calls of its layer, or (n, R, p)."""
 
-# Relative error of a parameter's gradient above which the self-check rejects a rule. A wrong rule
-# is wrong in its first digit; these only have to exceed rounding (and TF32 on CUDA).
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
-_HALF_TOLERANCE = 0.3
+# Relative error of a parameter's gradient from which a check fails. A wrong rule is wrong in its
+# first digit; these only have to exceed rounding (and TF32 on a GPU).
+_GRADIENT_ERROR = {
+    torch.float64: 1e-8,
+    torch.float32: 1e-2,
+    torch.bfloat16: 0.3,
+    torch.float16: 0.3,
+}
+# Rounding of a gradient, relative to that of a combination of outputs that does not cancel.
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+# Relative difference of outputs that different companions of a point may make.
+_OUTPUT_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+_OUTPUT_ERROR_ON_GPU = {**_OUTPUT_ERROR, torch.float32: 1e-2}
 
-
-@dataclass
-class Call:
-    """One call of a layer: its input, and where its output is in the autograd graph."""
-
-    layer: nn.Module
-    x: Tensor
-    version: int
-    edge: GradientEdge
+_COMPANY = (
+    "the model's outputs for a point depend on the other points of its batch (for example "
+    "BatchNorm without running statistics), on what it was called with before, or on random "
+    "numbers; its tangent kernel is not defined"
+)
 
 
 @dataclass
 class Plan:
-    """How the gradient of every chosen parameter is taken.
+    """What is known of a network, and learnt from batch to batch of one call.
 
     Attributes
     ----------
-    layers : dict
-        Layer -> {own parameter name: full name} of the parameters its rule covers.
-    expanded : list of str
-        Free parameters with a first axis of length one (class tokens, positions), which are given
-        to the model once per point.
-    broadcast : list of Embedding
-        Embeddings of indices without a batch axis (positions), whose output is repeated for every
-        point so that each has a gradient of its own.
-    second_axis : set of Module
-        Layers of sequence models that are called with points along the second axis.
+    parameters : dict
+        Full name -> chosen parameter, which all replicas share.
+    state : list of Tensor
+        Tensors of the network: what its outputs depend on beside the input.
+    fresh : callable
+        Makes a replica that has never been called, for checks: a network may remember calls.
     fallback : dict
-        Full name -> why torch.func takes this parameter.
+        Full name -> why torch.func takes this parameter, as of the last batch.
     vectorised : bool
         Whether vmap can run the model; one point at a time otherwise.
+    pairs : bool, optional
+        Whether the network needs two points at a time; None until that matters.
     activation_bytes : float
         Activations and output gradients alive in the forward and backward pass of one point.
     resident_bytes : float
         What a Gram panel keeps of one point.
     """
 
-    layers: dict[nn.Module, dict[str, str]]
-    expanded: list[str] = field(default_factory=list)
-    broadcast: list[nn.Module] = field(default_factory=list)
-    second_axis: set[nn.Module] = field(default_factory=set)
+    parameters: dict[str, nn.Parameter]
+    state: list[Tensor]
+    fresh: Callable[[], nn.Module]
     fallback: dict[str, str] = field(default_factory=dict)
     vectorised: bool = True
+    pairs: bool | None = None
     activation_bytes: float = 0.0
     resident_bytes: float = 0.0
+    owners: dict[int, list[Owners]] = field(default_factory=dict)
+    rejected: dict[int, dict[str, str]] = field(default_factory=dict)
+    moving: str = ""
+    n_moving: int = 0
 
-    def drop(self, name: str, reason: str) -> None:
-        """Move a parameter from its rule to the fallback."""
-        self.fallback[name] = reason
-        self.expanded = [full for full in self.expanded if full != name]
-        for names in self.layers.values():
-            for own in [own for own, full in names.items() if full == name]:
-                del names[own]
-        self.layers = {layer: names for layer, names in self.layers.items() if names}
-
-
-@contextmanager
-def recorded_calls(plan: Plan, n: int) -> Iterator[list[Call]]:
-    """Record every call, on n points, of the layers whose output depends on a parameter."""
-    calls: list[Call] = []
-
-    def record(
-        layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Tensor | None:
-        x = args[0] if args else next(iter(kwargs.values()), None)
-        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not output.requires_grad:
-            return None
-        replacement = None
-        if layer in plan.broadcast and x.ndim <= 2:
-            x = x.expand(n, x.shape[-1])
-            replacement = output.expand(n, *output.shape[-2:]).clone()
-        elif output._is_view():
-            # An in-place operation on a view would replace the node whose gradient we ask for.
-            replacement = output.clone()
-        edge = get_gradient_edge(output if replacement is None else replacement)
-        calls.append(Call(layer, x.detach(), x._version, edge))
-        return replacement
-
-    handles = []
-    attentions: list[nn.MultiheadAttention] = []
-    try:
-        for layer in plan.layers:
-            if isinstance(layer, nn.MultiheadAttention):
-                projected = partial(_record_projection, calls, layer)
-                vars(layer)["forward"] = partial(attention.self_attention, layer, projected)
-                attentions.append(layer)
-            else:
-                # First in line, so that hooks of the user that change the output come after.
-                handles.append(layer.register_forward_hook(record, prepend=True, with_kwargs=True))
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-        for layer in attentions:
-            del vars(layer)["forward"]
-
-
-def _record_projection(calls: list[Call], layer: nn.Module, x: Tensor, output: Tensor) -> None:
-    if output.requires_grad:
-        calls.append(Call(layer, x.detach(), x._version, get_gradient_edge(output)))
-
-
-def _copies(model: nn.Module, plan: Plan, n: int) -> dict[str, Tensor]:
-    """One copy per point of the expanded parameters."""
-    copies = {}
-    for name in plan.expanded:
-        parameter = model.get_parameter(name).detach()
-        copies[name] = parameter.expand(n, *parameter.shape[1:]).requires_grad_()
-    return copies
-
-
-def backward(
-    model: nn.Module, plan: Plan, batch: Batch, weights: Tensor
-) -> tuple[Tensor, list[tuple[Call | str, Tensor]]]:
-    """Run the batch; return its outputs (n, k) and (call, delta (R, *output)) for every call.
-
-    Expanded parameters come as (name, gradient (R, n, *shape[1:])). Gradients of other parameters
-    are never formed, and ``.grad`` is not touched.
-    """
-    n = batch_length(batch)
-    expanded = _copies(model, plan, n)
-    with recorded_calls(plan, n) as calls:
-        outputs = functional.checked_outputs(functional.call(model, batch, expanded), n)
-    sources: list[Call | str] = [*calls, *expanded]
-    if not sources:
-        return outputs.detach(), []
-    edges = [call.edge for call in calls] + [get_gradient_edge(p) for p in expanded.values()]
-    rows = weights.to(outputs.dtype)
-    deltas: list[list[Tensor]] = [[] for _ in sources]
-    for r, row in enumerate(rows):
-        gradients = torch.autograd.grad(
-            outputs,
-            edges,
-            grad_outputs=row.expand_as(outputs),
-            retain_graph=r + 1 < len(rows),
-            allow_unused=True,
-        )
-        for collected, gradient in zip(deltas, gradients, strict=True):
-            if gradient is not None:
-                collected.append(gradient)
-    result: list[tuple[Call | str, Tensor]] = []
-    for source, collected in zip(sources, deltas, strict=True):
-        if collected:
-            stacked = torch.stack(collected) if len(collected) > 1 else collected[0][None]
-            result.append((source, stacked))
-    return outputs.detach(), result
-
-
-def layer_gradients(
-    model: nn.Module, plan: Plan, batch: Batch, weights: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, dict[str, Gradient], dict[str, str]]:
-    """Return outputs, gradients by rule, and the parameters whose rule refused (and why)."""
-    n = batch_length(batch)
-    outputs, calls = backward(model, plan, batch, weights)
-    result: dict[str, Gradient] = {}
-    refused: dict[str, str] = {}
-    for call, delta in calls:
-        if isinstance(call, str):
-            result[call] = delta.transpose(0, 1).flatten(2).to(dtype)
-            continue
-        x, names = call.x, plan.layers[call.layer]
-        if call.layer in plan.second_axis:
-            x, delta = x.transpose(0, 1), delta.transpose(1, 2)
-        found = find_rule(call.layer)
-        assert found is not None
-        try:
-            if call.x._version != call.version:
-                raise Unsupported("its input is changed in place after the call")
-            parts = found[1](call.layer, x, delta, n, dtype)
-        except Unsupported as error:
-            refused.update(dict.fromkeys(names.values(), str(error)))
-            continue
-        for own, full in names.items():
-            part = parts[own]
-            known = result.get(full)
-            if known is None:
-                result[full] = [part] if isinstance(part, Site) else part
-            elif isinstance(known, list) and isinstance(part, Site):
-                known.append(part)
-            elif isinstance(known, Tensor) and isinstance(part, Tensor):
-                result[full] = known + part
-    return outputs, result, refused
-
-
-def functional_gradients(
-    model: nn.Module, plan: Plan, names: Sequence[str], batch: Batch, weights: Tensor
-) -> dict[str, Tensor]:
-    """(n, R, *shape) per name by the fallback."""
-    if not names:
-        return {}
-    if plan.vectorised:
-        return functional.vectorised(model, names, batch, weights)
-    return functional.one_by_one(model, names, batch, weights)[1]
+    def is_new(self, trace: Trace) -> bool:
+        """Whether a batch is to be checked: of a new kind, or one of ever fewer that move rows."""
+        if trace.kind not in self.rejected:
+            return True
+        return bool(trace.moving) and self.n_moving & (self.n_moving - 1) == 0
 
 
 def gradients(
-    model: nn.Module, plan: Plan, batch: Batch, weights: Tensor, dtype: torch.dtype
+    net: nn.Module, plan: Plan, batch: Batch, weights: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, dict[str, Gradient]]:
     """Return the outputs (n, k) of a batch and the per-sample gradients of every parameter.
 
     A parameter that the batch does not use is missing from the result.
-    """
-    outputs, result, refused = layer_gradients(model, plan, batch, weights, dtype)
-    if refused:
-        name, reason = next(iter(refused.items()))
-        raise RuntimeError(
-            f"the layer of {name!r} was called differently in a later batch than in the first: "
-            f"{reason}"
-        )
-    names = list(plan.fallback)
-    for name, value in functional_gradients(model, plan, names, batch, weights).items():
-        result[name] = value.to(dtype).flatten(2) if value.ndim > 2 else value.to(dtype)[..., None]
-    return outputs, result
-
-
-def _candidates(model: nn.Module, names: Sequence[str]) -> Plan:
-    """Cover the parameters that layer rules name, before anything has been run."""
-    wanted = {id(p): name for name, p in model.named_parameters() if name in set(names)}
-    layers: dict[nn.Module, dict[str, str]] = {}
-    expanded: list[str] = []
-    reasons: dict[str, str] = {}
-    users: dict[str, set[tuple[object, str]]] = {}
-    for layer in model.modules():
-        found = find_rule(layer)
-        for own, parameter in layer._parameters.items():
-            if parameter is None or id(parameter) not in wanted:
-                continue
-            full = wanted[id(parameter)]
-            if found is None or own.removeprefix("in_proj_") not in ("weight", "bias"):
-                if found is None and parameter.ndim > 1 and len(parameter) == 1:
-                    expanded.append(full)
-                else:
-                    reasons[full] = f"no rule for {own!r} of {type(layer).__name__}"
-            else:
-                layers.setdefault(layer, {})[own] = full
-            users.setdefault(full, set()).add((found and found[0], own))
-    plan = Plan(layers, expanded)
-    for full, kinds in users.items():
-        if len(kinds) > 1:
-            reasons[full] = "shared by layers of different kinds"
-    for full, reason in reasons.items():
-        plan.drop(full, reason)
-    return plan
-
-
-def plan(
-    model: nn.Module,
-    names: Sequence[str],
-    probe: Batch,
-    weights: Tensor,
-    dtype: torch.dtype,
-    of: str,
-) -> tuple[Plan, dict[str, Gradient]]:
-    """Decide how to take gradients, checking every way against autograd on the probe points.
-
-    Returns the plan and the gradients of the probe points (of at most two combinations).
 
     Raises
     ------
     ValueError
-        When gradients are not finite, or the model's rows depend on each other.
+        When the model draws random numbers, or rows depend on each other.
     RuntimeError
         When even the fallback disagrees with autograd.
     """
-    result = _candidates(model, names)
-    n = batch_length(probe)
-    # Two combinations check as much as a thousand do: they share every layer's input.
-    checked = weights[[0, -1]] if len(weights) > 2 else weights
-    alone, literal = functional.one_by_one(model, names, probe, checked)
-    reference = {name: g.to(dtype).reshape(n, len(checked), -1) for name, g in literal.items()}
-    norms = {name: float(torch.linalg.vector_norm(g)) for name, g in reference.items()}
-    total = math.hypot(*norms.values())
-    for i in range(n if not math.isfinite(total) else 0):
-        bad = [name for name, g in reference.items() if not bool(torch.isfinite(g[i]).all())]
-        if bad:
-            raise not_finite(f"point {i} of {of}", bad)
-    tolerance = _TOLERANCE[dtype] if next(iter(literal.values())).itemsize > 2 else _HALF_TOLERANCE
+    if batch_length(batch) == 1:  # some networks drop an axis of length one
+        outputs, pair = gradients(net, plan, concatenate([batch, batch]), weights, dtype)
+        return outputs[:1], {name: _first(gradient) for name, gradient in pair.items()}
+    result = _attempt(net, plan, batch, weights, dtype, anew=False)
+    if result is None:
+        result = _attempt(net, plan, batch, weights, dtype, anew=True)
+        assert result is not None
+    return result
 
+
+def _first(gradient: Gradient) -> Gradient:
+    if isinstance(gradient, Tensor):
+        return gradient[:1]
+    return [replace(site, x=site.x[:1], delta=site.delta[:1]) for site in gradient]
+
+
+def _attempt(
+    net: nn.Module, plan: Plan, batch: Batch, weights: Tensor, dtype: torch.dtype, anew: bool
+) -> tuple[Tensor, dict[str, Gradient]] | None:
+    """Take the gradients of a batch; None if owners known from before turn out not to suffice."""
+    n = batch_length(batch)
+    ours = {id(p) for p in plan.parameters.values()}
+    recorder = Recorder(plan.parameters, [t for t in plan.state if id(t) not in ours])
+    trace = Trace(plan.state)
+    with trace, recorder:
+        outputs = functional.checked_outputs(functional.call(net, batch), n)
+    trace.check_outputs(outputs)
+    uses = recorder.uses
+    if not outputs.requires_grad:
+        return outputs.detach(), {}
+    plan.moving = plan.moving or trace.moving
+    plan.n_moving += bool(trace.moving)
+    known = None if trace.moving else plan.owners.get(trace.exact)
+    if known is not None and len(known) != len(uses):
+        known = None
+    measured = None if anew else known
+    unseen = recorder.unseen(outputs)
+    rows = weights.to(outputs.dtype)
+    deltas = _backward(recorder, outputs, rows, keep_graph=measured is None)
+    if measured is None:
+        measured = _measure(recorder, outputs, deltas, rows, n)
+        if known is not None:
+            measured = [merge(old, new) for old, new in zip(known, measured, strict=True)]
+        if not trace.moving:
+            plan.owners[trace.exact] = measured
+    elif any(map(_revived, uses, deltas, measured)):
+        return None
+    refused = {name: f"it reaches the outputs through {op}" for name, op in unseen.items()}
+    refused |= plan.rejected.get(trace.kind, {})
+    result = _by_rule(uses, deltas, measured, refused, n, dtype)
+    del deltas, recorder
+    new = plan.is_new(trace)
+    outputs = outputs.detach()
+    _fall_back(net, plan, batch, outputs, weights, list(refused), result, dtype)
+    if new:
+        _check_company(plan.fresh(), batch, outputs)
+        rejected = _check(net, plan, batch, outputs, weights, refused, result, dtype)
+        if rejected is not None:
+            plan.rejected.setdefault(trace.kind, {}).update(rejected)
+            refused |= rejected
+    plan.fallback = refused
+    return outputs, result
+
+
+def _backward(
+    recorder: Recorder,
+    outputs: Tensor,
+    rows: Tensor,
+    *,
+    keep_graph: bool,
+    scale: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Gradients (R, *shape) of the output of every use, for rows (R, k) of output weights.
+
+    Gradients of parameters are never formed, and ``.grad`` is not touched.
+    """
+    if not recorder.uses:
+        return []
+    deltas: list[list[Tensor]] = [[] for _ in recorder.uses]
+    for r, row in enumerate(rows):
+        seed = row.expand_as(outputs)
+        if scale is not None:
+            seed = seed * scale[:, None]
+        found = recorder.backward(outputs, seed, keep_graph=keep_graph or r + 1 < len(rows))
+        for collected, gradient in zip(deltas, found, strict=True):
+            if gradient is not None:
+                collected.append(gradient)
+    return [
+        None if not d else torch.stack(d) if len(d) > 1 else d[0][None]  # no copy of a single one
+        for d in deltas
+    ]
+
+
+def _rows(use: Use, delta: Tensor) -> Tensor:
+    """(P, F): a gradient of shape ``use.shape``, by rows that may belong to different points."""
+    moved = delta.movedim(use.axes, tuple(range(len(use.axes))))
+    count = _count(use)
+    return moved.reshape(count, delta.numel() // max(1, count))
+
+
+def _count(use: Use) -> int:
+    count = 1
+    for axis in use.axes:
+        count *= use.shape[axis]
+    return count
+
+
+def _measure(
+    recorder: Recorder, outputs: Tensor, deltas: list[Tensor | None], rows: Tensor, n: int
+) -> list[Owners]:
+    """Find whose the rows of every use are, by backward passes with the points weighted."""
+    if len(rows) > 1:
+        # One combination of all, so that what any of them depends on has a gradient.
+        generator = torch.Generator().manual_seed(len(rows))
+        mixed = torch.rand((1, len(rows)), generator=generator, dtype=torch.float64) + 0.5
+        rows = mixed.to(rows) @ rows
+        deltas = _backward(recorder, outputs, rows, keep_graph=True)
+    precision = narrowest(deltas)
+    passes = [
+        _backward(recorder, outputs, rows, keep_graph=True, scale=torch.exp2(e.to(outputs.dtype)))
+        for e in exponents(n, precision, outputs.device)
+    ]
+    result = []
+    for i, use in enumerate(recorder.uses):
+        delta = deltas[i]
+        if delta is None:
+            nobody = torch.full((_count(use),), -1, dtype=torch.int64, device=outputs.device)
+            everyone = torch.arange(_count(use), device=outputs.device)
+            result.append(Owners(nobody, n, dead=everyone))
+            continue
+        scaled = []
+        for found in passes:
+            one = found[i]
+            assert one is not None
+            scaled.append(_rows(use, one[0]))
+        result.append(find_owners(_rows(use, delta[0]), scaled, n, precision))
+    return result
+
+
+def _revived(use: Use, delta: Tensor | None, owners: Owners) -> bool:
+    """Whether rows without a gradient, when owners were measured, have one now."""
+    if delta is None or owners.dead is None:
+        return False
+    if owners.nothing:
+        return bool(delta.any())
+    return any(bool(_rows(use, d)[owners.dead].any()) for d in delta)
+
+
+def _by_rule(
+    uses: Sequence[Use],
+    deltas: Sequence[Tensor | None],
+    owners: Sequence[Owners],
+    refused: dict[str, str],
+    n: int,
+    dtype: torch.dtype,
+) -> dict[str, Gradient]:
+    """Gradients by the rules of the recorded operations; says in `refused` whose there are none."""
+    result: dict[str, list[Site | Dense]] = {}
+    for use, delta, own in zip(uses, deltas, owners, strict=True):
+        if delta is None or own.nothing or use.names <= refused.keys():
+            continue
+        reason = ""
+        if own.shared:
+            reason = "several points share a row of it"
+        elif use.changed:
+            reason = "its input is changed in place after the call"
+        else:
+            try:
+                parts = use.gradients(*_arranged(use, delta, own), dtype)
+            except Unsupported as error:
+                reason = str(error)
+        if reason:
+            refused |= {name: refused.get(name, reason) for name in use.names}
+            continue
+        for name, part in parts.items():
+            result.setdefault(name, []).append(part)
+    return {name: _joined(parts, n, dtype) for name, parts in result.items() if name not in refused}
+
+
+def _arranged(use: Use, delta: Tensor, own: Owners) -> tuple[Tensor | None, Tensor]:
+    """Input (n, q, ...) and gradient (n, R, q, ...) of a use, point by point."""
+    places, count = tuple(range(len(use.axes))), _count(use)
+    x = use.x
+    if x is not None:
+        moved = x if use.axes == places else x.movedim(use.axes, places)
+        x = own.arrange(moved.reshape(count, *moved.shape[len(places) :]), 0)
+    if use.axes != places:
+        delta = delta.movedim(tuple(a + 1 for a in use.axes), tuple(p + 1 for p in places))
+    delta = delta.reshape(len(delta), count, *delta.shape[len(places) + 1 :])
+    return x, own.clear_padding(own.arrange(delta, 1)).transpose(0, 1)
+
+
+def _joined(parts: list[Site | Dense], n: int, dtype: torch.dtype) -> Gradient:
+    """Sum the gradients of all uses of a parameter: as factors, if they are of one kind."""
+    sites = [part for part in parts if isinstance(part, Site)]
+    if len(sites) == len(parts) and all(_alike(site, sites[0]) for site in sites):
+        return sites
+    total: Tensor | None = None
+    for part in parts:
+        value = contract.dense([part], n, dtype) if isinstance(part, Site) else part
+        total = value if total is None else total + value
+    assert total is not None
+    return total
+
+
+def _alike(a: Site, b: Site) -> bool:
+    return type(a) is type(b) and (a.rows, a.size, a.groups) == (b.rows, b.size, b.groups)
+
+
+def _fall_back(
+    net: nn.Module,
+    plan: Plan,
+    batch: Batch,
+    outputs: Tensor,
+    weights: Tensor,
+    names: Sequence[str],
+    result: dict[str, Gradient],
+    dtype: torch.dtype,
+) -> None:
+    """Put in the gradients that no rule gives."""
+    if not names:
+        return
+    if plan.pairs is None:
+        plan.pairs = not _stands_alone(net, batch, outputs)
+    for name, value in by_fallback(net, plan, batch, names, weights).items():
+        result[name] = value.detach().to(dtype).reshape(*value.shape[:2], -1)
+
+
+def by_fallback(
+    net: nn.Module, plan: Plan, batch: Batch, names: Sequence[str], weights: Tensor
+) -> dict[str, Tensor]:
+    """Return the gradients (n, R, *shape) of parameters without any rule."""
+    pairs = bool(plan.pairs)
+    wanted = {name: plan.parameters[name] for name in names}
+    if plan.vectorised:
+        try:
+            return functional.vectorised(net, wanted, batch, weights, pairs)
+        except (RuntimeError, NotImplementedError, ValueError):
+            # vmap refuses in-place updates of captured tensors, control flow that looks at the
+            # data, and more. If the cause was another, one_by_one raises it again.
+            plan.vectorised = False
+    return functional.one_by_one(net, wanted, batch, weights, pairs)
+
+
+def _stands_alone(net: nn.Module, batch: Batch, outputs: Tensor) -> bool:
+    """Whether the network does with a single point what it does with a batch."""
+    with torch.no_grad():
+        try:
+            alone = functional.checked_outputs(functional.call(net, take(batch, slice(0, 1))), 1)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False
+    return _close(alone, outputs[:1])
+
+
+def _check_company(net: nn.Module, batch: Batch, outputs: Tensor) -> None:
+    """Raise a ValueError if outputs of points change with the other points of their batch.
+
+    Points are jittered where they are made of floating-point numbers: equal ones are no company.
+    """
+    n = batch_length(batch)
+    some = [0, n // 3, (2 * n) // 3, n - 1]
+    jittered = _jittered(take(batch, some))
+    with torch.no_grad():
+        expected = None
+        if jittered is not None:
+            # It fails where numbers stand for something else.
+            with contextlib.suppress(RuntimeError, ValueError, IndexError):
+                expected = functional.checked_outputs(functional.call(net, jittered), 4)
+            if expected is not None and not bool(torch.isfinite(expected).all()):
+                expected = None
+        if expected is None or jittered is None:
+            jittered, expected = take(batch, some), outputs[some]
+        for group in ([1, 0, 1], [3, 2, 3]):
+            other = functional.checked_outputs(functional.call(net, take(jittered, group)), 3)
+            if not _close(other, expected[group]):
+                raise ValueError(_COMPANY)
+        # The batch again: a network that remembers, or chance that no operation shows.
+        if not _close(functional.checked_outputs(functional.call(net, batch), n), outputs):
+            raise ValueError(_COMPANY)
+
+
+def _jittered(batch: Batch) -> Batch | None:
+    if not any(leaf.is_floating_point() for leaf in leaves(batch)):
+        return None
+    generator = torch.Generator().manual_seed(0)
+
+    def jitter(leaf: Tensor) -> Tensor:
+        if not leaf.is_floating_point():
+            return leaf
+        noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
+        size = leaf.abs().mean() if bool(leaf.any()) else 1.0
+        return leaf + 0.1 * size * noise
+
+    return map_batch(jitter, batch)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not bool(torch.isfinite(b).all()):
+        return True  # reported by those who know where the points come from
+    error = (_OUTPUT_ERROR if a.device.type == "cpu" else _OUTPUT_ERROR_ON_GPU)[a.dtype]
+    return torch.allclose(a, b, rtol=error, atol=error * float(b.abs().max()))
+
+
+def _check(
+    net: nn.Module,
+    plan: Plan,
+    batch: Batch,
+    outputs: Tensor,
+    weights: Tensor,
+    refused: dict[str, str],
+    result: dict[str, Gradient],
+    dtype: torch.dtype,
+) -> dict[str, str] | None:
+    """Compare the gradients of a batch with plain autograd; return what was wrong by its rule.
+
+    The gradient of ``sum_i w_i s_i`` with random w must be ``sum_i w_i g_i``: unlike a plain sum it
+    sees points exchanged. Wrong parameters get the gradients of the fallback. None where gradients
+    are not finite: those who know where the points come from report that.
+    """
+    n, rows = len(outputs), len(weights)
+    generator = torch.Generator().manual_seed(n + rows)
+    points, combination = (
+        (torch.rand(count, generator=generator, dtype=torch.float64) + 0.5)
+        * torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+        for count in (n, rows)
+    )
+    points, combination = points.to(outputs.device), combination.to(outputs.device)
+    seeds = points[:, None] * (combination @ weights)
+    expected = functional.weighted_sum(plan.fresh(), plan.parameters, batch, seeds)
+    norms = {name: float(torch.linalg.vector_norm(g.double())) for name, g in expected.items()}
+    total = math.hypot(*norms.values())
+    if not math.isfinite(total):
+        return None
+    model_dtype = outputs.dtype
+
+    def error(name: str) -> float:
+        value = expected[name].double().flatten()
+        if name in result:
+            value = value - _total(result[name], points, combination, dtype).double()
+        return float(torch.linalg.vector_norm(value))
+
+    def wrong(names: Sequence[str]) -> list[str]:
+        tolerance = _GRADIENT_ERROR[model_dtype]
+        # (NaN compares as wrong; what is not finite is reported by those who know the points.)
+        return [name for name in names if error(name) > tolerance * (norms[name] + 1e-2 * total)]
+
+    bad = wrong(list(plan.parameters))
+    if not bad:
+        return {}
+    # Where outputs cancel (the sum of a soft-max), gradients are rounding and nothing else.
+    random = torch.rand(seeds.shape, generator=generator, dtype=torch.float64).to(seeds)
+    scale = (
+        sum(
+            float(torch.linalg.vector_norm(g.double())) ** 2
+            for g in functional.weighted_sum(plan.fresh(), plan.parameters, batch, random).values()
+        )
+        ** 0.5
+    )
+    bad = [name for name in bad if error(name) > _ROUNDING[model_dtype] * scale]
+    by_rule = {
+        name: "the rule of its operation disagrees with autograd"
+        for name in bad
+        if name not in refused
+    }
+    _fall_back(net, plan, batch, outputs, weights, list(by_rule), result, dtype)
+    still = wrong(bad)
+    if still and plan.vectorised:
+        # Some batching rules of vmap are wrong: that of instance_norm, for two outputs.
+        plan.vectorised = False
+        _fall_back(net, plan, batch, outputs, weights, list(refused | by_rule), result, dtype)
+        still = wrong(bad)
+    if still:
+        raise RuntimeError(
+            f"the self-check failed: gradients of {still[0]!r} differ from autograd; "
+            "the model's outputs must be a deterministic function of each point alone"
+        )
+    return by_rule
+
+
+def _total(gradient: Gradient, points: Tensor, combination: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over points and combinations, with these weights, of per-sample gradients."""
+    if isinstance(gradient, Tensor):
+        return torch.einsum("n,r,nrp->p", points.to(dtype), combination.to(dtype), gradient)
+    merged = []
+    for site in gradient:
+        delta = torch.einsum(
+            "n,r,nr...->n...", points.to(dtype), combination.to(dtype), site.delta.to(dtype)
+        )
+        # All points as one: their rows are just more positions.
+        x, delta = site.x.flatten(0, 1)[None], delta.flatten(0, 1)[None, None]
+        merged.append(replace(site, x=x, delta=delta, positions=site.positions * len(points)))
+    return contract.dense(merged, 1, dtype).flatten()
+
+
+def plan(
+    net: nn.Module,
+    fresh: Callable[[], nn.Module],
+    parameters: Mapping[str, nn.Parameter],
+    probe: Batch,
+    weights_of: Callable[[int], Tensor],
+    dtype: torch.dtype,
+) -> tuple[Plan, Tensor, dict[str, Gradient]]:
+    """Return the plan of a network, output weights, and gradients of the probe points.
+
+    Parameters
+    ----------
+    net : Module
+        A replica, as `fresh` makes them.
+    weights_of : callable
+        Number of outputs k -> (R, k) combinations of outputs.
+
+    Returns
+    -------
+    plan : Plan
+    weights : Tensor (R, k)
+    parts : dict
+        Gradients of the probe, of two combinations at most: they tell as much as a thousand do.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As :func:`gradients`, and when outputs depend on no parameter.
+    """
+    state = [*net.parameters(), *net.buffers()]
+    for module in net.modules():
+        state += [value for value in vars(module).values() if isinstance(value, Tensor)]
+    result = Plan(dict(parameters), state, fresh)
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    _settle_axes(model, result, probe)
-    _settle_copies(model, result, probe, alone, tolerance)
     with saved_tensors_hooks(count, lambda tensor: tensor):
-        outputs, by_rule, refused = layer_gradients(model, result, probe, checked, dtype)
-    if not _close(alone, outputs, tolerance):
-        raise ValueError(
-            "the model's outputs for a point depend on the other points of its batch (for example "
-            "BatchNorm without running statistics) or on random numbers; its tangent kernel is "
-            "not defined"
-        )
-    parameters = {p.data_ptr() for p in model.parameters()}
-    activations = sum(size for pointer, size in saved.items() if pointer not in parameters)
-    scale = len(weights) / len(checked)
-
-    def agrees(name: str, value: Tensor) -> bool:
-        expected = reference[name]
-        error = float(torch.linalg.vector_norm(value.reshape(expected.shape) - expected))
-        return error <= tolerance * (norms[name] + 1e-2 * total)
-
-    for name, reason in refused.items():
-        result.drop(name, reason)
-    for name in names:
-        if name in result.fallback:
-            continue
-        found = by_rule.get(name)
-        if found is None:
-            value = torch.zeros_like(reference[name])
-        else:
-            value = contract.dense(found, n, dtype) if isinstance(found, list) else found
-        # A layer whose weights are read by someone else's forward looks like this too.
-        if not agrees(name, value):
-            result.drop(name, "used outside its layer's forward")
-    fallback = list(result.fallback)
-    if fallback:
-        try:
-            values = functional_gradients(model, result, fallback, probe, checked)
-        except (RuntimeError, NotImplementedError, ValueError):
-            # vmap refuses in-place updates of captured tensors, control flow that looks at the
-            # data, and random numbers. If the cause was another, one_by_one raises it again.
-            values = {}
-        # And some of its batching rules are wrong: that of instance_norm, for two outputs.
-        if not all(name in values and agrees(name, values[name].to(dtype)) for name in fallback):
-            result.vectorised = False
-            _, values = functional.one_by_one(model, fallback, probe, checked)
-        for name in fallback:
-            if not agrees(name, values[name].to(dtype)):
-                raise RuntimeError(
-                    f"the self-check failed: gradients of {name!r} differ from autograd; "
-                    "the model's outputs must be a deterministic function of each point alone"
-                )
-            by_rule[name] = values[name].to(dtype).reshape(reference[name].shape)
-    per_point = scale / n
-    result.resident_bytes = sum(map(resident_bytes, by_rule.values())) * per_point
-    deltas = sum(nbytes(by_rule[name]) for name in by_rule)
+        outputs = functional.evaluate(fresh(), probe)
+    functional.check_connected(outputs)
+    weights = weights_of(outputs.shape[1])
+    del outputs
+    few = weights[[0, -1]] if len(weights) > 2 else weights
+    known = {tensor.data_ptr() for tensor in state}
+    activations = sum(size for pointer, size in saved.items() if pointer not in known)
+    _, parts = gradients(net, result, probe, few, dtype)
+    n = batch_length(probe)
+    per_point = len(weights) / len(few) / n
+    result.resident_bytes = sum(map(resident_bytes, parts.values())) * per_point
+    deltas = sum(map(nbytes, parts.values()))
     # vmap holds the activations again, and copies of the gradients it returns.
-    again = sum(nbytes(by_rule[name]) for name in fallback) + (activations if fallback else 0)
-    result.activation_bytes = activations / n + (deltas + 2 * again) * per_point
-    return result, by_rule
-
-
-def _settle_axes(model: nn.Module, plan: Plan, probe: Batch) -> None:
-    """Find the layers whose inputs have points along the second axis, or along none.
-
-    Shapes suggest it, and where they mislead the self-check sends the layer to the fallback.
-    """
-    n = batch_length(probe)
-    if n == 1:
-        return
-    expanded, plan.expanded = plan.expanded, []
-    with recorded_calls(plan, n) as calls:
-        functional.call(model, probe)
-    plan.expanded = expanded
-    for call in calls:
-        shape, layer = call.x.shape, call.layer
-        is_embedding = isinstance(layer, nn.Embedding)
-        if is_embedding and (shape[:-1] == (1,) or (len(shape) == 1 and shape[0] != n)):
-            plan.broadcast.append(layer)
-            continue
-        is_sequence = isinstance(layer, SEQUENCE_LAYERS) and len(shape) >= 3 - is_embedding
-        if is_sequence and shape[1] == n != shape[0]:
-            plan.second_axis.add(layer)
-
-
-def _settle_copies(
-    model: nn.Module, plan: Plan, probe: Batch, alone: Tensor, tolerance: float
-) -> None:
-    """Keep the copies of free parameters and positions with which the model computes the same.
-
-    A copy per point only stands for the one it replaces where it is used by broadcasting.
-    """
-    n = batch_length(probe)
-    expanded, broadcast = plan.expanded, plan.broadcast
-    for keep_expanded, keep_broadcast in ((True, True), (True, False), (False, True)):
-        plan.expanded = expanded if keep_expanded else []
-        plan.broadcast = broadcast if keep_broadcast else []
-        if not plan.expanded and not plan.broadcast:
-            continue
-        try:
-            with recorded_calls(plan, n):
-                copies = _copies(model, plan, n)
-                outputs = functional.checked_outputs(functional.call(model, probe, copies), n)
-        except (RuntimeError, ValueError, TypeError):
-            continue
-        if _close(alone, outputs.detach(), tolerance):
-            break
-    else:
-        plan.expanded, plan.broadcast = [], []
-    for name in expanded:
-        if name not in plan.expanded:
-            plan.drop(name, "no rule, and no place for one copy per point")
+    again = sum(nbytes(parts[name]) for name in result.fallback if name in parts)
+    again += activations if result.fallback else 0
+    result.activation_bytes = activations / max(n, 2) + (deltas + 2 * again) * per_point
+    return result, weights, parts
 
 
 def nbytes(gradient: Gradient) -> int:
@@ -450,10 +587,3 @@ def resident_bytes(gradient: Gradient) -> int:
 def not_finite(where: str, names: Sequence[str]) -> ValueError:
     listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return ValueError(f"gradients are not finite (NaN or inf) at {where}: parameters {listed}")
-
-
-def _close(alone: Tensor, together: Tensor, tolerance: float) -> bool:
-    scale = float(alone.abs().max())
-    return alone.shape == together.shape and torch.allclose(
-        alone, together, rtol=tolerance, atol=tolerance * scale
-    )

@@ -33,10 +33,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import contract, panels
+from . import contract, gram
 from .capture import Gradient
+from .gram import Panel
 from .layers import EmbeddingSite
-from .panels import Panel
 from .sketch import CountSketch, TensorSketch, sign_projection
 
 # Rows to combine to: multiples of the register tile of the widest instruction set.
@@ -242,7 +242,7 @@ def add_tensor(
 
 def kernel(name: str, panel: Panel, pairs: bool, outputs: int, floats: int) -> Tensor:
     """Exact Gram matrix of one parameter on the points of a panel, float64."""
-    steps = panels.gram_block([name], panel, panel, pairs, outputs, floats)
+    steps = gram.gram_block([name], panel, panel, pairs, outputs, floats)
     while True:
         try:
             next(steps)

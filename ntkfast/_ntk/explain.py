@@ -154,8 +154,6 @@ def describe(
         else:
             n = len(part)
             terms = part.shape[1] ** (2 if pairs else 1)
-            if name in plan.expanded:
-                how = "one copy per point"
             if name in plan.fallback:
                 how = f"torch.func: {plan.fallback[name]}"
             cost = points * points * count * terms / 2

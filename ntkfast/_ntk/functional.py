@@ -1,29 +1,47 @@
 """The reference: per-sample gradients from torch.func, or from one autograd call per sample.
 
 Slow and memory-hungry beside the contraction of layer inputs with output gradients, but right for
-every network: it is the oracle of the tests, the self-check of a first batch, and the fallback for
-parameters no layer rule covers.
+every network: the fallback for parameters no layer rule covers, and the check of a batch.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import grad, jacrev, vmap
 
-from .inputs import Batch, batch_length, take
+from .inputs import (
+    Batch,
+    batch_length,
+    call_arguments,
+    concatenate,
+    dtype_explained,
+    map_batch,
+    take,
+)
+
+# Chosen parameters by their full names; and where a network has a parameter, by its identity.
+_Parameters = Mapping[str, nn.Parameter]
+_Places = dict[int, list[tuple[nn.Module, str]]]
 
 
-def call(model: nn.Module, batch: Batch, parameters: dict[str, Tensor] | None = None) -> Any:
-    """Call the model, with other values for some of its parameters if there are any."""
-    args, kwargs = ((), batch) if isinstance(batch, dict) else ((batch,), {})
-    if parameters:
-        return functional_call(model, parameters, args, kwargs)
-    return model(*args, **kwargs)
+def call(net: nn.Module, batch: Batch) -> object:
+    """Call the network on a batch."""
+    args, kwargs = call_arguments(batch)
+    with dtype_explained(batch):
+        return net(*args, **kwargs)
+
+
+def evaluate(net: nn.Module, batch: Batch) -> Tensor:
+    """Return the outputs (n, k). Of one point, of two: some networks drop an axis of length one."""
+    n = batch_length(batch)
+    if n == 1:
+        return checked_outputs(call(net, concatenate([batch, batch])), 2)[:1]
+    return checked_outputs(call(net, batch), n)
 
 
 def checked_outputs(value: object, n: int) -> Tensor:
@@ -35,64 +53,109 @@ def checked_outputs(value: object, n: int) -> Tensor:
         )
     if value.ndim == 1 and value.shape[0] == n:
         value = value[:, None]
-    if value.ndim != 2 or value.shape[0] != n or value.shape[1] == 0:
+    shape = tuple(value.shape)
+    if value.ndim > 2 and value.shape[0] == n:
+        axes = ", ".join(f"d{i}" for i in range(2, value.ndim))
         raise ValueError(
-            f"the model returned shape {tuple(value.shape)} for {n} points; expected ({n}, k)"
+            f"the model returned shape {shape} for {n} points; expected ({n}, k). For outputs at "
+            f"many places, (N, k, {axes}) as in segmentation, wrap the model in an nn.Module that "
+            "returns what a label is about: means or sums over places, .mean((2, ...)), or a few "
+            f"of them, .flatten(1)[:, chosen]; all {shape[1:]} of them as outputs are .flatten(1)"
         )
+    if value.ndim != 2 or value.shape[0] != n or value.shape[1] == 0:
+        raise ValueError(f"the model returned shape {shape} for {n} points; expected ({n}, k)")
     if not value.is_floating_point():
         raise TypeError(f"the model returned {value.dtype}; expected floating-point outputs")
     return value
 
 
+def check_connected(outputs: Tensor) -> None:
+    """Raise a ValueError if autograd knows no parameter that the outputs depend on."""
+    if not outputs.requires_grad:
+        raise ValueError(
+            "the model's outputs do not depend on its parameters as far as autograd can see; "
+            "it may run under no_grad, inference_mode or detach()"
+        )
+
+
 def one_by_one(
-    model: nn.Module, names: Sequence[str], batch: Batch, weights: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return outputs (n, k) and per-sample gradients (n, R, *shape), one forward per point.
+    net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor, pairs: bool = False
+) -> dict[str, Tensor]:
+    """Per-sample gradients (n, R, *shape) of parameters by name, one forward per point.
 
     The literal definition, d(weights_r . f(x_i)) / d theta, one backward pass for every row of
-    `weights` (R, k): nothing is shared between samples.
+    `weights` (R, k): nothing is shared between samples. With `pairs` a copy of each point keeps it
+    company, for networks that cannot take one alone.
     """
-    parameters = dict(model.named_parameters())
-    wanted = [parameters[name] for name in names]
+    wanted = list(chosen.values())
     n, rows = batch_length(batch), len(weights)
-    alone: list[Tensor] = []
     result = {
-        name: torch.empty((n, rows, *p.shape), dtype=p.dtype, device=p.device)
-        for name, p in zip(names, wanted, strict=True)
+        name: torch.zeros((n, rows, *p.shape), dtype=p.dtype, device=p.device)
+        for name, p in chosen.items()
     }
     for i in range(n):
-        outputs = checked_outputs(call(model, take(batch, slice(i, i + 1))), 1)[0]
+        point = take(batch, slice(i, i + 1))
+        company = concatenate([point, point]) if pairs else point
+        outputs = checked_outputs(call(net, company), 2 if pairs else 1)[0]
         if not outputs.requires_grad:
-            raise ValueError(
-                "the model's outputs do not depend on its parameters as far as autograd can see; "
-                "it may run under no_grad, inference_mode or detach()"
-            )
-        alone.append(outputs.detach())
+            continue  # a point that no parameter has a part in
         scalars = weights.to(outputs.dtype) @ outputs
         for r in range(rows):
             grads = torch.autograd.grad(
                 scalars[r], wanted, retain_graph=r + 1 < rows, allow_unused=True
             )
-            for name, g in zip(names, grads, strict=True):
-                result[name][i, r] = 0 if g is None else g.to_dense() if g.is_sparse else g
-    return torch.stack(alone), result
+            for name, g in zip(chosen, grads, strict=True):
+                if g is not None:
+                    result[name][i, r] = g.to_dense() if g.is_sparse else g
+    return result
+
+
+def _places(net: nn.Module) -> _Places:
+    places: _Places = {}
+    for module in net.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for own, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, own))
+    return places
+
+
+@contextmanager
+def swapped(places: _Places, values: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Give parameters other values wherever a network has them, under every name.
+
+    (``functional_call`` changes one name only, and leaves a shared module damaged.)
+    """
+    try:
+        for parameter, value in values:
+            for module, own in places[id(parameter)]:
+                module._parameters[own] = value  # type: ignore[assignment]
+        yield
+    finally:
+        for parameter, _ in values:
+            for module, own in places[id(parameter)]:
+                module._parameters[own] = parameter
 
 
 def vectorised(
-    model: nn.Module, names: Sequence[str], batch: Batch, weights: Tensor
+    net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor, pairs: bool = False
 ) -> dict[str, Tensor]:
     """Do the same as :func:`one_by_one` through ``vmap(grad)``, or ``vmap(jacrev)`` for R > 1."""
+    places = _places(net)
+    if any(id(p) not in places for p in net.parameters()):
+        raise NotImplementedError("parameters of scripted modules cannot be replaced")
+    ours = {id(p) for p in chosen.values()}
     # Everything detached, or the parameters that are not chosen would record an ordinary autograd
     # graph underneath.
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    chosen = {name: parameters[name] for name in names}
+    others = [(p, p.detach()) for p in net.parameters() if id(p) not in ours]
+    values = {name: p.detach() for name, p in chosen.items()}
 
     def scalars(theta: dict[str, Tensor], x: Batch) -> Tensor:
-        single = {k: v[None] for k, v in x.items()} if isinstance(x, dict) else x[None]
-        args, kwargs = ((), single) if isinstance(single, dict) else ((single,), {})
-        outputs = checked_outputs(functional_call(model, {**parameters, **theta}, args, kwargs), 1)[
-            0
-        ]
+        count = 2 if pairs else 1
+        single = map_batch(lambda leaf: torch.stack([leaf] * count), x)
+        with swapped(places, others + [(chosen[name], value) for name, value in theta.items()]):
+            outputs = checked_outputs(call(net, single), count)[0]
         result: Tensor = weights.to(outputs.dtype) @ outputs
         return result
 
@@ -101,6 +164,21 @@ def vectorised(
         warnings.filterwarnings("ignore", "There is a performance drop")
         if len(weights) == 1:
             first = vmap(grad(lambda theta, x: scalars(theta, x)[0]), in_dims=(None, 0))
-            return {name: g[:, None] for name, g in first(chosen, batch).items()}
-        result: dict[str, Tensor] = vmap(jacrev(scalars), in_dims=(None, 0))(chosen, batch)
+            return {name: g[:, None] for name, g in first(values, batch).items()}
+        result: dict[str, Tensor] = vmap(jacrev(scalars), in_dims=(None, 0))(values, batch)
         return result
+
+
+def weighted_sum(
+    net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor
+) -> Mapping[str, Tensor]:
+    """Gradient of ``sum(weights * outputs)``, weights (n, k), by one plain autograd call."""
+    outputs = evaluate(net, batch)
+    if not outputs.requires_grad:
+        return {name: torch.zeros_like(p) for name, p in chosen.items()}
+    scalar = (outputs * weights.to(outputs.dtype)).sum()
+    grads = torch.autograd.grad(scalar, list(chosen.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
+        for (name, p), g in zip(chosen.items(), grads, strict=True)
+    }

@@ -165,6 +165,25 @@ class LinearSite(Site):
 
 
 @dataclass
+class SwappedSite(Site):
+    """x (n, T, rows), delta (n, R, T, size): a linear map by the transpose of the weight."""
+
+    def block(self, samples: slice, dtype: torch.dtype) -> Block:
+        return Block(
+            self.x[samples, None, None].to(dtype),
+            self.delta[samples, :, None].to(dtype),
+        )
+
+    def combined(self, projection: Tensor) -> Site:
+        x = self.x.to(projection.dtype) @ projection
+        return replace(self, x=x, rows=projection.shape[1])
+
+    def factors(self, dtype: torch.dtype) -> tuple[Factor, Factor]:
+        left = Factor.positions_first(self.x[:, None].to(dtype))
+        return left, Factor.positions_first(self.delta.to(dtype))
+
+
+@dataclass
 class EmbeddingBlock(Block):
     """left (n, 1, 1, T, 1) holds the row index of each position instead of a one-hot vector."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import contract
 from .capture import Gradient, keeps_factors
+from .files import GramFile
+from .inputs import Batch, Inputs, batch_length
 from .layers import Site
 
 
@@ -122,3 +125,110 @@ def gram_block(
     if a is b:
         contract.mirror(out)
     return out
+
+
+class GramWork:
+    """The steps of one Gram matrix: panels captured and pairs of panels contracted.
+
+    Parameters
+    ----------
+    capture : callable
+        (batch, number of its first point, name of its argument) -> gradients, all of them finite.
+    names : sequence of str
+        The parameters.
+    rows, columns : Inputs
+        In memory; the same object for a symmetric matrix.
+    result : array
+        Filled.
+    file : GramFile, optional
+        Keeps `result` and knows what of it is done.
+    panel, batch : int
+        Points of a panel, and of a batch.
+    pairs : bool
+        Whether combinations of outputs have rows of their own.
+    """
+
+    def __init__(
+        self,
+        capture: Callable[[Batch, int, str], dict[str, Gradient]],
+        names: Sequence[str],
+        rows: Inputs,
+        columns: Inputs,
+        result: Any,
+        file: GramFile | None,
+        *,
+        panel: int,
+        batch: int,
+        pairs: bool,
+        combinations: int,
+        draws: int,
+        tile_floats: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._capture, self._names = capture, names
+        self._rows, self._columns = rows, columns
+        self._result, self._file = result, file
+        self._size, self._batch = panel, batch
+        self._pairs, self._combinations, self._draws = pairs, combinations, draws
+        self._scale = combinations if pairs else 1
+        self._tile_floats, self._dtype, self._device = tile_floats, dtype, device
+
+    def _blocks(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield row panels and the column panels still missing for each."""
+        symmetric = self._rows is self._columns
+        done = self._file.done if self._file is not None else set()
+        for i in range(0, self._rows.length or 0, self._size):
+            columns = range(i if symmetric else 0, self._columns.length or 0, self._size)
+            missing = [j for j in columns if (i, j) not in done]
+            if missing:
+                yield i, missing
+
+    def _n_batches(self, inputs: Inputs, start: int) -> int:
+        return inputs.panel(start, start + self._size).n_batches(self._batch) or 0
+
+    def _is_diagonal(self, i: int, j: int) -> bool:
+        return self._rows is self._columns and i == j
+
+    def n_steps(self) -> int:
+        """Return the number of steps."""
+        total = 0
+        for i, missing in self._blocks():
+            total += self._n_batches(self._rows, i) + len(missing) * len(self._names)
+            total += sum(
+                self._n_batches(self._columns, j) for j in missing if not self._is_diagonal(i, j)
+            )
+        return total
+
+    def steps(self) -> Iterator[None]:
+        """Fill the matrix, and yield after each batch and each parameter of a block."""
+        for i, missing in self._blocks():
+            left = yield from self._panel(self._rows, i)
+            for j in missing:
+                right = left
+                if not self._is_diagonal(i, j):
+                    right = yield from self._panel(self._columns, j)
+                block = yield from gram_block(
+                    self._names, left, right, self._pairs, self._combinations, self._tile_floats
+                )
+                self._store(block.div_(self._draws), i, j)
+                del right, block
+
+    def _panel(self, inputs: Inputs, start: int) -> Generator[None, None, Panel]:
+        builder = PanelBuilder(self._combinations, self._dtype, self._device)
+        first = start
+        for batch in inputs.panel(start, start + self._size).batches(self._batch):
+            n = batch_length(batch)
+            builder.append(n, self._capture(batch, first, inputs.name))
+            first += n
+            yield
+        return builder.finish()
+
+    def _store(self, block: Tensor, i: int, j: int) -> None:
+        value: Any = block if self._file is None else block.cpu().numpy()
+        r, c = i * self._scale, j * self._scale
+        self._result[r : r + block.shape[0], c : c + block.shape[1]] = value
+        if self._rows is self._columns and i != j:
+            self._result[c : c + block.shape[1], r : r + block.shape[0]] = value.T
+        if self._file is not None:
+            self._file.mark(i, j)

@@ -1,9 +1,6 @@
-"""Everything of the user's model and process that a call must leave as it found it."""
+"""The network inside the wrappers that users put around it."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -43,22 +40,3 @@ def unwrap(model: nn.Module) -> nn.Module:
                 "plain model"
             )
     return model
-
-
-@contextmanager
-def evaluation(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put every submodule in eval mode with gradients on; restore flags and generators on any exit.
-
-    Flags are set directly: ``train()`` is often overridden to keep some layers frozen and would
-    not restore them.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
-        try:
-            for module, _ in flags:
-                module.training = False
-            yield
-        finally:
-            for module, flag in flags:
-                module.training = flag

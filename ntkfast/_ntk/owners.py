@@ -1,0 +1,167 @@
+"""Which rows of a layer belong to which point: measured, not guessed.
+
+Backpropagation is linear. If the output of point i is weighted by s_i, every gradient that it alone
+causes comes out s_i times as large, wherever the network may have put its rows. So a second
+backward pass with other weights tells whose each row is, and shows rows that several points share
+(which have no gradient per point) since those are multiplied by no s_i at all. Scales are powers of
+two, which are exact in floating point: the two passes agree to the last bit but for sums that a
+library forms in another order. Equal, blank or symmetric points are told apart like any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["Owners", "exponents", "find_owners", "merge", "narrowest"]
+
+# Exponents of scales and relative error of a row, by type of the gradients. (Gradients in float16
+# are near the smallest numbers it has.)
+_EXPONENTS = {
+    torch.float64: range(-200, 201),
+    torch.float32: range(-40, 41),
+    torch.bfloat16: range(-40, 41),
+    torch.float16: range(9),
+}
+_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+# A row so much smaller than the largest may be nothing but rounding.
+_NOISE = 1e-4
+
+
+@dataclass
+class Owners:
+    """Owners of the P rows of one call of an operation.
+
+    Attributes
+    ----------
+    owner : Tensor (P,)
+        Point that each row belongs to; -1 where there was no gradient to tell by.
+    n : int
+        Number of points.
+    shared : bool
+        Whether some row belongs to several points.
+    dead : Tensor, optional
+        Rows that had no gradient at all, if any: should they have one later, their owners must be
+        measured first.
+    index : Tensor (n, q), optional
+        Rows of each point, -1 beyond its last. None: q rows a point, point by point.
+    """
+
+    owner: Tensor
+    n: int
+    shared: bool = False
+    dead: Tensor | None = None
+    index: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        rows, missing = len(self.owner), self.owner < 0
+        if rows and rows % self.n == 0:
+            expected = torch.arange(rows, device=self.owner.device) // (rows // self.n)
+            if bool(((self.owner == expected) | missing).all()):
+                return
+        self.index = _rows_of_points(self.owner, self.n)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no row had a gradient."""
+        return self.dead is not None and len(self.dead) == len(self.owner)
+
+    def arrange(self, value: Tensor, axis: int) -> Tensor:
+        """Order the P rows along `axis` point by point, q for each: (..., n, q, ...)."""
+        if self.index is not None:
+            value = value.index_select(axis, self.index.clamp(min=0).flatten())
+        shape = (*value.shape[:axis], self.n, value.shape[axis] // self.n, *value.shape[axis + 1 :])
+        return value.reshape(shape)
+
+    def clear_padding(self, delta: Tensor) -> Tensor:
+        """Set the gradients (R, n, q, ...) of rows that are not there to zero."""
+        if self.index is None or bool((self.index >= 0).all()):
+            return delta
+        there = (self.index >= 0).view(1, *self.index.shape, *[1] * (delta.ndim - 3))
+        return torch.where(there, delta, 0)
+
+
+def _rows_of_points(owner: Tensor, n: int) -> Tensor:
+    """(n, q): rows of each point in order, -1 where a point has fewer than q."""
+    known = (owner >= 0).nonzero()[:, 0]
+    order = known[torch.argsort(owner[known], stable=True)]
+    counts = torch.bincount(owner[known], minlength=n)
+    width = max(1, int(counts.max())) if len(known) else 1
+    index = torch.full((n, width), -1, dtype=torch.int64, device=owner.device)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(order), device=owner.device) - starts[owner[order]]
+    index[owner[order], place] = order
+    return index
+
+
+def merge(old: Owners, new: Owners) -> Owners:
+    """Join what two passes of the same structure tell."""
+    owner = torch.where(new.owner >= 0, new.owner, old.owner)
+    shared = new.shared or old.shared
+    if new.dead is None or old.dead is None:
+        return Owners(owner, new.n, shared)
+    return Owners(owner, new.n, shared, new.dead[torch.isin(new.dead, old.dead)])
+
+
+def exponents(n: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Exponents (n,) of the points' scales in each pass: the digits of their numbers."""
+    known = _EXPONENTS[dtype]
+    number = torch.arange(n, device=device)
+    digits: list[Tensor] = []
+    while not digits or bool(number.any()):
+        digits.append(number % len(known) + known[0])
+        number = number // len(known)
+    return digits
+
+
+def narrowest(gradients: Iterable[Tensor | None]) -> torch.dtype:
+    """Return the type that decides what scales a backward pass bears (autocast mixes types)."""
+    found = {gradient.dtype for gradient in gradients if gradient is not None}
+    return next((kind for kind in (torch.float16, torch.bfloat16) if kind in found), None) or max(
+        found, key=lambda kind: -kind.itemsize, default=torch.float64
+    )
+
+
+def find_owners(plain: Tensor, scaled: Sequence[Tensor], n: int, precision: torch.dtype) -> Owners:
+    """Find owners from the gradients (P, F) of the plain and of every scaled pass.
+
+    `precision` is the :func:`narrowest` type, for which the :func:`exponents` were made.
+    """
+    known, tolerance = _EXPONENTS[precision], _ERROR[precision]
+    rows, device = len(plain), plain.device
+    nonzero = (plain != 0).any(1)
+    dead = None if bool(nonzero.all()) else (~nonzero).nonzero()[:, 0]
+    if dead is not None and len(dead) == rows:
+        return Owners(torch.full((rows,), -1, dtype=torch.int64, device=device), n, dead=dead)
+    largest = plain.abs().max()
+    if not bool(torch.isfinite(largest)):
+        # Not to be told apart; whoever looks at these gradients will find them.
+        if rows % n:
+            return Owners(torch.full((rows,), -1, dtype=torch.int64, device=device), n, True)
+        return Owners(torch.arange(rows, device=device) // (rows // n), n)
+    # Relative to the largest, so that squares do not overflow.
+    kind = torch.promote_types(plain.dtype, torch.float32)
+    a = plain.to(kind) / largest.to(kind)
+    energy = (a * a).sum(1, dtype=torch.float64)
+    live = energy > 0
+    number = torch.zeros(rows, dtype=torch.int64, device=device)
+    right = live.clone()
+    place = 1
+    for other in scaled:
+        b = other.to(kind) / largest.to(kind)
+        ratio = (a * b).sum(1, dtype=torch.float64) / torch.where(live, energy, 1.0)
+        exponent = torch.where(ratio > 0, ratio, 1.0).log2().round()
+        right &= (ratio > 0) & (exponent >= known[0]) & (exponent <= known[-1])
+        exponent = exponent.clamp(known[0], known[-1])
+        scale = torch.exp2(exponent)
+        gap = (b - scale[:, None].to(kind) * a).square().sum(1, dtype=torch.float64)
+        right &= gap <= (tolerance * scale) ** 2 * energy
+        number += (exponent.long() - known[0]) * place
+        place *= len(known)
+    right &= number < n
+    noise = energy <= _NOISE**2 * energy.max()
+    owner = torch.where(right, number, -1)
+    return Owners(owner, n, bool((nonzero & ~right & ~noise).any()), dead)

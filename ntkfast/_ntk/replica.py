@@ -1,0 +1,183 @@
+"""A private copy of a model's structure, so that nothing a call does can reach the user's model.
+
+Modules are copied, Parameters are shared: the copy computes with the very parameters of the model,
+and gradients are taken with respect to them. Training flags, hooks, buffers, caches and counters of
+the copy are its own. So a failed or interrupted call, or one of several threads, leaves no trace.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import types
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["isolated", "replica"]
+
+# Containers of more entries (vocabularies, say) are copied without a look at what is in them.
+_LARGEST_CONTAINER = 10_000
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    """Class of a module's copy: its own, but ``parametrize.cached()`` keeps nothing of the copy.
+
+    What is kept under another pass has no graph, or one that is used up.
+    """
+    kind = type(module)
+    if not parametrize.is_parametrized(module):
+        return kind
+
+    def computed(name: str) -> property:
+        return property(lambda self: self.parametrizations[name]())
+
+    names: Any = module.parametrizations
+    properties = {name: computed(name) for name in names}
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **properties})
+
+
+class _Copier:
+    """Copies modules, and whatever in their attributes refers to one of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._memo: dict[int, Any] = {}
+        self._keep: list[Any] = []  # an id stays taken while its object lives
+        self._copied: list[tuple[nn.Module, nn.Module]] = []
+        for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # its state is not in Python; it is shared
+            twin = object.__new__(_class_of(module))
+            self._memo[id(module)] = twin
+            self._copied.append((module, twin))
+        for module, _ in self._copied:
+            # Compiled parts would run without a Python function that could be seen.
+            if hasattr(module, "_orig_mod") and isinstance(module._orig_mod, nn.Module):
+                self._memo[id(module)] = self._memo[id(module._orig_mod)]
+        for module, twin in self._copied:
+            twin.__dict__.update({name: self.copy(v) for name, v in vars(module).items()})
+
+    def model(self, model: nn.Module) -> nn.Module:
+        result: nn.Module = self._memo[id(model)]
+        return result
+
+    def copy(self, value: Any) -> Any:
+        if isinstance(value, (*_PLAIN, nn.Parameter)):
+            return value
+        if id(value) in self._memo:
+            return self._memo[id(value)]
+        result = self._new(value)
+        self._memo[id(value)] = result
+        self._keep.append(value)
+        return result
+
+    def _new(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            # What still hangs on a graph is computed anew before it is used, or is nobody's state.
+            return value if value.requires_grad else value.detach().clone()
+        if isinstance(value, (dict, list, set, deque)):
+            return self._container(value)
+        if isinstance(value, tuple):
+            entries = [self.copy(entry) for entry in value]
+            if all(a is b for a, b in zip(entries, value, strict=True)):
+                return value
+            return value._make(entries) if hasattr(value, "_make") else type(value)(entries)
+        if isinstance(value, types.MethodType):
+            owner = self.copy(value.__self__) if isinstance(value.__self__, nn.Module) else None
+            return value if owner is None else types.MethodType(value.__func__, owner)
+        if isinstance(value, functools.partial):
+            arguments = [self.copy(a) for a in value.args]
+            keywords = {key: self.copy(v) for key, v in value.keywords.items()}
+            return type(value)(self.copy(value.func), *arguments, **keywords)
+        if isinstance(value, types.FunctionType) and value.__closure__:
+            return self._function(value)
+        if isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState)):
+            if isinstance(value, torch.Generator):
+                twin = torch.Generator(value.device)
+                twin.set_state(value.get_state())
+                return twin
+            return copy.deepcopy(value)
+        if isinstance(value, random.Random):
+            return copy.deepcopy(value)
+        return value
+
+    def _container(self, value: Any) -> Any:
+        result = copy.copy(value)
+        self._memo[id(value)] = result  # before its entries: it may contain itself
+        if len(value) > _LARGEST_CONTAINER or isinstance(value, set):
+            return result
+        if isinstance(value, dict):
+            if any(isinstance(key, nn.Module) for key in value):
+                result.clear()
+            for key, entry in value.items():
+                result[self.copy(key) if isinstance(key, nn.Module) else key] = self.copy(entry)
+        else:
+            for i, entry in enumerate(value):
+                new = self.copy(entry)
+                if new is not entry:
+                    result[i] = new
+        return result
+
+    def _function(self, value: types.FunctionType) -> Any:
+        """Copy a function whose closure refers to a module of the model."""
+        cells, changed = [], False
+        for cell in value.__closure__ or ():
+            try:
+                contents = cell.cell_contents
+            except ValueError:  # not bound yet
+                cells.append(cell)
+                continue
+            refers = isinstance(contents, (nn.Module, types.MethodType, functools.partial))
+            new = self.copy(contents) if refers else contents
+            changed |= new is not contents
+            cells.append(types.CellType(new))
+        if not changed:
+            return value
+        twin = types.FunctionType(
+            value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(cells)
+        )
+        twin.__kwdefaults__ = value.__kwdefaults__
+        return functools.update_wrapper(twin, value)
+
+
+def replica(model: nn.Module) -> nn.Module:
+    """Return a copy in eval mode of the structure of `model`, with its own Parameters."""
+    twin = _Copier(model).model(model)
+    for module in twin.modules():
+        # Set directly: train() is often overridden to keep some layers as they are.
+        if not isinstance(module, torch.jit.ScriptModule):
+            module.training = False
+    return twin
+
+
+@contextmanager
+def isolated(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Yield a replica of `model`, with gradients on; all random generators come back as they were.
+
+    Scripted parts have no copy: they are in eval mode until the end.
+    """
+    scripted = [m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)]
+    flags = [(module, module.training) for module in scripted]
+    devices = [device.index or 0] if device.type == "cuda" else []
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    net = replica(model)
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for module, flag in flags:
+                if flag:
+                    module.train(False)
+            yield net
+        finally:
+            for module, flag in flags:
+                if flag:
+                    module.train(True)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,253 @@
+"""What a forward pass does, operation by operation, as far as it tells which rows are whose.
+
+A network may fold, repeat, gather or route its points as it likes. Which rows of a layer belong to
+which point can be measured (`owners`), at the price of a second backward pass. That has to be done
+once only where the answer cannot change: where a later batch runs the same operations on the same
+shapes, and no operation places rows by numbers that depend on the input. This is what a
+:class:`Trace` sees, below autograd, where nothing is hidden by a layer or a library.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Trace"]
+
+# Operations that place rows by the numbers in some of their arguments, and these arguments' places.
+_PLACING: dict[str, tuple[int, ...]] = {
+    "index": (1,),
+    "_unsafe_index": (1,),
+    "_unsafe_masked_index": (1, 2),
+    "index_put": (1,),
+    "_index_put_impl": (1,),
+    "_unsafe_index_put": (1,),
+    "index_select": (2,),
+    "gather": (2,),
+    "scatter": (2,),
+    "scatter_add": (2,),
+    "scatter_reduce": (2,),
+    "index_add": (2,),
+    "index_copy": (2,),
+    "index_fill": (2,),
+    "index_reduce": (2,),
+    "take": (1,),
+    "put": (1,),
+    "masked_select": (1,),
+    "masked_scatter": (1,),
+    "nonzero": (0,),
+    "nonzero_static": (0,),
+    "repeat_interleave": (0,),
+    "_pack_padded_sequence": (1,),
+    "_pad_packed_sequence": (1,),
+    "segment_reduce": (1, 2, 3),
+    "_unique": (0,),
+    "_unique2": (0,),
+    "unique_dim": (0,),
+    "unique_consecutive": (0,),
+    "unique_dim_consecutive": (0,),
+}
+# Lookups: their second argument places rows of the first, which matters only where the first is no
+# table of the model. The third (offsets of bags) places rows in any case.
+_LOOKUPS = ("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+# Arguments that say how much chance there is in an operation that could draw numbers.
+_CHANCE = {"dropout_p": 0.0, "dropout": 0.0, "p": 0.0, "train": False, "training": False}
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """What matters of an operation, whatever it is called with."""
+
+    name: str
+    placing: tuple[int, ...]
+    lookup: bool
+    known: bool
+    random: bool
+    creates: bool
+
+
+@cache
+def _describe(func: Any) -> _Operation:
+    namespace, _, name = func._schema.name.partition("::")
+    base = name.rstrip("_")
+    if base not in _PLACING and base.startswith("scatter"):
+        base = "scatter"
+    return _Operation(
+        name=func._schema.name,
+        placing=_PLACING.get(base, ()),
+        lookup=base in _LOOKUPS,
+        known=namespace in ("aten", "prims"),
+        random=torch.Tag.nondeterministic_seeded in func.tags,
+        creates=base != "lift_fresh",
+    )
+
+
+def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a random operation, called like this, has any chance in it."""
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.name in _CHANCE:
+            value = args[i] if i < len(args) else kwargs.get(argument.name, argument.default_value)
+            if value is not None and value == _CHANCE[argument.name]:
+                return False
+    return True
+
+
+class Trace(TorchDispatchMode):
+    """Watches one forward pass.
+
+    Parameters
+    ----------
+    state : iterable of Tensor
+        Parameters and buffers: what does not depend on the input.
+
+    Attributes
+    ----------
+    kind : int
+        Hash of the sequence of operations.
+    exact : int
+        The same with all shapes, numbers and tensors of the model among their arguments.
+    moving : str
+        An operation that placed rows by numbers that may depend on the input; empty if there is
+        none: then passes of the same `exact` treat the rows of their points alike.
+    """
+
+    def __init__(self, state: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kind = self.exact = 0
+        self.moving = ""
+        self._drawn = ""
+        # Storages by address; as long as they are held, no other one can have the address.
+        self._state: dict[int, Any] = {}
+        for tensor in state:
+            self._add(self._state, tensor)
+        self._fixed = dict(self._state)  # whose numbers do not depend on the input
+        self._noisy: dict[int, Any] = {}  # whose numbers are random
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the first use of any such mode would import the compiler
+
+    @staticmethod
+    def _add(known: dict[int, Any], tensor: Tensor) -> None:
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return
+        known[storage._cdata] = storage
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        self._see(func, args, kwargs, output)
+        return output
+
+    def _see(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+        what = _describe(func)
+        tensors: list[Any] = []  # storage address by argument, 0 without a storage
+        places: list[int] = []  # of which argument each is
+        numbers: list[Any] = []
+        for i, value in enumerate((*args, *kwargs.values()) if kwargs else args):
+            if isinstance(value, Tensor):
+                tensors.append(_address(value))
+                places.append(i)
+            elif isinstance(value, (list, tuple)):
+                for entry in value:
+                    if isinstance(entry, Tensor):
+                        tensors.append(_address(entry))
+                        places.append(i)
+                    else:
+                        numbers.append(entry)
+            else:
+                numbers.append(value)
+        fixed, state = self._fixed, self._state
+        all_fixed = what.creates and what.known
+        for address in tensors:
+            if address not in fixed:
+                all_fixed = False
+            if address in state:
+                numbers.append(address)
+        if what.placing or what.lookup or not what.known:
+            self._check_places(what, tensors, places)
+        noisy = False
+        if what.random and _draws(func, args, kwargs):
+            noisy, self._drawn = True, f"{what.name}{_caller()}"
+        elif self._noisy:
+            noisy = any(address in self._noisy for address in tensors)
+            if noisy and what.name == "aten::_local_scalar_dense":
+                self.refuse_noise()
+        outputs = output if isinstance(output, (list, tuple)) else (output,)
+        for value in outputs:
+            if not isinstance(value, Tensor):
+                continue
+            numbers.append(value.shape)
+            address = _address(value)
+            if all_fixed and not noisy:
+                if address not in fixed:
+                    self._add(fixed, value)
+            elif address in fixed:
+                del fixed[address]
+            if noisy:
+                self._add(self._noisy, value)
+            elif address in self._noisy and address not in tensors:
+                del self._noisy[address]
+        self.kind = hash((self.kind, func))
+        self.exact = hash((self.exact, func, *map(_hashable, numbers)))
+
+    def _check_places(self, what: _Operation, tensors: list[int], places: list[int]) -> None:
+        if not what.known:
+            self.moving = self.moving or what.name
+            return
+        placing = what.placing
+        if what.lookup:
+            table = places and places[0] == 0 and tensors[0] in self._fixed
+            placing = (2,) if table else (1, 2)
+        for address, place in zip(tensors, places, strict=True):
+            if place in placing and address not in self._fixed:
+                self.moving = self.moving or what.name
+
+    def check_outputs(self, value: Tensor) -> None:
+        """Raise a ValueError if the model's outputs depend on random numbers."""
+        if self._noisy and _address(value) in self._noisy:
+            self.refuse_noise()
+
+    def refuse_noise(self) -> None:
+        raise ValueError(
+            f"the model draws random numbers in eval mode ({self._drawn}), so its outputs are not "
+            "a function of the point and it has no tangent kernel: switch that off"
+        )
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        address: int = tensor.untyped_storage()._cdata
+        return address
+    except (NotImplementedError, RuntimeError):  # sparse, nested, ...
+        return 0
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value
+
+
+def _caller() -> str:
+    """Name the innermost module whose code is running."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            return f", in a {type(module).__name__}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""

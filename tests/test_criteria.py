@@ -1,0 +1,102 @@
+"""One list of criteria: whoever repeats it has the same names in the same order."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from data import oracle
+from problems import DATA, GOLDEN
+
+import ntkfast as nf
+from ntkfast import ops
+
+ROOT = Path(__file__).parents[1]
+NAMES = [row.name for row in nf.criteria()]
+NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def section(name, heading):
+    """What stands below a heading of a document, up to the next one."""
+    return re.split(r"^#+ ", text(name).split(f"# {heading}\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+def first_cells(table):
+    """The names, in order, that the first cells of a table's rows hold in code font."""
+    rows = re.findall(r"^\| (`[^|]*) \|", table, flags=re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`(\w+\*?)`", row)]
+
+
+def test_compiled_and_table():
+    """The compiled list, of which the table's further rows are uses with other weights."""
+    own = [row.name for row in nf.criteria() if row.compiled == row.name]
+    assert own == list(ops.criteria()) == list(reference.criteria())
+    assert NAMES[: len(own)] == own
+    assert {row.compiled for row in nf.criteria()} == set(own)
+
+
+def test_golden_files():
+    """Golden values keep the compiled order; those of later criteria may stand elsewhere."""
+    assert [c for c in ops.criteria() if c in oracle.CRITERIA] == list(oracle.CRITERIA)
+    for name in GOLDEN:
+        with np.load(DATA / f"{name}.npz") as archive:
+            names = [key.removeprefix("u_") for key in archive.files if key.startswith("u_")]
+        assert names == list(oracle.CRITERIA), name
+
+
+def test_method():
+    assert first_cells(section("docs/method.md", "4. Criteria (larger = query first)")) == NAMES
+    blocks = first_cells(section("docs/method.md", "6. Matrix-valued kernels"))
+    meant = [n for b in blocks for n in NAMES if re.fullmatch(b.replace("*", ".*"), n)]
+    assert meant == NAMES
+
+
+DOCUMENTS = {
+    "README.md": text("README.md"),
+    "CHANGELOG.md": re.split(r"^## ", text("CHANGELOG.md"), flags=re.MULTILINE)[1],  # the latest
+    "docs/method.md": text("docs/method.md"),
+}
+
+
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md"])
+def test_counts(document):
+    counts = re.findall(r"\bthe (\w+) criteria\b", DOCUMENTS[document])
+    counts = [word for word in counts if word in NUMBERS or word.isdigit()]
+    assert counts, f"{document} no longer says how many criteria there are: nor need this test"
+    assert set(counts) <= {NUMBERS[len(NAMES)], str(len(NAMES))}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_names(document):
+    """Whatever a document calls like a criterion is one."""
+    like = r"`((?:expected|fisher)_\w+|\w+_(?:reduction|flips)|\w*moc|epig)`"
+    names = set(re.findall(like, DOCUMENTS[document]))
+    assert names <= set(NAMES)
+    assert names or document == "CHANGELOG.md"
+
+
+def test_errors():
+    """A name that is none: the error lists all, in order."""
+    f = np.eye(3)
+    post = nf.Posterior.from_features(f, f, None, None, None)
+    with pytest.raises(ValueError, match="known: " + ", ".join(NAMES) + "$"):
+        nf.utilities(post, "nope")
