@@ -110,6 +110,11 @@ _TABLE = (
         use="expected error reduction by the 0/1 loss: the goal is accuracy",
     ),
     _row(
+        name="expected_brier",
+        formula="-sum_y P(y|c) sum_x v sum_j p_j (1 - p_j), p = softmax f+_{c,y}(x)",
+        use="expected error reduction by the Brier score, a proper score like entropy, but bounded",
+    ),
+    _row(
         name="label_flips",
         formula="sum_y P(y|c) sum_x v 1[argmax f+_{c,y}(x) != argmax f(x)]",
         use="how many predictions a label changes; many ties on small pools",

@@ -78,6 +78,17 @@ struct ExpectedError : OfSoftmax {
   }
 };
 
+/// - sum_y P(y|c) sum_j p_j (1 - p_j), p = softmax f+
+struct ExpectedBrier : OfSoftmax {
+  static constexpr const char* name = "expected_brier";
+  static constexpr unsigned kTraits = OfSoftmax::kTraits | kReadsSquares;
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(const LabelSums<V>& l) {
+    const V inverse = reciprocal(l.Z);
+    return fma_of(l.squares * inverse, inverse, V(scalar_of<V>(-1)));
+  }
+};
+
 // --- Functions of argmax f+ and argmax f, expected over the labels ---
 
 struct OfArgmax {
@@ -160,7 +171,7 @@ struct CriterionList {
   static constexpr int size = sizeof...(C);
 };
 using Criteria = CriterionList<Mlmoc, Emoc, ExpectedEntropy, ExpectedLogLoss, ExpectedError,
-                               LabelFlips, VarianceReduction, Epig>;
+                               ExpectedBrier, LabelFlips, VarianceReduction, Epig>;
 
 template <class Visitor>
 NTKFAST_INLINE void visit_criterion(int, Visitor&&, CriterionList<>) {}

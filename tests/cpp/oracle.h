@@ -48,6 +48,7 @@ inline long double worth(const std::string& criterion, const Vector& f_plus, con
   for (std::size_t j = 0; j < l.size(); ++j) {
     if (criterion == "expected_entropy") sum += expl(l[j]) > 0 ? expl(l[j]) * l[j] : 0;
     if (criterion == "expected_log_loss") sum += q[j] * l[j];
+    if (criterion == "expected_brier") sum -= expl(l[j]) * (1 - expl(l[j]));
   }
   return sum;
 }
