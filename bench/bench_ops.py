@@ -2,6 +2,7 @@
 
 import compare_blocks
 import numpy as np
+import opponents
 import pytest
 
 from ntkfast import ops
@@ -123,19 +124,7 @@ def test_triangular_solve(benchmark, transpose):
 
 
 def test_empty_scoring_call(benchmark):
-    """The smallest call there is: what goes to Python, checks and the pool, not to numbers."""
-    psi = np.ones((2, 2), np.float32)
-    inputs = ops.ScoreInputs(
-        candidates=np.arange(0), evaluation=np.arange(0), mean=np.zeros((2, 2)),
-        outputs=np.zeros((2, 2)), noise=np.ones(0), ridge=1.0, label_probs=np.ones((0, 2)),
-        weights=np.ones(0), label_scale=1.0, loss="squared", temperature=1.0,
-        log_loss_targets=None,
-    )  # fmt: skip
-    variance = np.ones(2)
-    found = benchmark(
-        lambda: ops.score_features("variance_reduction", psi, inputs, variance=variance)
-    )
-    assert found.shape == (0,)
+    assert benchmark(opponents.empty_call()).shape == (0,)
 
 
 @pytest.mark.parametrize("criterion", ["expected_entropy", "variance_reduction", "epig"])
