@@ -1,4 +1,4 @@
-# make demo | test | test-emulated | fuzz | lint | stubs | bench | sanitize | clean
+# make demo | install | test | test-emulated | fuzz | lint | stubs | bench | sanitize | clean
 #
 # Needs Python >= 3.10, a C++17 compiler and make. Everything else goes into .venv, in the versions
 # of constraints.txt; a second run starts at once. ARGS is passed on:
@@ -11,15 +11,18 @@ CUDA ?= OFF
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
-PACKAGING := pyproject.toml constraints.txt CMakeLists.txt
+PACKAGING := pyproject.toml constraints.txt CMakeLists.txt cmake/choose_cuda.cmake
 CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda bench sanitize clean
+.PHONY: demo install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda bench sanitize clean
 # One step at a time: two pip runs in one environment overwrite each other.
 .NOTPARALLEL:
 
 demo: .venv/installed-demo
 	$(BIN)/ntkfast demo $(ARGS)
+
+# All that the other targets need.
+install: .venv/installed-dev
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(ARGS)
@@ -92,4 +95,4 @@ $(BIN)/pip:
 .venv/installed-%: .venv/build-tools $(PACKAGING) $(CPP)
 	$(PIP) --no-build-isolation --editable ".[$*]" \
 	  --config-settings=cmake.define.NTKFAST_CUDA=$(CUDA)
-	touch $@
+	touch $@ $(if $(filter dev,$*),$(addprefix .venv/installed-,demo test bench)) # which dev holds

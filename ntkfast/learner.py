@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from ._ntk.fields import InputFields
 from ._ntk.inputs import as_tensor
 from ._posterior.engines import missing_for
+from ._posterior.labels import missing
+from ._posterior.lock import Lock
 from .arrays import Array, Library, as_floats, as_indices, as_numpy, library_of
 from .criteria import find
 from .ntk import EmpiricalNTK, SketchName
@@ -18,6 +24,17 @@ from .posterior import Loss, Posterior
 from .selection import Selection, select
 
 __all__ = ["LookAheadLearner"]
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a fit has made, all of it at once; only the posterior changes later."""
+
+    posterior: Posterior
+    ntk: EmpiricalNTK
+    classes: Array | None
+    evaluation: Array | None
+    library: Library  # of the pool
 
 
 class LookAheadLearner:
@@ -49,7 +66,7 @@ class LookAheadLearner:
         `fit`, which then must be k different ones. None for a regression.
     seed : int
         Of the evaluation points and of the sketch.
-    outputs, draws, sketch, dim, relative_error, layers, memory_budget
+    outputs, draws, sketch, dim, relative_error, layers, inputs, memory_budget
         See `EmpiricalNTK`. ``sketch="auto"`` is fitted to the first points of the pool at every
         `fit`.
 
@@ -85,6 +102,7 @@ class LookAheadLearner:
         dim: int = 4096,
         relative_error: float = 0.05,
         layers: Literal["last"] | Sequence[str] | None = None,
+        inputs: InputFields = None,
         memory_budget: int = 2**31,
     ) -> None:
         if loss not in ("squared", "cross_entropy"):
@@ -115,7 +133,8 @@ class LookAheadLearner:
         self.classes = classes
         self.seed = seed
         self._outputs = outputs
-        self.ntk = EmpiricalNTK(
+        self._new_ntk = functools.partial(
+            EmpiricalNTK,
             model,
             outputs,
             draws=draws,
@@ -124,27 +143,51 @@ class LookAheadLearner:
             relative_error=relative_error,
             seed=seed,
             layers=layers,
+            inputs=inputs,
             memory_budget=memory_budget,
         )
-        self._posterior: Posterior | None = None
+        self.ntk = self._new_ntk()
+        self._fitted: _Fitted | None = None
+        self._lock = Lock()
 
     def __repr__(self) -> str:
-        state = "not fitted" if self._posterior is None else repr(self._posterior)
+        state = "not fitted" if self._fitted is None else repr(self._fitted.posterior)
         return f"<LookAheadLearner with {self.criterion} on {self.ntk!r}: {state}>"
 
     @property
     def posterior(self) -> Posterior:
         """State after `fit` and `update`; its points are the pool."""
-        if self._posterior is None:
+        return self._state.posterior
+
+    @property
+    def _state(self) -> _Fitted:
+        if self._fitted is None:
             raise RuntimeError("call fit(X_labeled, y_labeled, X_pool) first")
-        return self._posterior
+        return self._fitted
+
+    @property
+    def classes_(self) -> Array | None:
+        """Label of each output; None for a regression."""
+        if self._fitted is None:
+            raise AttributeError("classes_ is known after fit")
+        return self._fitted.classes
+
+    def __copy__(self) -> LookAheadLearner:
+        """Return a learner of the same model with a state of its own."""
+        twin = object.__new__(type(self))
+        with self._lock:
+            twin.__dict__ |= self.__dict__
+            if self._fitted is not None:
+                twin._fitted = replace(self._fitted, posterior=self._fitted.posterior.copy())
+        twin.ntk, twin._lock = copy.copy(self.ntk), Lock()
+        return twin
 
     def fit(self, X_labeled: Any, y_labeled: Any, X_pool: Any) -> LookAheadLearner:
         """Build the posterior of the pool given the labelled data. Trains nothing.
 
         With a model on a GPU the features stay and are worked on there. Only for a pool of numpy
         arrays, whose features are arrays too, a build without GPU kernels will do: it takes the
-        CPU. Labels may be on either.
+        CPU. Labels may be on either. The pool is read once.
 
         Parameters
         ----------
@@ -152,7 +195,8 @@ class LookAheadLearner:
             Inputs of the model. `X_labeled` may be None, or empty, without labels.
         y_labeled : array (n,) or None
             Their labels, of any kind that `classes` names: integers, strings, ...; for a regression
-            numbers, (n,) or (n, 1).
+            numbers, (n,) or (n, 1). Missing ones (None, NaN, NaT, `pandas.NA`, masked entries)
+            mean that a point is not labelled: it is left out.
 
         Returns
         -------
@@ -164,41 +208,52 @@ class LookAheadLearner:
         ValueError
             Labels that do not fit the model's outputs; with cross-entropy a model that returns one
             logit, or probabilities instead of logits; probabilities with ``outputs="sum"``.
+
+        Warns
+        -----
+        UserWarning
+            How many labels are missing; labels that the network does not believe.
         """
         library = _library_of_inputs(X_pool)
         X_pool, X_labeled = self._kept_there(X_pool), self._kept_there(X_labeled)
-        outputs = self.ntk.outputs(X_pool)
-        (y_labeled,) = library_of(outputs).fetch(y_labeled=y_labeled)
-        k = outputs.shape[1]
-        self._check_outputs(outputs)
-        y_labeled = [] if y_labeled is None else y_labeled
-        if k == 1:
-            classes = None
-            labels = _numbers("y_labeled", y_labeled)
-        else:
-            labels = _labels("y_labeled", y_labeled)
-            classes = self._classes_of(labels, k)
-        labeled_features = labeled_outputs = targets = None
-        if len(labels):
-            targets = labels if classes is None else _encode("y_labeled", labels, classes)
-            labeled_outputs = self.ntk.outputs(X_labeled)
-            if len(labeled_outputs) != len(labels):
+        kept = library_of(next(self.ntk.model.parameters()))
+        (y_labeled,) = kept.fetch(y_labeled=[] if y_labeled is None else y_labeled)
+        # Its sketch is fitted to the pool, and counts once everything else is in order.
+        ntk = self._new_ntk() if self.ntk.sketch == "auto" else self.ntk
+        y_labeled, labelled = _without_missing("y_labeled", y_labeled)
+        labels = targets = labeled_outputs = labeled_features = classes = None
+        if len(labelled):
+            if ntk is self.ntk and labelled.any():
+                labeled_outputs, labeled_features = ntk.outputs_and_features(X_labeled)
+            else:
+                labeled_outputs = ntk.outputs(X_labeled)
+            k = labeled_outputs.shape[1]
+            self._check_width(k)
+            labels, classes, targets = self._read_labels(y_labeled, k)
+            if len(labeled_outputs) != len(labelled):
                 raise ValueError(
-                    f"y_labeled has {len(labels)} labels; X_labeled has {len(labeled_outputs)} "
+                    f"y_labeled has {len(labelled)} labels; X_labeled has {len(labeled_outputs)} "
                     "points"
                 )
+            self._refuse_shifted_labels(labels, labeled_outputs, labelled)
         elif X_labeled is not None and len(X_labeled):
             raise ValueError(
                 "y_labeled is empty, and X_labeled is not: labels are not read from a dataset or "
                 "loader, pass them as y_labeled"
             )
-        if self.ntk.sketch == "auto":
-            self._posterior = None  # its features will not fit those of the new sketch
-            self.ntk.fit_sketch(X_pool)
-        features = self.ntk.features(X_pool)
+        outputs, features = ntk.outputs_and_features(X_pool)
+        if labels is None:
+            self._check_width(outputs.shape[1])
+            _, classes, targets = self._read_labels([], outputs.shape[1])
+        self._check_scale(outputs)
         self._check_features(features, outputs)
-        if len(labels):
-            labeled_features = self.ntk.features(X_labeled)
+        if labelled.any():
+            if labeled_features is None:
+                labeled_outputs, labeled_features = ntk.outputs_and_features(X_labeled)
+            labeled_outputs = _rows(labeled_outputs, labelled)
+            labeled_features = _rows(labeled_features, labelled)
+        else:
+            labeled_outputs = labeled_features = targets = None
         posterior = Posterior.from_features(
             features,
             outputs,
@@ -210,15 +265,15 @@ class LookAheadLearner:
             label_scale=self.label_scale,
         )
         N = len(posterior)
-        self._evaluation: Array | None = None
+        evaluation: Array | None = None
         if self.evaluation_size is not None and self.evaluation_size < N:
             rng = np.random.default_rng(self.seed)
-            self._evaluation = np.sort(rng.choice(N, self.evaluation_size, replace=False))
-        self.classes_: Array | None = classes
-        self._library = library
-        self._posterior = posterior
-        if len(labels):
-            self._warn_of_strange_labels()
+            evaluation = np.sort(rng.choice(N, self.evaluation_size, replace=False))
+        with self._lock:
+            self.ntk = ntk
+            self._fitted = _Fitted(posterior, ntk, classes, evaluation, library)
+        if labelled.any():
+            self._warn_of_strange_labels(posterior, classes)
         return self
 
     def query(self, batch_size: int) -> Selection:
@@ -230,15 +285,16 @@ class LookAheadLearner:
             `indices` into `X_pool` as given to `fit`, and the `utilities` of the picks, in the
             library of `X_pool` and on its device.
         """
-        posterior = self.posterior
+        fitted = self._state
+        posterior = fitted.posterior
         picked = select(
-            posterior, self.criterion, batch_size, self.mode, evaluation=self._evaluation
+            posterior, self.criterion, batch_size, self.mode, evaluation=fitted.evaluation
         )
-        if posterior._library == self._library:
+        if posterior._library == fitted.library:
             return picked
         return Selection(
             *(
-                self._library.wrap(as_numpy("picks", array))
+                fitted.library.wrap(as_numpy("picks", array))
                 for array in posterior._library.fetch(i=picked.indices, u=picked.utilities)
             )
         )
@@ -252,31 +308,34 @@ class LookAheadLearner:
             Points of the pool, or what `query` returned. A point given twice, or in two calls, has
             two noisy labels, both of which count.
         y : array (b,)
-            Their labels, as in `fit`.
+            Their labels, as in `fit`. Points whose label is missing stay unlabelled, with a
+            warning, and can be queried again.
         """
-        posterior = self.posterior
-        if isinstance(indices, Selection):
-            indices = indices.indices
-        indices, y = posterior._library.fetch(indices=indices, y=y)
-        if self.classes_ is None:
-            targets = _numbers("y", y)
-        else:
-            targets = _encode("y", _labels("y", y), self.classes_)
-        block = as_indices("indices", indices, len(posterior), duplicates=True)
-        if len(targets) != len(block):
-            raise ValueError(f"y has {len(targets)} labels; indices name {len(block)} points")
-        posterior.condition(block, targets)
+        with self._lock:
+            fitted = self._state
+            posterior = fitted.posterior
+            if isinstance(indices, Selection):
+                indices = indices.indices
+            indices, y = posterior._library.fetch(indices=indices, y=y)
+            y, labelled = _without_missing("y", y)
+            targets = self._targets("y", y, fitted.classes)
+            block = as_indices("indices", indices, len(posterior), duplicates=True)
+            if len(labelled) != len(block):
+                raise ValueError(f"y has {len(labelled)} labels; indices name {len(block)} points")
+            if labelled.any():
+                posterior.condition(block[labelled], targets)
 
     def predict(self, X: Any) -> Any:
         """Return outputs (m, k) of the updated model at any points, float64.
 
         Logits for cross-entropy, numbers for a regression. The class of each is
-        ``classes_[predict(X).argmax(1)]``.
+        ``classes_[predict(X).argmax(1)]``. The points are read once.
         """
-        posterior, there = self.posterior, self._kept_there(X)
-        result = posterior.predict(self.ntk.features(there), self.ntk.outputs(there))
+        fitted, there = self._state, self._kept_there(X)
+        outputs, features = fitted.ntk.outputs_and_features(there)
+        result = fitted.posterior.predict(features, outputs)
         if there is not X:
-            (result,) = posterior._library.fetch(result=result)
+            (result,) = fitted.posterior._library.fetch(result=result)
         return result
 
     def _kept_there(self, X: Any) -> Any:
@@ -293,28 +352,32 @@ class LookAheadLearner:
             return {key: as_tensor(value, f"X[{key!r}]") for key, value in X.items()}
         return X
 
-    def _check_outputs(self, outputs: Any) -> None:
-        """Refuse a network whose outputs are not what loss and criterion read."""
+    def _check_width(self, k: int) -> None:
+        """Refuse a network with so few outputs that loss and criterion mean nothing."""
         if self.loss != "cross_entropy":
             row = find(self.criterion)
-            if outputs.shape[1] == 1 and (row.look_ahead or row.fisher):
+            if k == 1 and (row.look_ahead or row.fisher):
                 raise ValueError(
                     f"{self.criterion} compares classes, and the model has one output: use "
                     "variance_reduction or epig, or give a one-logit classifier two columns, "
                     "[0, logit]"
                 )
-            if outputs.shape[1] == 1 and self.classes is not None:
+            if k == 1 and self.classes is not None:
                 raise ValueError(
                     f"classes is {self.classes!r}; a model with one output and squared loss has "
                     "none: its labels are numbers"
                 )
-            return
-        if outputs.shape[1] == 1:
+        elif k == 1:
             raise ValueError(
                 "the model has one output, and the soft-max of one logit is always 1: give a "
                 "one-logit classifier two columns, [0, logit], and classes 0 and 1, or pass "
                 "loss='squared' for a regression"
             )
+
+    def _check_scale(self, outputs: Any) -> None:
+        """Refuse probabilities where logits are needed."""
+        if self.loss != "cross_entropy":
+            return
         if _are_log_probabilities(outputs):
             warnings.warn(
                 "the model returns log-probabilities: predictions are as good, but their kernel is "
@@ -329,18 +392,51 @@ class LookAheadLearner:
                 "network without its Softmax, or loss='squared'"
             )
 
-    def _warn_of_strange_labels(self) -> None:
+    def _read_labels(self, y: Any, k: int) -> tuple[Array, Array | None, Array]:
+        """Return the labels that are there, the classes of k outputs, and the targets."""
+        if k == 1:
+            labels = _numbers("y_labeled", y)
+            return labels, None, labels
+        labels = _labels("y_labeled", y)
+        classes = self._classes_of(labels, k)
+        return labels, classes, self._targets("y_labeled", labels, classes)
+
+    def _targets(self, name: str, y: Any, classes: Array | None) -> Array:
+        """Targets of the posterior: numbers of outputs, or the labels of a regression."""
+        if classes is None:
+            return _numbers(name, y)
+        return _encode(name, _labels(name, y), classes, named=self.classes is not None)
+
+    def _refuse_shifted_labels(self, labels: Array, outputs: Any, labelled: Array) -> None:
+        """Refuse integers that the network itself takes for labels counted from 1."""
+        k = outputs.shape[1]
+        if k == 1 or self.classes is not None or labels.dtype.kind not in "iuf":
+            return
+        if len(np.unique(labels)) < 2 or labels.min() < 1:
+            return
+        found = outputs.argmax(1)
+        found = (found.cpu().numpy() if isinstance(found, torch.Tensor) else found)[labelled]
+        as_they_are, shifted = (int((found == labels - by).sum()) for by in (0, 1))
+        if 2 * as_they_are < len(labels) < 2 * shifted:
+            raise ValueError(
+                f"y_labeled has no label 0, and the network puts {shifted} of {len(labels)} points "
+                f"where labels counted from 1 would be, {as_they_are} where labels from 0 are: "
+                f"pass classes=range(1, {k + 1}) if they are counted from 1, and "
+                f"classes=range({k}) if not"
+            )
+
+    def _warn_of_strange_labels(self, posterior: Posterior, classes: Array | None) -> None:
         """Warn where the network does not believe its own training labels.
 
         The automatic scale is how far the logit of the label is above the others; 1 is its floor.
         """
         if self.loss == "cross_entropy" and self.label_scale == "auto":
-            if self.posterior.label_scale > 1:
+            if posterior.label_scale > 1:
                 return
             warnings.warn(
                 "on the labelled points the logit of the label is hardly above the others: the "
                 "network is not trained on these labels, or they belong to other points, or the "
-                f"outputs do not stand for {_shortened(self.classes_)} in this order: name them "
+                f"outputs do not stand for {_shortened(classes)} in this order: name them "
                 "with classes=[...]",
                 UserWarning,
                 stacklevel=3,
@@ -391,14 +487,45 @@ class LookAheadLearner:
             )
         if labels.dtype.kind in "iub" or whole or len(labels) == 0:
             classes = np.arange(k)
-        elif len(found) == k:
+        elif len(found) == k and not set(found.tolist()) & set(_SPELT_MISSING):
             classes = found
         else:
+            for label in found.tolist():
+                if label in _SPELT_MISSING:
+                    raise ValueError(
+                        f"y_labeled holds {label!r}: if that is a missing label, pass None in its "
+                        "place; if it is a class, name all of them in order with classes=[...]"
+                    )
             raise ValueError(
                 f"the model has {k} outputs and y_labeled {len(found)} different labels: which "
                 "output is which? Name them in order with classes=[...]"
             )
         return classes
+
+
+# What is left of missing labels where numpy or a file has made strings of everything.
+_SPELT_MISSING = ("", "nan", "NaN", "None", "NaT", "<NA>", "NA", "null", "--")
+
+
+def _without_missing(name: str, y: Any) -> tuple[Any, Array]:
+    """Return the labels that are there, and which of all (n,) those are; warn of the others."""
+    absent = missing(y)
+    if not absent.any():
+        return y, ~absent
+    warnings.warn(
+        f"{name} is missing for {int(absent.sum())} of {len(absent)} points, at first for point "
+        f"{int(absent.argmax())}: these count as not labelled, and are left out",
+        UserWarning,
+        stacklevel=3,
+    )
+    if isinstance(y, (list, tuple)):
+        return [label for label, gone in zip(y, absent, strict=True) if not gone], ~absent
+    return np.asarray(y)[~absent], ~absent
+
+
+def _rows(array: Any, which: Array) -> Any:
+    """Rows of an array or tensor by a mask."""
+    return array if which.all() else array[np.flatnonzero(which)]
 
 
 def _library_of_inputs(X: Any) -> Library:
@@ -434,6 +561,10 @@ def _labels(name: str, y: Any) -> Array:
         labels = as_numpy(name, y)
     if labels.ndim != 1:
         raise ValueError(f"{name} has shape {labels.shape}; expected one label per point, (n,)")
+    if labels.dtype.kind == "O" and all(
+        isinstance(label, (int, float, np.number)) for label in labels
+    ):
+        labels = np.array(labels.tolist())  # numbers like any
     # Of numbers among strings numpy makes strings.
     if labels.dtype.kind == "O" or (labels.dtype.kind in "US" and not isinstance(y, np.ndarray)):
         for i, label in enumerate(y):
@@ -470,14 +601,29 @@ def _shortened(classes: Any) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-def _encode(name: str, labels: Array, classes: Array) -> Array:
-    """Output number of each label."""
+def _encode(name: str, labels: Array, classes: Array, *, named: bool) -> Array:
+    """Output number of each label; `named`: whether the user has named the classes."""
     number = {label: i for i, label in enumerate(classes.tolist())}
-    values = labels.tolist()
+    values, k = labels.tolist(), len(classes)
     for i, label in enumerate(values):
-        if label not in number:
-            raise ValueError(
-                f"{name}[{i}] = {label!r} is none of the classes {_shortened(classes)}; name the "
-                "classes in the order of the model's outputs with classes=[...]"
+        if label in number:
+            continue
+        message = f"{name}[{i}] = {label!r} is none of the classes {_shortened(classes)}"
+        if label in _SPELT_MISSING:
+            message += "; if the label is missing, pass None, or leave the point out"
+        elif named or labels.dtype.kind not in "iuf":
+            message += "; name the classes in the order of the model's outputs with classes=[...]"
+        elif labels.min() == 1 and labels.max() == k:
+            message += (
+                f", which are counted from 0; yours are from 1 to {k}: pass "
+                f"classes=range(1, {k + 1})"
             )
+        elif label < 0:
+            message += "; if it means that the point has no label, pass None, or leave it out"
+        else:
+            message += (
+                f", which are counted from 0; pass classes=range(1, {k + 1}) if yours are counted "
+                "from 1, else name them in the order of the model's outputs with classes=[...]"
+            )
+        raise ValueError(message)
     return np.array([number[label] for label in values], np.int64)

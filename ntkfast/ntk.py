@@ -17,7 +17,7 @@ from ._ntk import capture, choose, explain, functional, gram
 from ._ntk.capture import Gradient, Plan
 from ._ntk.explain import SketchReport
 from ._ntk.features import FeatureSum, Layout
-from ._ntk.fields import Fields, Selection
+from ._ntk.fields import Fields, InputFields
 from ._ntk.files import GramFile, PathLike, Rows, fingerprint
 from ._ntk.inputs import Batch, Inputs, batch_length, leaves, take
 from ._ntk.replica import isolated, replica
@@ -36,7 +36,7 @@ SketchName = Literal["sparse", "kronecker", "auto"]
 _LARGEST_BATCH = 256
 _CPU_ACTIVATIONS = 1 << 27
 # Points, from all over the data, on which every call first checks its gradients against autograd.
-_PROBE = 4
+_PROBE = 3
 # Points on which the cost of a fallback is measured, and the cost, in plain passes, worth a word.
 _TRIAL = 16
 _DEAR = 20
@@ -148,7 +148,7 @@ class EmpiricalNTK:
         relative_error: float = 0.05,
         seed: int = 0,
         layers: Literal["last"] | Sequence[str] | None = None,
-        inputs: Selection = None,
+        inputs: InputFields = None,
         memory_budget: int = 2**31,
     ) -> None:
         if not isinstance(model, nn.Module):

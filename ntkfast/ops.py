@@ -279,8 +279,8 @@ def condition_features(psi: Floating, U: Float64, C: Float64) -> None:
 def condition_dense(S: Floating, V: Float64) -> None:
     """``S <- S - V^T V`` in place: conditioning in function space, rank b.
 
-    S (N, N) float, symmetric before and bitwise symmetric after, computed in its type; V (b, N)
-    float64.
+    S (N, N) float, symmetric before and bitwise symmetric after; V (b, N) float64. Products and
+    sums in float64, rounded to the type of S once.
     """
     _core.condition_dense(_in_place(S, "S"), _float64(V))
 

@@ -17,6 +17,8 @@ import numpy as np
 from ._posterior.blocks import BlockSpace, expanded, outputs_per_point, points_of_rows
 from ._posterior.covariance import FunctionSpace, WeightSpace
 from ._posterior.engines import CPU, Engine, engine_of
+from ._posterior.labels import refuse_missing
+from ._posterior.lock import Lock, exclusive
 from .arrays import (
     Array,
     Library,
@@ -85,6 +87,7 @@ def _as_targets(targets: Any, n: int, k: int, loss: str) -> Array:
     """Rows (n, k), float64, from classes (n,) or rows (n, k)."""
     if targets is None:
         raise ValueError(f"targets is missing; expected the labels of {n} points")
+    refuse_missing("targets", targets)
     view = as_numpy("targets", targets)
     if view.ndim == 1 and k == 1 and view.dtype.kind == "f":
         view = view[:, None]
@@ -107,7 +110,14 @@ def _as_targets(targets: Any, n: int, k: int, loss: str) -> Array:
     wrong = np.flatnonzero((view < 0) | (view >= k))
     if len(wrong):
         at = int(wrong[0])
-        raise ValueError(f"targets[{at}] = {view[at]} is no class of a model with {k} outputs")
+        hint = ""
+        if view.min() == 1 and view.max() == k:
+            hint = f": they are numbered 0 to {k - 1}, not from 1, so pass targets - 1"
+        elif view[at] < 0 and (view[view >= 0] < k).all():
+            hint = ": if it means that a point has no label, leave that point out"
+        raise ValueError(
+            f"targets[{at}] = {view[at]} is no class of a model with {k} outputs{hint}"
+        )
     rows = np.zeros((n, k))
     rows[np.arange(n), view.astype(np.int64)] = 1.0
     return rows
@@ -162,6 +172,46 @@ def _check_kernel(name: str, K: Any, engine: Engine) -> None:
                 f"beyond the root {root[start + i] * root[j]:g} of the product of the diagonal "
                 f"entries {diagonal[start + i]:g} and {diagonal[j]:g}"
             )
+
+
+# Below it the square of a covariance, which criteria sum, would leave float64 before long.
+_SMALLEST = 1e-120
+_SMALLEST_NOISE = 1e-140
+
+
+def _check_underflow(name: str, diagonal: Array, dtype: np.dtype[Any]) -> None:
+    """Raise a ValueError where kernels are so small that their products vanish, or lose digits.
+
+    `diagonal`: K(x, x), of features (`name` says so) or of a kernel matrix of type `dtype`.
+    """
+    kept = float(np.finfo(dtype).tiny / np.finfo(dtype).eps)
+    smallest = max(_SMALLEST, kept**2 if name == "features" else kept)
+    largest = float(diagonal.max(initial=0.0))
+    if 0 < largest < smallest:
+        raise ValueError(
+            f"{name}: K(x, x) is at most {largest:g}, and below {smallest:.0e} the numbers "
+            f"computed from {dtype} are too small to be told apart: multiply the features (and by "
+            "its square the kernel, ridge and noise) by a constant, which changes no ranking"
+        )
+
+
+def _check_noise(name: str, smallest: float) -> None:
+    """Raise a ValueError for noises that leave so little of S that its square would vanish."""
+    if smallest < _SMALLEST_NOISE:
+        raise ValueError(
+            f"{name} is {smallest:g}; below {_SMALLEST_NOISE:g} what labels leave of the kernel is "
+            "too small to be told apart: multiply the features by a constant, and ridge and noise "
+            "by its square, which changes no ranking"
+        )
+
+
+def _as_noises(noise: Any, ridge: float, n: int) -> Array:
+    """Noises (n,) of labels, in (0, inf]; default: ridge."""
+    if noise is None:
+        return np.full(n, ridge)
+    result = as_noise("noise", noise, n)
+    _check_noise("noise", result.min(initial=np.inf))
+    return result
 
 
 def _check_overflow(*state: Array) -> None:
@@ -226,6 +276,7 @@ class _Inputs:
                 )
         else:
             lam = as_positive("ridge", ridge)
+        _check_noise("ridge", lam)
         automatic = isinstance(label_scale, str) and label_scale == "auto"
         scale = 1.0 if automatic else as_positive("label_scale", label_scale)
         if loss == "squared":
@@ -241,7 +292,7 @@ class _Inputs:
             is_labeled[as_indices("labeled_indices", labeled_indices, N, empty=True)] = True
         return cls(
             outputs=f.copy(),  # f may be the caller's memory
-            noise=np.full(n, lam) if noise is None else as_noise("noise", noise, n),
+            noise=_as_noises(noise, lam, n),
             residual=T - f_labeled if loss == "squared" else np.zeros((n, k)),
             is_labeled=is_labeled,
             ridge=lam,
@@ -284,6 +335,9 @@ class Posterior:
     current stream; means, variances and indices are kept on the host. The other arguments may be on
     the same GPU or on the host. `to` moves a posterior between devices.
 
+    Threads may share a posterior: calls that read or change its covariance take turns, those of
+    `utilities` and `select` included.
+
     Attributes
     ----------
     ridge : float
@@ -321,6 +375,7 @@ class Posterior:
         self._labels = labels
         self._library = library
         self._warned = False
+        self._lock = Lock()
 
     @classmethod
     def from_features(
@@ -355,7 +410,8 @@ class Posterior:
             f of the labelled points.
         targets : array or None
             Classes (n,), integers in [0, k), or rows (n, k): any finite targets for squared loss,
-            distributions for cross-entropy.
+            distributions for cross-entropy. None may be missing (None, NaN, masked, ...): leave
+            points without a label out.
         ridge : float or "auto"
             lam > 0; "auto": 1e-2 times the mean of K(x, x) over the labelled points, all points
             when n = 0.
@@ -376,8 +432,8 @@ class Posterior:
         Raises
         ------
         ValueError
-            Shapes that disagree, NaN or inf (located), numbers that overflow, ridge <= 0, classes
-            out of range, ...
+            Shapes that disagree, NaN or inf (located), numbers that overflow or vanish (K(x, x)
+            below 1e-120 everywhere, in float32 below 1e-62), ridge <= 0, classes out of range, ...
         TypeError
             Features or outputs that are not float32 or float64.
         RuntimeError
@@ -412,6 +468,8 @@ class Posterior:
             labeled_features = np.empty((0, d))
         labeled = engine.floats("labeled_features", labeled_features, (None, d))
         n = points_of_rows("labeled_features", len(labeled), per_point)
+        diagonal = engine.host(engine.squared_norms(labeled if n else phi))
+        _check_underflow("features", diagonal, engine.dtype(phi))
         inputs = _Inputs.read(
             N=rows // per_point,
             n=n,
@@ -419,7 +477,7 @@ class Posterior:
             labeled_outputs=labeled_outputs,
             targets=targets,
             ridge=ridge,
-            diagonal=engine.host(engine.squared_norms(labeled if n else phi)),
+            diagonal=diagonal,
             loss=loss,
             label_scale=label_scale,
             noise=noise,
@@ -513,6 +571,8 @@ class Posterior:
         K_cross = engine.floats("K_lu", K_lu, (n * per_point, rows))
         _check_kernel("K_uu", K, engine)
         _check_kernel("K_ll", K_labeled, engine)
+        diagonal = engine.host((K_labeled if n else K).diagonal())
+        _check_underflow("kernel", diagonal, engine.dtype(K))
         inputs = _Inputs.read(
             N=rows // per_point,
             n=n,
@@ -520,7 +580,7 @@ class Posterior:
             labeled_outputs=labeled_outputs,
             targets=targets,
             ridge=ridge,
-            diagonal=engine.host((K_labeled if n else K).diagonal()).astype(np.float64),
+            diagonal=diagonal.astype(np.float64),
             loss=loss,
             label_scale=label_scale,
             noise=noise,
@@ -572,18 +632,19 @@ class Posterior:
     @property
     def mean(self) -> Any:
         """F (N, k), float64: the outputs after training on the labels."""
-        return self._library.wrap(self._mean.copy())
+        return self._library.wrap(np.array(self._mean))
 
     @property
     def variance(self) -> Any:
         """S(x, x) (N,), float64; with k x k blocks the variance of every output, (N, k)."""
-        return self._library.wrap(self._space.variance.copy())
+        return self._library.wrap(np.array(self._space.variance))
 
     @property
     def labeled(self) -> Any:
         """Points known to be labelled: their indices in increasing order, int64."""
         return self._library.wrap(np.flatnonzero(self._is_labeled))
 
+    @exclusive
     def covariance(self, rows: Any, cols: Any) -> Any:
         """S(rows, cols), float64, for indices or masks of the N points.
 
@@ -594,21 +655,30 @@ class Posterior:
         j = as_indices("cols", cols, len(self), duplicates=True)
         return self._library.wrap(self._space.block(i, j))
 
+    @exclusive
     def copy(self) -> Posterior:
         """Return an independent copy."""
         return self._twin(self._space.copy(), self._library)
 
     __copy__ = copy  # a shallow copy would share a covariance that changes in place
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Posterior:
+        return self.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, because it is written after the lock is free (`save` needs none).
+        return self.copy().__dict__
+
     def _twin(self, space: WeightSpace | FunctionSpace | BlockSpace, library: Library) -> Posterior:
         """Return a copy of everything but the space, which is given."""
         twin = object.__new__(type(self))
         twin.__dict__ |= self.__dict__
-        twin._space, twin._library = space, library
-        twin._mean, twin._outputs = self._mean.copy(), self._outputs.copy()
-        twin._is_labeled = self._is_labeled.copy()
+        twin._space, twin._library, twin._lock = space, library, Lock()
+        twin._mean, twin._outputs = np.array(self._mean), np.array(self._outputs)
+        twin._is_labeled = np.array(self._is_labeled)
         return twin
 
+    @exclusive
     def to(self, target: Any) -> Posterior:
         """Return an independent copy on another device, or in another library.
 
@@ -665,11 +735,16 @@ class Posterior:
         GPU's memory, too), or is stopped by Ctrl-C, has changed nothing, or everything when the
         signal came during the update itself.
         """
+        with self._lock:
+            self._condition(indices, targets, noise)
+        self._warn_if_too_coarse()
+
+    def _condition(self, indices: Any, targets: Any, noise: Any) -> None:
         indices, targets, noise = self._library.fetch(indices=indices, targets=targets, noise=noise)
         block = as_indices("indices", indices, len(self), duplicates=True)
         b, k = len(block), self._mean.shape[1]
         T = _as_targets(targets, b, k, self.loss)
-        D = np.full(b, self.ridge) if noise is None else as_noise("noise", noise, b)
+        D = _as_noises(noise, self.ridge, b)
         expected = self._mean[block]
         if self.loss == "cross_entropy":
             expected = softmax(expected)
@@ -689,7 +764,6 @@ class Posterior:
                 commit()
             self._mean, self._is_labeled = mean, is_labeled
             self._labels += b
-        self._warn_if_too_coarse()
 
     @property
     def _rows(self) -> WeightSpace | FunctionSpace:
@@ -707,6 +781,7 @@ class Posterior:
         m = points_of_rows("features", len(phi), per_point)
         return phi, as_floats("outputs", outputs, (m, self._mean.shape[1]), np.float64)
 
+    @exclusive
     def extend(self, features: Any, outputs: Any) -> None:
         """Append new points (features only); their indices follow those of the present points.
 
@@ -731,6 +806,7 @@ class Posterior:
             self._space, self._mean, self._outputs = extended, mean, f
             self._is_labeled = is_labeled
 
+    @exclusive
     def predict(self, features: Any, outputs: Any) -> Any:
         """F at points that need not be among the N (features only).
 
@@ -767,6 +843,7 @@ class Posterior:
                 stacklevel=3,
             )
 
+    @exclusive
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the posterior to an .npz file (no pickle), all of it or nothing.
 

@@ -18,6 +18,7 @@ from ._posterior.covariance import (
     WeightSpace,
 )
 from ._posterior.engines import GpuEngine, stored_type
+from ._posterior.lock import exclusive
 from .arrays import (
     Array,
     as_indices,
@@ -420,6 +421,7 @@ def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
     return indices, values
 
 
+@exclusive
 def utilities(
     post: Posterior,
     criterion: str,
@@ -512,6 +514,7 @@ def utilities(
     return post._library.wrap(_utilities(task))
 
 
+@exclusive
 def select(
     post: Posterior,
     criterion: str,

@@ -616,6 +616,8 @@ def _judge(case: Case) -> Result:
         if J is not None:
             if not all(bool(torch.isfinite(v).all()) for v in J):
                 raise VoidCase("gradients are not finite")
+            if case.dtype == "float32" and max(float(v.abs().amax()) for v in J) > 1e15:
+                raise VoidCase("a kernel in float32 would overflow")
             _check_together(twin, wide, weights, alone, J, bool(effect))
 
     model = build(case)
@@ -696,17 +698,20 @@ def _effect(twin: nn.Module, data: Data) -> str:
             runs = [outputs_of(twin, data) for _ in range(9)]
     except Exception as error:
         raise VoidCase(f"network: {describe(error)}") from error
+    n = len(runs[0])
+    mix = torch.randn(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    weights = torch.randn(1, runs[0].shape[1], dtype=torch.float64)
+    try:
+        y, total = together(twin, data, weights, mix)
+    except Exception as error:
+        raise VoidCase(f"network: {describe(error)}") from error
     differing = sum(not torch.equal(run, runs[0]) for run in runs[1:])
     if differing >= 3:
         return "random"
     if differing:
         raise VoidCase("random, but rarely")
-    n = len(runs[0])
-    mix = torch.randn(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
-    weights = torch.randn(1, runs[0].shape[1], dtype=torch.float64)
     try:
         alone, J = literal(twin, data, weights)
-        y, total = together(twin, data, weights, mix)
     except Exception:
         return "others"
     expected = torch.einsum("nr,nrp->p", mix, torch.cat(J, 2))
@@ -753,9 +758,11 @@ def smaller(case: Case) -> list[Case]:
         if 2 <= n < case.n:
             found.append(replace(case, n=n))
     plain = {"head": "linear", "k": 1, "deliver": "tensor", "outputs": "sum", "dtype": "float64"}
-    plain.update(frozen=0, draws=1)
+    plain.update(frozen=0)
     found += [
-        replace(case, **{key: value}) for key, value in plain.items() if getattr(case, key) != value
+        replace(case, **{key: value, "draws": 1})
+        for key, value in plain.items()
+        if getattr(case, key) != value
     ]
     if case.entry == "tokens":
         simple = {"how": "plain", "places": "none", "padding": False, "sparse": False}

@@ -529,7 +529,7 @@ class Prototypes(Piece):
         elif how == "minus":
             distance = (x[..., None, :] - self.p).square().sum(-1)
         elif how == "bilinear":
-            distance = self.bilinear(x, x.tanh())
+            distance = self.bilinear(x, x.tanh()).tanh()
         else:
             return (x @ self.p.t() * self.t.exp()).softmax(-1) @ self.p
         return self.back((-distance * self.t.exp()).exp())
@@ -667,15 +667,16 @@ class OwnGradient(Piece):
     def forward(self, x, key):
         how = self.o["how"]
         if how == "reversed":
-            return Negated.apply(self.f(x), 0.5)
+            return Negated.apply(self.f(x), 0.5).clone()
         if how == "straight":
             # Well off the edges, so that the order of a sum does not matter.
             return self.f(x) + Straight.apply(x.detach() + 1e-3) * self.g.bias
         if how == "detached":
             return self.f(x).detach() * self.g(x)
-        z = x if x.requires_grad else x.detach().requires_grad_()
-        energy = self.g(self.f(z).tanh()).square().sum()
-        return torch.autograd.grad(energy, z, create_graph=True)[0]
+        with torch.enable_grad():
+            z = x if x.requires_grad else x.detach().requires_grad_()
+            energy = self.g(self.f(z).tanh()).square().sum()
+            return torch.autograd.grad(energy, z, create_graph=True)[0]
 
 
 @piece(*LAST, often=0.7)
@@ -761,7 +762,7 @@ class Hooked(Piece):
             f.register_forward_hook(lambda m, a, y: y.flip(-1))
 
     def forward(self, x, key):
-        return self.f(self.f(x).tanh())
+        return self.f(self.f(x).tanh()) * 0.9
 
 
 @piece(*LAST, often=0.4)
@@ -1045,7 +1046,7 @@ class Permuted(Piece):
 
     @staticmethod
     def draw(r, shape):
-        order = r.choice(["roll", "flip", "drawn", "sort", "sort", "length", "length"])
+        order = r.choice(["roll", "flip", "drawn", "numpy", "sort", "sort", "length", "length"])
         how = r.choice(["index", "select", "matrix", "scatter", "gather"])
         return {"order": order, "how": how, "down": r.random() < 0.5}
 
@@ -1058,6 +1059,8 @@ class Permuted(Piece):
             order = order.roll(1)
         elif o["order"] == "flip":
             order = order.flip(0)
+        elif o["order"] == "numpy":
+            order = torch.from_numpy(np.random.RandomState(n).permutation(n))
         elif o["order"] == "drawn":
             order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
         elif o["order"] == "sort":

@@ -260,4 +260,5 @@ cupy = SimpleNamespace(
     eye=lambda n, dtype: Cupy(np.eye(n, dtype=dtype)),
     vstack=lambda parts: Cupy(np.vstack([a.memory for a in parts])),
     einsum=lambda formula, *arrays: Cupy(np.einsum(formula, *(a.memory for a in arrays))),
+    linalg=SimpleNamespace(qr=lambda a, mode: Cupy(np.linalg.qr(a.memory, mode=mode))),
 )

@@ -211,3 +211,61 @@ def test_where_the_first_bad_number_is():
         arrays.as_floats("x", np.array([0, 1, -np.inf]), (3,))
     with pytest.raises(ValueError, match="x contains inf at index 0"):
         arrays.as_floats("x", torch.tensor([float("inf")]), (1,))
+
+
+def test_masks_that_hide_something_are_refused():
+    free = np.ma.masked_array([1.0, 2.0], mask=[False, False])
+    assert type(arrays.as_numpy("x", free)) is np.ndarray
+    np.testing.assert_array_equal(arrays.as_numpy("x", free), [1.0, 2.0])
+    np.testing.assert_array_equal(
+        arrays.as_numpy("x", [free, [3.0, 4.0]]), [[1.0, 2.0], [3.0, 4.0]]
+    )
+    hidden = np.ma.masked_array([[1.0, 2.0], [3.0, 4.0]], mask=[[0, 0], [1, 1]])
+    with pytest.raises(TypeError, match=r"x is a masked array with 2 of 4 entries .* at \[1, 0\]"):
+        arrays.as_numpy("x", hidden)
+    with pytest.raises(TypeError, match=r"x\[0\]\[1\] is a masked array with 2 of 2 entries"):
+        arrays.as_numpy("x", [[hidden[0], hidden[1]]])
+    with pytest.raises(TypeError, match=r"x\[1\] is a masked array: masks are not heeded"):
+        arrays.as_numpy("x", [1.0, np.ma.masked])
+    with pytest.raises(TypeError, match="indices is a masked array"):
+        arrays.as_indices("indices", np.ma.masked_array([0, 1], mask=[0, 1]), 5)
+
+
+def test_data_frames_of_numbers():
+    pd = pytest.importorskip("pandas")
+    numbers = pd.DataFrame({"a": [1, 2, 3], "b": [0.5, 1.5, 2.5]}, index=[9, 7, 8])
+    for frame, expected in (
+        (numbers, [[1, 0.5], [2, 1.5], [3, 2.5]]),
+        (numbers["b"], [0.5, 1.5, 2.5]),
+        (numbers.astype("Float64"), [[1, 0.5], [2, 1.5], [3, 2.5]]),
+        (numbers.astype({"a": "float32", "b": "float32"}), [[1, 0.5], [2, 1.5], [3, 2.5]]),
+        (pd.DataFrame({"a": pd.arrays.SparseArray([0.0, 2.0])}), [[0], [2]]),
+        (
+            pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": [True, False]}),
+            [[1, 1], [np.nan, 0]],
+        ),
+        (pd.array([1.5, None], "Float64"), [1.5, np.nan]),
+    ):
+        found = arrays.as_numpy("x", frame)
+        assert type(found) is np.ndarray and found.dtype.kind == "f"
+        np.testing.assert_array_equal(found, expected)
+    assert arrays.as_numpy("x", numbers.astype("float32")).dtype == np.float32
+    assert arrays.as_numpy("x", numbers[["a"]]).dtype == np.int64
+    index = arrays.as_indices("indices", pd.Series([4, 2], index=[1, 0]), 5)
+    np.testing.assert_array_equal(index, [4, 2])
+    mask = pd.Series([False, True, False], index=[2, 0, 1])
+    for kind in ("bool", "boolean"):
+        np.testing.assert_array_equal(arrays.as_indices("mask", mask.astype(kind), 3), [1])
+    rng = np.random.default_rng(0)
+    phi, f = rng.normal(size=(6, 4)), rng.normal(size=(6, 3))
+    post = nf.Posterior.from_features(pd.DataFrame(phi), pd.DataFrame(f), None, None, None)
+    same = nf.Posterior.from_features(phi, f, None, None, None)
+    np.testing.assert_array_equal(nf.utilities(post, "emoc"), nf.utilities(same, "emoc"))
+    assert isinstance(post.mean, np.ndarray)
+    for frame, message in (
+        (numbers.assign(city="Rome", day=pd.Timestamp(0)), r"'city' \(.*\), 'day' \(.*\) hold no"),
+        (pd.Series(["a"]), r"x is a Series, and it \(.*\) holds no numbers"),
+        (pd.DataFrame({5: pd.Categorical([1, 2])}), r"5 \(category\) holds no numbers"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            arrays.as_numpy("x", frame)

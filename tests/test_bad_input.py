@@ -193,10 +193,14 @@ BAD_FEATURES = {
         'ridge="auto" is 1e-2 times .* give ridge > 0',
     ),
     "ridge far too small": (
-        dict(labeled_features=lambda a: np.ones_like(a), ridge=1e-300),
+        dict(
+            labeled_features=lambda a: np.ones_like(a) * np.arange(1.0, len(a) + 1)[:, None],
+            ridge=1e-100,
+        ),
         ValueError,
         "not positive definite",
     ),
+    "ridge that vanishes": (dict(ridge=1e-300), ValueError, "ridge is 1e-300; below 1e-140"),
     "loss": (
         dict(loss="hinge"),
         ValueError,
@@ -383,7 +387,7 @@ BAD_LABELS = {
     "noise": (([1], [0], [0.0]), ValueError, r"noise must be in \(0, inf\]"),
     "noise length": (([1], [0], [1.0, 1.0]), ValueError, "noise has shape"),
     "targets that overflow": (
-        ([1, 1], [[1.7e308] * 3, [-1.7e308] * 3], [1e-9, 1e-9]),
+        ([1, 2], [[1.7e308] * 3, [-1.7e308] * 3], [1e-9, 1e-9]),
         ValueError,
         "would overflow float64",
     ),

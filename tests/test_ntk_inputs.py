@@ -169,13 +169,15 @@ CONTAINERS = {
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_probes_come_from_all_of_the_data(kind):
     X = CONTAINERS[kind](values(100))
-    assert numbers(inputs(X).probe(5)) == [0, 24, 49, 74, 99]
+    # Of data sets, among the eight points that are read anyway.
+    indexed = kind not in ("tensor", "array", "dict")
+    assert numbers(inputs(X).probe(5)) == [0, *([14, 42, 70] if indexed else [24, 49, 74]), 99]
     assert numbers(inputs(X).probe(12)) == [i * 99 // 11 for i in range(12)]
     assert numbers(inputs(X).probe(1)) == [0, 99]
     single = inputs(CONTAINERS[kind](values(1)))
     assert numbers(single.probe(5)) == [0]
     found = inputs(X)
-    assert numbers(found.probe(3)) == [0, 49, 99]
+    assert numbers(found.probe(3)) == [0, 42 if indexed else 49, 99]
     assert [i for b in found.batches(9) for i in numbers(b)] == list(range(100))
     (first,) = found.first(20)
     assert numbers(first) == list(range(20))
@@ -304,11 +306,18 @@ def test_loaders_without_a_known_order_are_refused(kind):
 
 
 def test_two_points_in_random_order_are_refused():
-    torch.manual_seed(0)
-    for _ in range(50):
+    for seed in range(50):
+        torch.manual_seed(seed)
         sampler = Own(lambda: torch.randperm(2).tolist())
         with pytest.raises(ValueError, match=r"sampler of its own \(Own\)"):
             inputs(DataLoader(TensorDataset(values(2)), 1, sampler=sampler))
+
+
+def test_a_sampler_that_would_be_used_up_is_left_alone():
+    sampler = iter(range(N))
+    with pytest.raises(ValueError, match="which can be iterated once only"):
+        inputs(DataLoader(TensorDataset(values()), 8, sampler=sampler))
+    assert list(sampler) == in_order()
 
 
 @pytest.mark.parametrize(
@@ -341,6 +350,16 @@ def test_a_loader_that_reorders_by_itself_is_noticed():
 
     with pytest.raises(ValueError, match="point 0 of X differs when it is read again"):
         passed(Backwards(TensorDataset(values()), 8))
+
+
+@pytest.mark.parametrize("size", [4, 13])
+def test_a_collate_fn_that_sorts_is_noticed(size):
+    def longest_first(sentences):
+        return pad(sorted(sentences, key=len, reverse=True))
+
+    text = Items(SENTENCES.__getitem__, 13)
+    with pytest.raises(ValueError, match=r"point \d+ of X differs .* sorted by a collate_fn"):
+        EmpiricalNTK(Text()).outputs(DataLoader(text, size, collate_fn=longest_first))
 
 
 def test_a_collate_fn_that_leaves_out_points_is_noticed():
@@ -390,6 +409,9 @@ def test_data_that_change_at_random_are_refused(kind, generator):
     for call in (ntk.outputs, ntk.features, ntk.gram):
         with pytest.raises(ValueError, match=r"point \d+ of X1? differs .* augments"):
             call(X)
+    if kind != "stream":  # before anything is computed
+        with pytest.raises(ValueError, match=r"point \d+ of X differs .* augments"):
+            inputs(X).probe(2)
 
 
 @pytest.mark.parametrize("generator", ["Python", "NumPy", "torch"])
@@ -400,6 +422,17 @@ def test_data_that_may_change_at_random_are_named(generator):
     message = "data set of X draws random numbers"
     with generators_unchanged(), pytest.warns(UserWarning, match=message):
         inputs(Items(rarely)).probe(2)
+
+
+def test_data_that_draw_random_numbers_are_read_more_often():
+    reads = []
+
+    def third(i):
+        reads.append(i)
+        return values()[i] + (torch.rand(()) < 2 and reads.count(i) > 2)
+
+    with pytest.raises(ValueError, match="point 0 of X differs"):
+        inputs(Items(third)).probe(2)
 
 
 def test_labels_may_be_random():
@@ -455,6 +488,14 @@ def test_streams_that_can_be_read_once():
         list(again.batches(8))
 
 
+def test_one_pass_is_enough_for_outputs_and_features():
+    once = iter(values())
+    ntk = EmpiricalNTK(NET, sketch=None)
+    outputs, features = ntk.outputs_and_features(Stream(lambda: once))
+    assert torch.equal(outputs, ntk.outputs(values()))
+    assert torch.equal(features, ntk.features(values()))
+
+
 def test_workers_that_read_a_whole_stream_each_are_named():
     X = DataLoader(Stream(lambda: values(64)), 8, num_workers=2)
     with pytest.warns(UserWarning, match="does each worker"):
@@ -479,6 +520,7 @@ BY_POSITION = [
     ("x", [X0, Y], [0]),
     ("x, flag=False", [X0, Y], [0]),
     ("x, return_features: bool = False, size: Optional[int] = None", [X0, Y], [0]),
+    ("x, cache: 'transformers.cache_utils.Cache | None' = None", [X0, Y], [0]),
     ("x, targets=None", [X0, Y], [0]),
     ("x, attn_mask=None", [X0, Y], [0]),
     ("x, mask=None", [X0], [0]),
@@ -734,6 +776,17 @@ def test_bytes_for_a_model_of_numbers_are_explained(layer):
     message = r"inputs of dtype uint8 \(.*\): .*X\.float\(\) / 255"
     with pytest.raises(TypeError, match=message), dtype_explained(x):
         layer(x)
+
+
+def test_images_of_bytes():
+    images = (np.arange(6 * 64) % 256).reshape(6, 1, 8, 8).astype(np.uint8)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+    ntk = EmpiricalNTK(net)
+    for call in (ntk.outputs, ntk.features, ntk.gram, ntk.explain):
+        with pytest.raises(TypeError, match=r"dtype uint8 .* X\.float\(\) / 255"):
+            call(images)
+    scaled = ntk.outputs(images.astype(np.float32) / 255)
+    np.testing.assert_allclose(scaled, net(torch.tensor(images) / 255).detach(), rtol=1e-5)
 
 
 def test_other_failures_are_not_explained_away():

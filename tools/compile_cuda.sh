@@ -16,7 +16,8 @@ mkdir -p "$build"
 compile() {
   local source=$1 build=$2 log
   log=$build/$(basename "$source").log
-  if ! nvcc -std=c++17 -O3 -Icsrc -Werror all-warnings --resource-usage \
+  # shellcheck disable=SC2086 # the launcher may be none
+  if ! ${CMAKE_CUDA_COMPILER_LAUNCHER:-} nvcc -std=c++17 -O3 -Icsrc -Werror all-warnings --resource-usage \
     -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
     -Xcompiler -Wall,-Wextra,-Werror,-Wno-unused-function,-Wno-unknown-pragmas \
     -c "$source" -o "$build/$(basename "$source").o" >"$log" 2>&1; then

@@ -6,7 +6,7 @@
 namespace ntkfast {
 
 /// S (N, N) float or double, symmetric, in place and never interrupted; V (b, N) double. Computed
-/// in S's type, and bitwise symmetric again.
+/// in double, rounded to S's type once, and bitwise symmetric again.
 void condition_dense_cpu(const TensorView& S, const TensorView& V);
 
 }  // namespace ntkfast

@@ -117,7 +117,6 @@ struct LinalgKernels {
   GemmKernels<float, double, double, float> fddf;
   GemmKernels<float, float, double, double> ffdd;
   GemmKernels<float, double, double, double> fddd;
-  GemmKernels<double, double, float, float> ddff;
   GemmKernels<float, float, float, float> ffff;
   /// X <- L^-1 X (or L^-T X) for a lower triangular block L (n, n) and columns [begin, end) of X.
   void (*solve_block)(const double* L, int64_t ld, int64_t n, double* X, int64_t ldx, int64_t begin,

@@ -150,7 +150,6 @@ const LinalgKernels NTKFAST_JOIN(kLinalg_, NTKFAST_ISA) = {
     gemm_kernels<float, double, double, float>(),
     gemm_kernels<float, float, double, double>(),
     gemm_kernels<float, double, double, double>(),
-    gemm_kernels<double, double, float, float>(),
     gemm_kernels<float, float, float, float>(),
     solve_block,
     dot_rows<float, float>,

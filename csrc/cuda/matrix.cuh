@@ -357,15 +357,15 @@ void launch_condition_features(Launcher& launcher, S* psi, int64_t stride, int64
           {projection, rank, 1}, {C, 1, C_stride}, rows, cols, rank, psi, stride, 1, -1.0, 1.0});
 }
 
-/// S <- S - V^T V; both parts are computed, with the same products in the same order, so S stays
-/// symmetric bitwise.
+/// S <- S - V^T V in double, rounded once; both parts are computed, with the same products in the
+/// same order, so S stays symmetric bitwise.
 template <class T, class Launcher>
 void launch_condition_dense(Launcher& launcher, T* S, int64_t stride, int64_t n, const double* V,
                             int64_t V_stride, int64_t rank) {
   if (rank == 0) return;
-  launch_gemm<T>(launcher,
-                 GemmArgs<double, double, T>{
-                     {V, 1, V_stride}, {V, 1, V_stride}, n, n, rank, S, stride, 1, -1.0, 1.0});
+  launch_gemm<double>(launcher,
+                      GemmArgs<double, double, T>{
+                          {V, 1, V_stride}, {V, 1, V_stride}, n, n, rank, S, stride, 1, -1.0, 1.0});
 }
 
 }  // namespace

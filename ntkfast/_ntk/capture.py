@@ -15,7 +15,7 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from . import contract, functional
 from .inputs import Batch, batch_length, concatenate, leaves, map_batch, take
 from .layers import Dense, Site, Unsupported
-from .owners import Owners, exponents, find_owners, merge, narrowest
+from .owners import Owners, exponents, extend, find_owners, merge, narrowest
 from .record import Recorder, Use
 from .trace import Trace
 
 Gradient: TypeAlias = "list[Site] | Dense"
 """Per-sample gradients of one parameter: the calls of its layer, or (n, R, p)."""
+
+_Sample: TypeAlias = "tuple[int, list[Any], list[Owners]]"
+"""Number of points of a pass, its numbers, owners of the rows of its uses."""
 
 # Relative error of a parameter's gradient from which a check fails. A wrong rule is wrong in its
 # first digit; these only have to exceed rounding (and TF32 on a GPU).
@@ -44,6 +47,9 @@ _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.05, to
 # Relative difference of outputs that different companions of a point may make.
 _OUTPUT_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 _OUTPUT_ERROR_ON_GPU = {**_OUTPUT_ERROR, torch.float32: 1e-2}
+
+# Points of the first look at a network; the second is at more.
+_FIRST = 2
 
 _COMPANY = (
     "the model's outputs for a point depend on the other points of its batch (for example "
@@ -85,9 +91,56 @@ class Plan:
     activation_bytes: float = 0.0
     resident_bytes: float = 0.0
     owners: dict[int, list[Owners]] = field(default_factory=dict)
+    samples: dict[int, list[_Sample]] = field(default_factory=dict)
     rejected: dict[int, dict[str, str]] = field(default_factory=dict)
     moving: str = ""
     n_moving: int = 0
+
+    def known(self, trace: Trace, uses: Sequence[Use], n: int) -> list[Owners] | None:
+        """Return the owners of the rows of a pass, if passes before tell them."""
+        if trace.moving:
+            return None
+        found = self.owners.get(trace.exact)
+        if found is None:
+            found = self._extended(trace, uses, n)
+        return found if found is not None and len(found) == len(uses) else None
+
+    def _extended(self, trace: Trace, uses: Sequence[Use], n: int) -> list[Owners] | None:
+        """Owners as passes with two other numbers of points have them.
+
+        They must have done the same operations with numbers that are linear in the number of
+        points, none of which places rows by numbers.
+        """
+        samples = self.samples.get(trace.kind, [])
+        if len(samples) < 2 or not trace.uniform:
+            return None
+        (a, x, first), (b, y, second) = samples
+        if not len(x) == len(y) == len(trace.numbers) or not len(first) == len(second) == len(uses):
+            return None
+        for p, q, r in zip(x, y, trace.numbers, strict=True):
+            if p == q == r:
+                continue
+            if not (isinstance(p, int) and isinstance(q, int) and isinstance(r, int)):
+                return None
+            if (r - p) * (b - a) != (q - p) * (n - a):
+                return None
+        result = []
+        for use, one, other in zip(uses, first, second, strict=True):
+            owners = extend(one, other, n, _count(use))
+            if owners is None:
+                return None
+            result.append(owners)
+        self.owners[trace.exact] = result
+        return result
+
+    def keep(self, trace: Trace, owners: list[Owners], n: int) -> None:
+        """Remember the owners of the rows of a pass, unless the next may move them."""
+        if trace.moving:
+            return
+        self.owners[trace.exact] = owners
+        samples = self.samples.setdefault(trace.kind, [])
+        if trace.uniform and len(samples) < 2 and all(s[0] != n for s in samples):
+            samples.append((n, trace.numbers, owners))
 
     def is_new(self, trace: Trace) -> bool:
         """Whether a batch is to be checked: of a new kind, or one of ever fewer that move rows."""
@@ -101,7 +154,8 @@ def gradients(
 ) -> tuple[Tensor, dict[str, Gradient]]:
     """Return the outputs (n, k) of a batch and the per-sample gradients of every parameter.
 
-    A parameter that the batch does not use is missing from the result.
+    A parameter that the batch does not use is missing from the result. `weights` (R, k) are the
+    combinations of outputs that gradients are taken of.
 
     Raises
     ------
@@ -142,9 +196,7 @@ def _attempt(
         return outputs.detach(), {}
     plan.moving = plan.moving or trace.moving
     plan.n_moving += bool(trace.moving)
-    known = None if trace.moving else plan.owners.get(trace.exact)
-    if known is not None and len(known) != len(uses):
-        known = None
+    known = plan.known(trace, uses, n)
     measured = None if anew else known
     unseen = recorder.unseen(outputs)
     rows = weights.to(outputs.dtype)
@@ -153,8 +205,7 @@ def _attempt(
         measured = _measure(recorder, outputs, deltas, rows, n)
         if known is not None:
             measured = [merge(old, new) for old, new in zip(known, measured, strict=True)]
-        if not trace.moving:
-            plan.owners[trace.exact] = measured
+        plan.keep(trace, measured, n)
     elif any(map(_revived, uses, deltas, measured)):
         return None
     refused = {name: f"it reaches the outputs through {op}" for name, op in unseen.items()}
@@ -255,7 +306,8 @@ def _revived(use: Use, delta: Tensor | None, owners: Owners) -> bool:
         return False
     if owners.nothing:
         return bool(delta.any())
-    return any(bool(_rows(use, d)[owners.dead].any()) for d in delta)
+    largest = (torch.linalg.vector_norm(_rows(use, d), math.inf, 1) for d in delta)
+    return any(bool(rows[owners.dead].any()) for rows in largest)
 
 
 def _by_rule(
@@ -370,25 +422,22 @@ def _check_company(net: nn.Module, batch: Batch, outputs: Tensor) -> None:
     Points are jittered where they are made of floating-point numbers: equal ones are no company.
     """
     n = batch_length(batch)
-    some = [0, n // 3, (2 * n) // 3, n - 1]
-    jittered = _jittered(take(batch, some))
+    some = [0, n - 1] if n < 4 else [0, n // 3, (2 * n) // 3, n - 1]
+    few = _jittered(take(batch, some))
+    expected = None
     with torch.no_grad():
-        expected = None
-        if jittered is not None:
+        if few is not None:
             # It fails where numbers stand for something else.
             with contextlib.suppress(RuntimeError, ValueError, IndexError):
-                expected = functional.checked_outputs(functional.call(net, jittered), 4)
+                expected = functional.checked_outputs(functional.call(net, few), len(some))
             if expected is not None and not bool(torch.isfinite(expected).all()):
                 expected = None
-        if expected is None or jittered is None:
-            jittered, expected = take(batch, some), outputs[some]
-        for group in ([1, 0, 1], [3, 2, 3]):
-            other = functional.checked_outputs(functional.call(net, take(jittered, group)), 3)
+        if few is None or expected is None:
+            few, expected = take(batch, some), outputs[some]
+        for group in ([1, 0, 1], [3, 2, 3])[: len(some) // 2]:
+            other = functional.checked_outputs(functional.call(net, take(few, group)), 3)
             if not _close(other, expected[group]):
                 raise ValueError(_COMPANY)
-        # The batch again: a network that remembers, or chance that no operation shows.
-        if not _close(functional.checked_outputs(functional.call(net, batch), n), outputs):
-            raise ValueError(_COMPANY)
 
 
 def _jittered(batch: Batch) -> Batch | None:
@@ -438,18 +487,20 @@ def _check(
     )
     points, combination = points.to(outputs.device), combination.to(outputs.device)
     seeds = points[:, None] * (combination @ weights)
-    expected = functional.weighted_sum(plan.fresh(), plan.parameters, batch, seeds)
-    norms = {name: float(torch.linalg.vector_norm(g.double())) for name, g in expected.items()}
+    again, expected = functional.weighted_sum(plan.fresh(), plan.parameters, batch, seeds)
+    if not _close(again, outputs):
+        raise ValueError(_COMPANY)  # a network that remembers, or chance that no operation shows
+    norms = {name: _norm(g) for name, g in expected.items()}
     total = math.hypot(*norms.values())
     if not math.isfinite(total):
         return None
     model_dtype = outputs.dtype
 
     def error(name: str) -> float:
-        value = expected[name].double().flatten()
+        value = expected[name].flatten()
         if name in result:
-            value = value - _total(result[name], points, combination, dtype).double()
-        return float(torch.linalg.vector_norm(value))
+            value = value - _total(result[name], points, combination, dtype)
+        return _norm(value)
 
     def wrong(names: Sequence[str]) -> list[str]:
         tolerance = _GRADIENT_ERROR[model_dtype]
@@ -463,8 +514,10 @@ def _check(
     random = torch.rand(seeds.shape, generator=generator, dtype=torch.float64).to(seeds)
     scale = (
         sum(
-            float(torch.linalg.vector_norm(g.double())) ** 2
-            for g in functional.weighted_sum(plan.fresh(), plan.parameters, batch, random).values()
+            _norm(g) ** 2
+            for g in functional.weighted_sum(plan.fresh(), plan.parameters, batch, random)[
+                1
+            ].values()
         )
         ** 0.5
     )
@@ -487,6 +540,12 @@ def _check(
             "the model's outputs must be a deterministic function of each point alone"
         )
     return by_rule
+
+
+def _norm(value: Tensor) -> float:
+    return float(
+        torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
+    )
 
 
 def _total(gradient: Gradient, points: Tensor, combination: Tensor, dtype: torch.dtype) -> Tensor:
@@ -544,22 +603,25 @@ def plan(
         return tensor
 
     with saved_tensors_hooks(count, lambda tensor: tensor):
-        outputs = functional.evaluate(fresh(), probe)
+        outputs = functional.evaluate(fresh(), take(probe, slice(0, _FIRST)))
     functional.check_connected(outputs)
     weights = weights_of(outputs.shape[1])
     del outputs
     few = weights[[0, -1]] if len(weights) > 2 else weights
     known = {tensor.data_ptr() for tensor in state}
     activations = sum(size for pointer, size in saved.items() if pointer not in known)
-    _, parts = gradients(net, result, probe, few, dtype)
-    n = batch_length(probe)
+    _, parts = gradients(net, result, take(probe, slice(0, _FIRST)), few, dtype)
+    if batch_length(probe) > _FIRST and not result.moving:
+        # With another number of points, so that passes with still others need not be measured.
+        gradients(net, result, probe, few, dtype)
+    n = min(_FIRST, batch_length(probe))
     per_point = len(weights) / len(few) / n
     result.resident_bytes = sum(map(resident_bytes, parts.values())) * per_point
     deltas = sum(map(nbytes, parts.values()))
     # vmap holds the activations again, and copies of the gradients it returns.
     again = sum(nbytes(parts[name]) for name in result.fallback if name in parts)
     again += activations if result.fallback else 0
-    result.activation_bytes = activations / max(n, 2) + (deltas + 2 * again) * per_point
+    result.activation_bytes = activations / n + (deltas + 2 * again) * per_point
     return result, weights, parts
 
 

@@ -14,16 +14,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..arrays import is_frame
 
-Selection: TypeAlias = "int | str | Sequence[int] | Sequence[str] | Callable[[Any], Any] | None"
+InputFields: TypeAlias = "int | str | Sequence[int] | Sequence[str] | Callable[[Any], Any] | None"
 """Of `Fields`: positions or names of inputs, or a function from a batch to inputs."""
 
 # Parameters of `forward`, and keys of a dict, that hold labels by everyone's custom.
 _LABELS = frozenset({"label", "labels", "label_ids", "target", "targets", "y"})
 # Words of an annotation of a parameter that takes no input: a flag, a size, a cache.
 _NO_INPUT = frozenset(
-    {"bool", "int", "float", "str", "bytes", "dtype", "device", "Literal", "Callable", "Cache"}
+    {"bool", "int", "float", "str", "bytes", "dtype", "device", "Callable", "Cache"}
 )
-_NEUTRAL = frozenset({"typing", "torch", "class", "Optional", "Union", "None", "NoneType"})
+_NEUTRAL = frozenset({"class", "Optional", "Union", "None", "NoneType"})
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def _may_be_input(parameter: inspect.Parameter) -> bool:
         return False
     if parameter.default is not None and not isinstance(parameter.default, (Tensor, np.ndarray)):
         return parameter.default is parameter.empty  # only by name, and needed
-    note = parameter.annotation
-    words = set() if note is parameter.empty else set(re.findall(r"\w+", str(note))) - _NEUTRAL
+    note = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
+    words = {word.rpartition(".")[2] for word in re.findall(r"[\w.]+", note)} - _NEUTRAL
     return not words or not words <= _NO_INPUT
 
 
@@ -145,7 +145,7 @@ class Fields:
         `inputs` is of another kind, empty, or repeats a field.
     """
 
-    def __init__(self, model: nn.Module, inputs: Selection = None) -> None:
+    def __init__(self, model: nn.Module, inputs: InputFields = None) -> None:
         self._forward = _Forward.of(model)
         self._function = inputs if callable(inputs) else None
         self._chosen: tuple[Any, ...] | None = None

@@ -171,14 +171,14 @@ def vectorised(
 
 def weighted_sum(
     net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor
-) -> Mapping[str, Tensor]:
-    """Gradient of ``sum(weights * outputs)``, weights (n, k), by one plain autograd call."""
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Return outputs (n, k), and the gradient of ``sum(weights * outputs)`` by plain autograd."""
     outputs = evaluate(net, batch)
     if not outputs.requires_grad:
-        return {name: torch.zeros_like(p) for name, p in chosen.items()}
+        return outputs, {name: torch.zeros_like(p) for name, p in chosen.items()}
     scalar = (outputs * weights.to(outputs.dtype)).sum()
     grads = torch.autograd.grad(scalar, list(chosen.values()), allow_unused=True)
-    return {
+    return outputs.detach(), {
         name: torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
         for (name, p), g in zip(chosen.items(), grads, strict=True)
     }

@@ -345,7 +345,7 @@ class Inputs:
     def _pass(self, size: int) -> Iterator[Batch]:
         """All batches of a data set or loader, checked."""
         if self._dataset is not None:
-            self._read_twice(_COMPARED)
+            self._read_twice()
         loader = self._loader
         if loader is None:
             runs = [list(run) for run in _even(self.length or 0, size)]
@@ -391,8 +391,8 @@ class Inputs:
         return ValueError(
             f"point {position} of {self.name} differs when it is read again, so outputs and "
             "features would belong to different inputs: the data set augments its points at "
-            "random, or gives them in another order each time. Switch that off for the pool "
-            "(transforms as in evaluation, shuffle=False)"
+            "random, or they come in another order (shuffled, or sorted by a collate_fn). Switch "
+            "that off for the pool: transforms as in evaluation, shuffle=False"
         )
 
     def _check_total(self, total: int) -> None:
@@ -426,8 +426,9 @@ class Inputs:
         if row is not None:
             raise self._changed(row)
 
-    def _read_twice(self, count: int) -> None:
+    def _read_twice(self, count: int = 0) -> None:
         """Read at least `count` points all over a data set twice, and keep them."""
+        count = max(count, _COMPARED)
         if len(self._points) >= min(count, self.length or 0):
             return
         rows = _spread(self.length or 0, count)
@@ -465,7 +466,10 @@ class Inputs:
         ]
 
     def _readings(self, groups: list[list[int]], times: int) -> tuple[list[list[Batch]], bool]:
-        """Read groups of points several times; and whether that drew random numbers."""
+        """Read groups of points several times; and whether that drew random numbers.
+
+        Every other time from the last to the first, which a `collate_fn` that sorts undoes.
+        """
         loader = self._loader
         options: dict[str, Any] = {"collate_fn": _stack}
         if loader is not None:
@@ -478,11 +482,15 @@ class Inputs:
                     multiprocessing_context=loader.multiprocessing_context,
                     timeout=loader.timeout,
                 )
-        source = iter(DataLoader(self._dataset, batch_sampler=groups * times, **options))
+        orders = [group[:: (-1) ** t] for t in range(times) for group in groups]
+        source = iter(DataLoader(self._dataset, batch_sampler=orders, **options))
         before = generator_states()
         found = [self._read(raw) for raw in source]
         draws = generator_states() != before
-        return [found[i : i + len(groups)] for i in range(0, len(found), len(groups))], draws
+        readings = [found[i : i + len(groups)] for i in range(0, len(found), len(groups))]
+        for reading in readings[1::2]:
+            reading[:] = [take(b, list(range(batch_length(b)))[::-1]) for b in reading]
+        return readings, draws
 
     @staticmethod
     def _first_change(groups: list[list[int]], readings: list[list[Batch]]) -> int | None:
@@ -490,7 +498,7 @@ class Inputs:
             for reading in readings[1:]:
                 row = first_difference(readings[0][i], reading[i])
                 if row is not None:
-                    return group[row]
+                    return group[min(row, len(group) - 1)]
         return None
 
     def _look(self, count: int) -> list[Batch]:

@@ -1,17 +1,12 @@
-"""Layer rules: from a layer's input and output gradient to gradients of its parameters.
-
-One call of a layer on a batch of n points leaves its input ``x`` and, for R combinations of the
-model's outputs, the gradients ``delta`` with respect to its output. Two forms cover every rule:
+"""Gradients of the parameters of an operation, as its rule gives them (:mod:`.rules`).
 
 ``Dense``
-    The per-sample gradients themselves, (n, R, p): biases, normalisations, and everything small.
+    The per-sample gradients themselves, (n, R, p), for n points and R combinations of the model's
+    outputs: biases, normalisations, and everything small.
 ``Site``
-    A weight whose gradient is a sum of outer products over positions t (pixels, tokens),
-    ``sum_t left_t (x) right_t``, kept as its factors because those are smaller and because Gram
-    matrices can be taken without multiplying them out.
-
-Layers may fold other axes into the batch (frames, windows): positions of a point only have to be
-contiguous. What does not fit raises :class:`Unsupported`, and the caller falls back to torch.func.
+    A weight whose gradient is a sum of outer products over positions t (pixels, tokens, time
+    steps), ``sum_t left_t (x) right_t``, kept as its factors because those are smaller and because
+    Gram matrices can be taken without multiplying them out.
 """
 
 from __future__ import annotations
@@ -20,14 +15,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
-
-from . import attention
 
 # Per-sample convolution gradients: from this many positions and multiply-adds on, one library call
 # per sample is faster on a CPU than unfolding and a batched product (measured at 8 to 512
@@ -37,7 +30,7 @@ _DIRECT_CONVOLUTION_WORK = 1 << 22
 
 
 class Unsupported(Exception):
-    """A layer was called in a way its rule does not cover."""
+    """An operation was called in a way that its rule does not cover."""
 
 
 @dataclass
@@ -361,217 +354,4 @@ class TransposedSite(Site):
 Dense: TypeAlias = Tensor
 """(n, R, p) in the accumulation dtype."""
 Parts: TypeAlias = dict[str, "Site | Dense"]
-"""Own parameter name of a layer (weight, bias) -> its gradients from one call."""
-
-
-def _split(value: Tensor, n: int) -> Tensor:
-    """(n q, ...) -> (n, q, ...)."""
-    if value.ndim == 0 or value.shape[0] % n or value.shape[0] == 0:
-        raise Unsupported("its first axis is not the batch")
-    return value.reshape(n, value.shape[0] // n, *value.shape[1:])
-
-
-def _positions_last(delta: Tensor, n: int) -> Tensor:
-    """(R, n q, *) -> (n, R, q, *)."""
-    combinations = delta.shape[0]
-    if delta.shape[1] % n:
-        raise Unsupported("its first axis is not the batch")
-    split = delta.reshape(combinations, n, delta.shape[1] // n, *delta.shape[2:])
-    return split.transpose(0, 1)
-
-
-def _linear(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    if x.ndim < 2 or x.shape[0] % n:
-        raise Unsupported("its first axis is not the batch")
-    combinations = delta.shape[0]
-    x = x.reshape(n, -1, x.shape[-1])
-    delta = delta.reshape(combinations, n, -1, delta.shape[-1]).transpose(0, 1)
-    site = LinearSite(x, delta, delta.shape[-1], x.shape[-1], 1, x.shape[1])
-    return {"weight": site, "bias": delta.sum(2, dtype=dtype)}
-
-
-def _attention(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    parts = _linear(layer, x, delta, n, dtype)
-    return {f"in_proj_{own}": part for own, part in parts.items()}
-
-
-def _spatial(layer: Any, x: Tensor) -> int:
-    dimensions = len(layer.kernel_size)
-    if x.ndim != dimensions + 2:
-        raise Unsupported("it is called without a batch axis")
-    return dimensions
-
-
-def _convolution(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    dimensions = _spatial(layer, x)
-    padding = layer._reversed_padding_repeated_twice
-    before, after = tuple(padding[-2::-2]), tuple(padding[::-2])
-    if layer.padding_mode != "zeros" or before != after:
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x, before = F.pad(x, padding, mode=mode), (0,) * dimensions
-    geometry = Geometry(layer.kernel_size, layer.stride, before, layer.dilation)
-    delta = _positions_last(delta, n)
-    x = _split(x, n)
-    site = ConvolutionSite(
-        x,
-        delta,
-        rows=layer.out_channels,
-        size=layer.in_channels // layer.groups * math.prod(layer.kernel_size),
-        groups=layer.groups,
-        positions=delta.shape[2] * math.prod(delta.shape[4:]),
-        geometry=geometry,
-    )
-    return {"weight": site, "bias": _sum_to_channels(delta, 3, dtype)}
-
-
-def _transposed(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    _spatial(layer, x)
-    geometry = Geometry(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    delta = _positions_last(delta, n)
-    x = _split(x, n)
-    site = TransposedSite(
-        x,
-        delta,
-        rows=layer.in_channels,
-        size=layer.out_channels // layer.groups * math.prod(layer.kernel_size),
-        groups=layer.groups,
-        positions=x.shape[1] * math.prod(x.shape[3:]),
-        geometry=geometry,
-    )
-    return {"weight": site, "bias": _sum_to_channels(delta, 3, dtype)}
-
-
-def _embedding(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    if layer.scale_grad_by_freq:
-        raise ValueError("an Embedding with scale_grad_by_freq has no true gradients")
-    index = _split(x, n).reshape(n, -1)
-    delta = _positions_last(delta, n).reshape(n, delta.shape[0], -1, delta.shape[-1])
-    if layer.padding_idx is not None:
-        delta = delta * (index != layer.padding_idx)[:, None, :, None]
-    return {
-        "weight": EmbeddingSite(
-            index, delta, layer.num_embeddings, layer.embedding_dim, 1, index.shape[1]
-        )
-    }
-
-
-def _sum_to_channels(value: Tensor, channel: int, dtype: torch.dtype) -> Tensor:
-    """Sum (n, R, ...) over every axis but the first two and `channel`."""
-    axes = [axis for axis in range(2, value.ndim) if axis != channel]
-    return value.sum(axes, dtype=dtype) if axes else value.to(dtype)
-
-
-def _scale_and_shift(normalised: Tensor, delta: Tensor, n: int, channel: int, dtype: Any) -> Parts:
-    """Gradients of y = weight * normalised + bias, for weights of one axis (counted after n)."""
-    delta = _positions_last(delta, n)
-    product = delta * _split(normalised, n)[:, None]
-    return {
-        "weight": _sum_to_channels(product, channel, dtype),
-        "bias": _sum_to_channels(delta, channel, dtype),
-    }
-
-
-def _batch_norm(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    if layer.running_mean is None:
-        raise ValueError(
-            "a BatchNorm without running statistics (track_running_stats=False) mixes the points "
-            "of a batch, so they have no gradients of their own"
-        )
-    normalised = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
-    return _scale_and_shift(normalised, delta, n, 3, dtype)
-
-
-def _group_norm(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    normalised = F.group_norm(x, layer.num_groups, eps=layer.eps)
-    return _scale_and_shift(normalised, delta, n, 3, dtype)
-
-
-def _instance_norm(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    _expect_batched(layer, x)
-    mean, variance = layer.running_mean, layer.running_var
-    normalised = F.instance_norm(x, mean, variance, use_input_stats=mean is None, eps=layer.eps)
-    return _scale_and_shift(normalised, delta, n, 3, dtype)
-
-
-def _expect_batched(layer: Any, x: Tensor) -> None:
-    dimensions = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
-    if x.ndim != next(d for kind, d in dimensions.items() if isinstance(layer, kind)):
-        raise Unsupported("it is called without a batch axis")
-
-
-def _last_axes(normalised: Tensor, delta: Tensor, axes: int, n: int, dtype: torch.dtype) -> Parts:
-    """Gradients of y = weight * normalised + bias with weights over the last `axes` axes."""
-    if normalised.ndim <= axes:
-        raise Unsupported("it is called without a batch axis")
-    shape = normalised.shape[-axes:]
-    flat = _split(normalised, n).reshape(n, 1, -1, math.prod(shape))
-    delta = _positions_last(delta, n).reshape(n, delta.shape[0], -1, math.prod(shape))
-    return {"weight": (delta * flat).sum(2, dtype=dtype), "bias": delta.sum(2, dtype=dtype)}
-
-
-def _layer_norm(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    shape = layer.normalized_shape
-    return _last_axes(F.layer_norm(x, shape, eps=layer.eps), delta, len(shape), n, dtype)
-
-
-def _rms_norm(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    shape = layer.normalized_shape
-    return _last_axes(F.rms_norm(x, shape, eps=layer.eps), delta, len(shape), n, dtype)
-
-
-def _prelu(layer: Any, x: Tensor, delta: Tensor, n: int, dtype: torch.dtype) -> Parts:
-    delta = _positions_last(delta, n)
-    product = delta * _split(x, n)[:, None].clamp(max=0)
-    if layer.num_parameters == 1:
-        return {"weight": product.flatten(2).sum(2, keepdim=True, dtype=dtype)}
-    return {"weight": _sum_to_channels(product, 3, dtype)}
-
-
-Rule: TypeAlias = Callable[[Any, Tensor, Tensor, int, torch.dtype], Parts]
-"""(layer, x, delta (R, *output), n points, accumulation dtype) -> gradients of its parameters."""
-
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
-    nn.Conv1d: _convolution,
-    nn.Conv2d: _convolution,
-    nn.Conv3d: _convolution,
-    nn.ConvTranspose1d: _transposed,
-    nn.ConvTranspose2d: _transposed,
-    nn.ConvTranspose3d: _transposed,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    nn.BatchNorm3d: _batch_norm,
-    nn.SyncBatchNorm: _batch_norm,
-    nn.InstanceNorm1d: _instance_norm,
-    nn.InstanceNorm2d: _instance_norm,
-    nn.InstanceNorm3d: _instance_norm,
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.Embedding: _embedding,
-    nn.PReLU: _prelu,
-    nn.MultiheadAttention: _attention,
-}
-if hasattr(nn, "RMSNorm"):  # torch >= 2.4
-    RULES[nn.RMSNorm] = _rms_norm
-
-
-# Layers that do not care which of their leading axes is which.
-SEQUENCE_LAYERS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, nn.LayerNorm)
-if hasattr(nn, "RMSNorm"):
-    SEQUENCE_LAYERS += (nn.RMSNorm,)
-
-
-def find_rule(layer: nn.Module) -> tuple[type[nn.Module], Rule] | None:
-    """Return the rule of a layer; a subclass has its parent's only if it computes the same."""
-    if "forward" in vars(layer):
-        return None
-    if isinstance(layer, nn.MultiheadAttention) and not attention.is_plain(layer):
-        return None
-    for kind in type(layer).__mro__:
-        if kind in RULES:
-            same = type(layer).forward is kind.forward
-            same = same and getattr(type(layer), "_conv_forward", None) is getattr(
-                kind, "_conv_forward", None
-            )
-            return (kind, RULES[kind]) if same else None
-    return None
+"""Role of a parameter in an operation (weight, bias) -> its gradients from one call."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Owners", "exponents", "find_owners", "merge", "narrowest"]
+__all__ = ["Owners", "exponents", "extend", "find_owners", "merge", "narrowest"]
 
 # Exponents of scales and relative error of a row, by type of the gradients. (Gradients in float16
 # are near the smallest numbers it has.)
@@ -104,6 +104,51 @@ def merge(old: Owners, new: Owners) -> Owners:
     if new.dead is None or old.dead is None:
         return Owners(owner, new.n, shared)
     return Owners(owner, new.n, shared, new.dead[torch.isin(new.dead, old.dead)])
+
+
+def _inner_axes(owners: Owners, q: int) -> set[int]:
+    """Sizes m for which rows are an array (q / m, n, m) whose middle axis is that of points."""
+    rows = torch.arange(len(owners.owner), device=owners.owner.device)
+    missing = owners.owner < 0
+    found = set()
+    for m in range(1, q + 1):
+        if q % m == 0:
+            expected = rows.div(m, rounding_mode="floor") % owners.n
+            if bool(((owners.owner == expected) | missing).all()):
+                found.add(m)
+    return found
+
+
+def extend(first: Owners, second: Owners, n: int, rows: int) -> Owners | None:
+    """Owners of `rows` rows of n points, as those of two other numbers of points have them.
+
+    None if points are not one axis of the rows, the same in both. Where one of them had no gradient
+    at a row of some point, no point is known to own its row there.
+    """
+    q = rows // n
+    if rows != n * q or first.n == second.n or q == 0:
+        return None
+    if any(len(one.owner) != one.n * q for one in (first, second)):
+        return None
+    axes = _inner_axes(first, q) & _inner_axes(second, q)
+    if not axes:
+        return None
+    # Where most rows had no gradient several may fit. A wrong one takes rows for dead that are not,
+    # which whoever uses the owners must look for in any case.
+    m = max(axes)
+    dead: set[int] = set()
+    for one in (first, second):
+        if one.dead is not None:
+            outer = one.dead.div(m * one.n, rounding_mode="floor")
+            dead.update((outer * m + one.dead % m).tolist())
+    device = first.owner.device
+    owner = torch.arange(rows, device=device).div(m, rounding_mode="floor") % n
+    known = Owners(owner, n, first.shared or second.shared)
+    if dead:
+        places = torch.tensor(sorted(dead), device=device)
+        outer, points = places.div(m, rounding_mode="floor"), torch.arange(n, device=device)
+        known.dead = ((outer * n + points[:, None]) * m + places % m).flatten()
+    return known
 
 
 def exponents(n: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:

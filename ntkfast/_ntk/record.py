@@ -22,12 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from . import contract, rules
 from .layers import Dense, EmbeddingSite, LinearSite, Parts, Site, SwappedSite, Unsupported
+
+# Floats of cotangents that are pulled back at once.
+_COTANGENTS = 1 << 24
 
 
 @dataclass(eq=False)
@@ -72,31 +75,46 @@ class Tracked:
         return self._leaf
 
     def pull_back(self, part: Site | Dense, dtype: torch.dtype) -> dict[str, Site | Dense]:
-        """Turn gradients of this tensor (its fixed axes of length one) into the parameters'."""
+        """Turn gradients of this tensor into those of the parameters.
+
+        They are of all its entries, or already summed over axes of equal entries.
+        """
         if self.value.is_leaf and self.parent is None:
             return {self.names[0]: part}
         if self.parent is not None:
+            if self.repeats and _entries(part) == self.value.numel():
+                part = self._summed(part, dtype)
             if self.view == "transposed":
-                part = _transpose(part, self.value.shape)
+                part = _transpose(part, self.value.shape, dtype)
             elif self.view == "rows":
                 after = len(self.parent.value) - self.start - len(self.value)
-                part = _pad_rows(part, self.start, after, self.value[0].numel())
+                part = _pad_rows(part, self.start, after, self.value[0].numel(), dtype)
             elif self.view == "gathered":
-                part = _scatter(part, self)
+                part = _scatter(part, self, dtype)
             return self.parent.pull_back(part, dtype)
-        if any(f and size > 1 for f, size in zip(self.fixed, self.value.shape, strict=True)):
-            raise Unsupported("it reads an expanded parameter that was changed since")
+        if _entries(part) != self.value.numel():
+            raise Unsupported("it reads an expanded parameter in a way that has no rule")
         if self.value._version != self.version:
             raise Unsupported("its weight is changed in place after the call")
-        n = len(part.delta) if isinstance(part, Site) else len(part)
-        dense = contract.dense([part], n, dtype) if isinstance(part, Site) else part
-        combinations = dense.shape[1]
+        dense = _as_dense(part, dtype)
         cotangents = dense.reshape(-1, *self.value.shape).to(self.value.dtype)
-        gradients = self._vector_jacobian(cotangents)
+        step = max(1, _COTANGENTS // max(1, self.value.numel()))
+        pieces = [self._vector_jacobian(rows) for rows in cotangents.split(step)]  # type: ignore[no-untyped-call]
         return {
-            name: g.reshape(n, combinations, -1).to(dtype)
-            for name, g in zip(self.names, gradients, strict=True)
+            name: torch.cat(list(gradients)).reshape(*dense.shape[:2], -1).to(dtype)
+            for name, gradients in zip(self.names, zip(*pieces, strict=True), strict=True)
         }
+
+    @property
+    def repeats(self) -> list[int]:
+        """Axes of several entries that are the same number."""
+        sizes = zip(self.fixed, self.value.shape, strict=True)
+        return [axis for axis, (fixed, size) in enumerate(sizes) if fixed and size > 1]
+
+    def _summed(self, part: Site | Dense, dtype: torch.dtype) -> Dense:
+        dense = _as_dense(part, dtype)
+        dense = dense.reshape(*dense.shape[:2], *self.value.shape)
+        return dense.sum([axis + 2 for axis in self.repeats]).reshape(*dense.shape[:2], -1)
 
     def _vector_jacobian(self, cotangents: Tensor) -> list[Tensor]:
         """Gradients of the parameters for each of the (m, *shape) cotangents."""
@@ -126,30 +144,37 @@ class Tracked:
         ]
 
 
-def _transpose(part: Site | Dense, shape: Sequence[int]) -> Site | Dense:
+def _entries(part: Site | Dense) -> int:
+    return part.rows * part.size if isinstance(part, Site) else part.shape[2]
+
+
+def _as_dense(part: Site | Dense, dtype: torch.dtype) -> Dense:
+    if not isinstance(part, Site):
+        return part
+    return contract.dense([part], len(part.delta), dtype)
+
+
+def _transpose(part: Site | Dense, shape: Sequence[int], dtype: torch.dtype) -> Site | Dense:
     if isinstance(part, LinearSite):
         return SwappedSite(part.x, part.delta, part.size, part.rows, 1, part.positions)
     if isinstance(part, SwappedSite):
         return LinearSite(part.x, part.delta, part.size, part.rows, 1, part.positions)
-    if isinstance(part, Site):
-        n = len(part.delta)
-        part = contract.dense([part], n, part.delta.dtype)
+    part = _as_dense(part, dtype)
     return part.reshape(*part.shape[:2], *shape).transpose(2, 3).flatten(2)
 
 
-def _pad_rows(part: Site | Dense, before: int, after: int, size: int) -> Site | Dense:
+def _pad_rows(
+    part: Site | Dense, before: int, after: int, size: int, dtype: torch.dtype
+) -> Site | Dense:
     if isinstance(part, LinearSite):
         delta = F.pad(part.delta, (before, after))
         return LinearSite(part.x, delta, delta.shape[-1], part.size, 1, part.positions)
-    if isinstance(part, Site):
-        part = contract.dense([part], len(part.delta), part.delta.dtype)
-    return F.pad(part, (before * size, after * size))
+    return F.pad(_as_dense(part, dtype), (before * size, after * size))
 
 
-def _scatter(part: Site | Dense, tracked: Tracked) -> Site | Dense:
+def _scatter(part: Site | Dense, tracked: Tracked, dtype: torch.dtype) -> Site | Dense:
     assert tracked.index is not None and tracked.parent is not None
-    if isinstance(part, Site):
-        part = contract.dense([part], len(part.delta), part.delta.dtype)
+    part = _as_dense(part, dtype)
     index, (rows, size) = tracked.index.reshape(1, -1), tracked.parent.value.shape
     count = index.shape[1]
     delta = part.reshape(*part.shape[:2], count, size)
@@ -229,14 +254,8 @@ class Use:
         result: dict[str, Site | Dense] = {}
         for role, tracked in self.parameters.items():
             for name, part in tracked.pull_back(parts[role], dtype).items():
-                known = result.get(name)
-                if known is not None:
-                    n = len(delta)
-                    known, part = (
-                        contract.dense([p], n, dtype) if isinstance(p, Site) else p
-                        for p in (known, part)
-                    )
-                    part = known + part
+                if name in result:
+                    part = _as_dense(result[name], dtype) + _as_dense(part, dtype)
                 result[name] = part
         return result
 
@@ -303,9 +322,7 @@ class Recorder(TorchFunctionMode):
     def data(self, value: Any) -> Any:
         """Return a tensor in the role of data: a recorded copy if it is an expanded parameter."""
         found = self.find(value)
-        if found is None or not any(
-            f and size > 1 for f, size in zip(found.fixed, found.value.shape, strict=True)
-        ):
+        if found is None or not found.repeats:
             return value
         return rules.expanded(self, found)
 
@@ -328,6 +345,11 @@ class Recorder(TorchFunctionMode):
         """Apply a linear map, recording it if its weight or bias is tracked."""
         result = rules.linear(self, x, weight, bias)
         return F.linear(x, weight, bias) if result is NotImplemented else result
+
+    def add(self, x: Tensor, value: Tensor) -> Tensor:
+        """Add a tensor, recording that it was read if it is tracked."""
+        result = rules.handle(self, torch.add, (x, value), {})
+        return x + value if result is NotImplemented else result
 
     def record(
         self,
@@ -408,7 +430,7 @@ class Recorder(TorchFunctionMode):
         try:
             with self:
                 # What torch.autograd.grad calls: under a mode that itself would call us instead.
-                return Variable._execution_engine.run_backward(  # type: ignore[no-any-return]
+                return Variable._execution_engine.run_backward(
                     (outputs,),
                     (weights,),
                     keep_graph,
@@ -451,10 +473,17 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if not data or func in rules.SHAPE_ONLY:
             sources = [t for t in map(self.find, _tensors((*args, *kwargs.values()))) if t]
-            result = func(*args, **kwargs)
+            # Under torch.utils.checkpoint these would not be saved, and run again too late.
+            with saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
+                result = func(*args, **kwargs)
             if not data or sources[0].value is args[0]:
                 self._derive(func, args, kwargs, sources, result)
             return result
+        if func is Tensor.__getitem__ and self.find(args[0]) is not None:
+            result = func(*args, **kwargs)
+            if result._is_view():  # of entries at a place: which one is no number in it
+                self._derive(func, args, kwargs, [self._tracked[id(args[0])]], result)
+                return result
         if any(map(torch._C._functorch.is_functorch_wrapped_tensor, _tensors(args))):
             return func(*args, **kwargs)
         result = rules.handle(self, func, args, kwargs)
@@ -584,11 +613,19 @@ def _recognise_view(derived: Tracked, source: Tracked) -> bool:
 def _recognise_rows(
     derived: Tracked, source: Tracked, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Note that a tensor is an embedding of constant indices (positions)."""
+    """Note that a tensor is an embedding of constant indices (positions, token types)."""
     index = args[0] if args else kwargs["input"]
     padding = args[2] if len(args) > 2 else kwargs.get("padding_idx")
-    if padding is None and index is not source.value:
-        derived.parent, derived.view, derived.index = source, "gathered", index.long()
+    if padding is not None or index is source.value:
+        return
+    fixed = []
+    for axis, size in enumerate(index.shape):
+        one = index.narrow(axis, 0, min(size, 1))
+        # Often the same for every point.
+        fixed.append(size == 1 or bool((index == one).all()))
+        index = one if fixed[-1] else index
+    derived.fixed = (*fixed, derived.fixed[-1])
+    derived.parent, derived.view, derived.index = source, "gathered", index.long()
 
 
 _GRADIENTS = frozenset([torch.autograd.grad, torch.autograd.backward, Tensor.backward])

@@ -188,6 +188,11 @@ def _weights(flat: Sequence[Tensor], biases: bool, directions: int, layers: int)
     return result
 
 
+def _rounds_otherwise() -> bool:
+    """Whether autocast is on: it rounds inside a fused layer where it does not in these steps."""
+    return torch._C._is_any_autocast_enabled()
+
+
 def _network(kind: str) -> Callable[..., Any]:
     def network(recorder: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As ``torch.lstm``, ``gru``, ``rnn_tanh`` and ``rnn_relu``, padded and packed.
@@ -195,7 +200,7 @@ def _network(kind: str) -> Callable[..., Any]:
         (input, hx, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first) or
         (data, batch_sizes, hx, weights, has_biases, num_layers, dropout, train, bidirectional).
         """
-        if kwargs or len(args) != 8:
+        if kwargs or len(args) != 8 or _rounds_otherwise():
             return NotImplemented
         packed = isinstance(args[2], list | tuple)
         if packed:
@@ -241,6 +246,8 @@ def _cell(kind: str) -> Callable[..., Any]:
         b_hh: Tensor | None = None,
     ) -> Any:
         """As ``torch.lstm_cell``, ``gru_cell``, ``rnn_tanh_cell`` and ``rnn_relu_cell``."""
+        if _rounds_otherwise():
+            return NotImplemented
         state = [recorder.data(s) for s in ([hx] if isinstance(hx, Tensor) else hx)]
         if not Weights(w_ih, w_hh, b_ih, b_hh, None).tracked(recorder) or input.ndim != 2:
             return NotImplemented

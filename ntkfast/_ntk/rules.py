@@ -849,6 +849,17 @@ def addcmul(
     return output
 
 
+@handles(Tensor.mul_, Tensor.__imul__)
+def multiplied_in_place(recorder: Recorder, input: Any, other: Any) -> Any:
+    tracked = recorder.find(other)
+    if tracked is None or recorder.find(input) is not None or input._is_view():
+        return NotImplemented
+    if not _broadcasts(tracked, input.ndim):
+        return NotImplemented
+    before = input.detach().clone()
+    return entries_use(recorder, "multiply", input.mul_(tracked.leaf), before, tracked)
+
+
 handles(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)(_multiplied)
 handles(torch.div, Tensor.div, Tensor.__truediv__)(_divided)
 
@@ -865,4 +876,5 @@ def power(recorder: Recorder, input: Any, exponent: Any) -> Any:
 
 
 HANDLERS[F.multi_head_attention_forward] = attention.attention
+HANDLERS[F.scaled_dot_product_attention] = attention.with_bias
 HANDLERS.update(recurrent.HANDLERS)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -65,27 +64,45 @@ _CHANCE = {"dropout_p": 0.0, "dropout": 0.0, "p": 0.0, "train": False, "training
 class _Operation:
     """What matters of an operation, whatever it is called with."""
 
+    number: int
     name: str
     placing: tuple[int, ...]
     lookup: bool
+    strides: bool
     known: bool
     random: bool
     creates: bool
+    views: bool
+    same: bool
+
+    @property
+    def special(self) -> bool:
+        """Whether it may place rows in another way than by its other arguments."""
+        return bool(self.placing) or self.lookup or self.strides or not self.known
 
 
-@cache
+# Described once a process, by operation.
+_KNOWN: dict[Any, _Operation] = {}
+
+
 def _describe(func: Any) -> _Operation:
     namespace, _, name = func._schema.name.partition("::")
     base = name.rstrip("_")
     if base not in _PLACING and base.startswith("scatter"):
         base = "scatter"
+    returned = func._schema.returns
+    views = bool(returned) and all(r.alias_info and not r.alias_info.is_write for r in returned)
     return _Operation(
+        number=len(_KNOWN),
         name=func._schema.name,
         placing=_PLACING.get(base, ()),
         lookup=base in _LOOKUPS,
+        strides=base in ("as_strided", "roll"),
         known=namespace in ("aten", "prims"),
         random=torch.Tag.nondeterministic_seeded in func.tags,
-        creates=base != "lift_fresh",
+        creates=base != "lift_fresh" and namespace in ("aten", "prims"),
+        views=views,
+        same=base in ("detach", "alias"),
     )
 
 
@@ -109,18 +126,20 @@ class Trace(TorchDispatchMode):
 
     Attributes
     ----------
-    kind : int
-        Hash of the sequence of operations.
-    exact : int
-        The same with all shapes, numbers and tensors of the model among their arguments.
+    numbers : list
+        All shapes, numbers and tensors of the model among their arguments.
+    uniform : bool
+        Whether no operation places rows by numbers at all, whatever they depend on.
     moving : str
         An operation that placed rows by numbers that may depend on the input; empty if there is
-        none: then passes of the same `exact` treat the rows of their points alike.
+        none: then passes of the same :attr:`exact` treat the rows of their points alike.
     """
 
     def __init__(self, state: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kind = self.exact = 0
+        self._operations: list[int] = []
+        self.numbers: list[Any] = []
+        self.uniform = True
         self.moving = ""
         self._drawn = ""
         # Storages by address; as long as they are held, no other one can have the address.
@@ -134,6 +153,16 @@ class Trace(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # or the first use of any such mode would import the compiler
 
+    @property
+    def kind(self) -> int:
+        """Hash of the sequence of operations."""
+        return hash(tuple(self._operations))
+
+    @property
+    def exact(self) -> int:
+        """Hash of the operations and of all :attr:`numbers`."""
+        return hash((self.kind, *map(_hashable, self.numbers)))
+
     @staticmethod
     def _add(known: dict[int, Any], tensor: Tensor) -> None:
         try:
@@ -145,74 +174,73 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        self._see(func, args, kwargs, output)
-        return output
-
-    def _see(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
-        what = _describe(func)
-        tensors: list[Any] = []  # storage address by argument, 0 without a storage
-        places: list[int] = []  # of which argument each is
-        numbers: list[Any] = []
-        for i, value in enumerate((*args, *kwargs.values()) if kwargs else args):
-            if isinstance(value, Tensor):
-                tensors.append(_address(value))
-                places.append(i)
-            elif isinstance(value, (list, tuple)):
-                for entry in value:
-                    if isinstance(entry, Tensor):
-                        tensors.append(_address(entry))
-                        places.append(i)
-                    else:
-                        numbers.append(entry)
-            else:
-                numbers.append(value)
-        fixed, state = self._fixed, self._state
-        all_fixed = what.creates and what.known
-        for address in tensors:
-            if address not in fixed:
-                all_fixed = False
-            if address in state:
-                numbers.append(address)
-        if what.placing or what.lookup or not what.known:
-            self._check_places(what, tensors, places)
+        output = func(*args, **kwargs) if kwargs else func(*args)
+        what = _KNOWN.get(func)
+        if what is None:
+            what = _KNOWN[func] = _describe(func)
+        self._operations.append(what.number)
+        if what.same:
+            return output
+        numbers, state, fixed = self.numbers, self._state, self._fixed
+        addresses: list[int] = []  # of storages, 0 without one
+        places: list[int] = []  # number of the argument that each is in
+        all_fixed = what.creates
+        for place, value in enumerate((*args, *kwargs.values()) if kwargs else args):
+            for entry in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(entry, Tensor):
+                    address = _address(entry)
+                    addresses.append(address)
+                    places.append(place)
+                    if address not in fixed:
+                        all_fixed = False
+                    elif address in state:
+                        numbers.append(address)
+                else:
+                    numbers.append(entry)
+        if what.special:
+            self._check_places(what, addresses, places)
         noisy = False
-        if what.random and _draws(func, args, kwargs):
+        if what.random and _draws(func, args, kwargs or {}):
             noisy, self._drawn = True, f"{what.name}{_caller()}"
         elif self._noisy:
-            noisy = any(address in self._noisy for address in tensors)
+            noisy = any(address in self._noisy for address in addresses)
             if noisy and what.name == "aten::_local_scalar_dense":
                 self.refuse_noise()
-        outputs = output if isinstance(output, (list, tuple)) else (output,)
-        for value in outputs:
-            if not isinstance(value, Tensor):
-                continue
-            numbers.append(value.shape)
-            address = _address(value)
-            if all_fixed and not noisy:
-                if address not in fixed:
-                    self._add(fixed, value)
-            elif address in fixed:
-                del fixed[address]
-            if noisy:
-                self._add(self._noisy, value)
-            elif address in self._noisy and address not in tensors:
-                del self._noisy[address]
-        self.kind = hash((self.kind, func))
-        self.exact = hash((self.exact, func, *map(_hashable, numbers)))
+        for value in output if isinstance(output, (list, tuple)) else (output,):
+            if isinstance(value, Tensor):
+                numbers.extend(value.shape)
+                if not what.views:
+                    self._note(value, all_fixed and not noisy, noisy, addresses)
+        return output
+
+    def _note(self, value: Tensor, is_fixed: bool, is_noisy: bool, sources: list[int]) -> None:
+        """Note what the numbers of an output depend on."""
+        address = _address(value)
+        if is_fixed:
+            if address not in self._fixed:
+                self._add(self._fixed, value)
+        elif address in self._fixed:
+            del self._fixed[address]
+        if is_noisy:
+            self._add(self._noisy, value)
+        elif self._noisy and address in self._noisy and address not in sources:
+            del self._noisy[address]
 
     def _check_places(self, what: _Operation, tensors: list[int], places: list[int]) -> None:
+        if what.strides:
+            self.uniform = False
         if not what.known:
-            self.moving = self.moving or what.name
+            self.uniform, self.moving = False, self.moving or what.name
             return
         placing = what.placing
         if what.lookup:
             table = places and places[0] == 0 and tensors[0] in self._fixed
             placing = (2,) if table else (1, 2)
         for address, place in zip(tensors, places, strict=True):
-            if place in placing and address not in self._fixed:
-                self.moving = self.moving or what.name
+            if place in placing and address not in self._state:
+                self.uniform = False
+                if address not in self._fixed:
+                    self.moving = self.moving or what.name
 
     def check_outputs(self, value: Tensor) -> None:
         """Raise a ValueError if the model's outputs depend on random numbers."""

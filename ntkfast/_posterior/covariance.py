@@ -11,6 +11,7 @@ What grows with N d, N^2, d^2 or n^2 lies where its engine computes, on the CPU 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,11 @@ __all__ = ["FLOAT32_LIMIT", "FunctionSpace", "WeightSpace", "Whitening"]
 # will leave of S is unknown, and rounding cannot be taken back, so K / lam, its bound, decides
 # before anything is subtracted.
 FLOAT32_LIMIT = 1e4
+
+# max K / noise from which labels get more care than speed: beyond it I + Phi^T D^-1 Phi, whose
+# smallest eigenvalues may be 1, would lose 1e-11 and more of them to rounding (docs/method.md,
+# section 3).
+_CAREFUL_FROM = 1e4
 
 
 def _subtracted(dtype: np.dtype[Any], variance: Array, ridge: float) -> np.dtype[Any]:
@@ -47,6 +53,43 @@ def _factor(engine: Engine, A: Any) -> Any:
             "it is no kernel (negative eigenvalues), or ridge / noise is too small beside its "
             "rounding errors"
         ) from None
+
+
+def _own(engine: Engine, array: Any) -> Any:
+    """Return the array, or a copy if it is read-only, as memory maps are."""
+    return array if engine.on_gpu or array.flags.writeable else engine.copy(array)
+
+
+def _merged(groups: Array, noise: Array, residual: Array) -> tuple[Array, Array, Array]:
+    """Make the labels (n,) of each group, which belong to one and the same point, one label.
+
+    Its precision is the sum of theirs and its residual their mean, weighted by precision: exactly
+    what they say together, without the differences of 1 / noise that would cancel.
+
+    Returns the position of the first label of each group, the noises and the residuals.
+    """
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    if len(first) == len(groups):
+        return np.arange(len(groups)), noise, residual
+    smallest = np.full(len(first), np.inf)
+    np.minimum.at(smallest, group, noise)
+    share = smallest[group] / noise  # precisions in units of the largest of their group
+    total = np.bincount(group, share)
+    mean = np.zeros((len(first), residual.shape[1]))
+    np.add.at(mean, group, (share / total[group])[:, None] * residual)
+    return first, smallest / total, mean
+
+
+def _alike(*matrices: Array) -> Array:
+    """Return a number for each row, the same for rows that are equal in all matrices (n, ...)."""
+    number: dict[bytes, int] = {}
+    result = np.empty(len(matrices[0]), np.int64)
+    for i, rows in enumerate(zip(*matrices, strict=True)):
+        digest = hashlib.blake2b(digest_size=16)
+        for row in rows:
+            digest.update(np.ascontiguousarray(row + 0.0).data)  # of two zeros the positive one
+        result[i] = number.setdefault(digest.digest(), i)
+    return result
 
 
 @dataclass(frozen=True)
@@ -157,12 +200,12 @@ class WeightSpace:
         """
         n, d = labeled.shape
         k = residual.shape[1]
-        # A small block works in place, so on a copy of the caller's features.
-        psi = engine.copy(features) if 2 * n < d else features
+        psi = engine.copy(features) if n == 0 else features
         space = cls(psi, Whitening.identity(d, engine), engine.put(np.zeros((d, k))))
         if n == 0:
             return space, np.zeros((len(features), k))
-        change = space._change(engine.cast(labeled, np.float64), noise, residual)
+        block = engine.cast(labeled, np.float64)
+        change = space._change(block, noise, residual, in_place=False)
         change.commit()
         return space, change.mean
 
@@ -189,10 +232,20 @@ class WeightSpace:
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
         block = self.engine.cast(self.engine.rows(self.psi, indices), np.float64)
-        return self._change(block, noise, residual)
+        return self._change(block, noise, residual, indices)
 
-    def _change(self, block: Any, noise: Array, residual: Array) -> Change:
-        """Condition on points whose psi are `block` (b, d), here.
+    def _change(
+        self,
+        block: Any,
+        noise: Array,
+        residual: Array,
+        points: Array | None = None,
+        *,
+        in_place: bool = True,
+    ) -> Change:
+        """Condition on points whose psi are `block` (b, d), here; `points` (b,) tells equal ones.
+
+        Not `in_place`: psi is the caller's, and is not written to.
 
         b >= d / 2: I + block^T D^-1 block = L L^T and psi <- L^-1 psi.
 
@@ -201,18 +254,33 @@ class WeightSpace:
         So psi <- psi (I - U^T C), C = Z U, whitens exactly like the symmetric root of
         docs/method.md, section 3 (psi is defined up to a rotation) with a Cholesky factor in place
         of an eigen-decomposition; for b = 1 it is that root.
+
+        Where noises are small beside the kernel the latter at any b: what rounding does to the
+        smallest eigenvalues of U U^T, U^T takes away again. Labels of equal points are merged
+        before, and more than d rows are replaced by d with the same U^T U.
         """
         engine = self.engine
+        norms = engine.host(engine.squared_norms(block))
+        careful = bool((norms > _CAREFUL_FROM * noise).any())
+        if careful:
+            points = _alike(engine.host(block)) if points is None else points
+            first, noise, residual = _merged(points, noise, residual)
+            block = block if len(first) == len(block) else engine.rows(block, first)
         b, d = block.shape
-        few = 2 * b < d
+        few = careful or 2 * b < d
         if few:
             scale = 1 / np.sqrt(noise)[:, None]
-            U, identity = engine.put(scale) * block, engine.eye(b)
+            U, target = engine.put(scale) * block, engine.put(scale * residual)
+            if b > d:
+                R = engine.triangle(engine.stack(U.T, target.T).T)
+                U, target = engine.copy(R[:d, :d]), engine.copy(R[:d, d:])
+            identity = engine.eye(len(U))
             L = _factor(engine, identity + U @ U.T)
             C = engine.triangular_solve(L, engine.triangular_solve(L + identity, U), transpose=True)
-            weights = engine.triangular_solve(L, engine.put(scale * residual))
+            weights = engine.triangular_solve(L, target)
             step = U.T @ engine.triangular_solve(L, weights, transpose=True)
             whitening = self.whitening.then(U, C)
+            psi = _own(engine, self.psi) if in_place else engine.copy(self.psi)
         else:
             L = _factor(engine, engine.eye(d) + engine.weighted_gram(block, 1 / noise))
             W = engine.triangular_solve(L, engine.eye(d))
@@ -225,9 +293,8 @@ class WeightSpace:
 
         def commit() -> None:
             if few:
-                engine.condition_features(self.psi, U, C)
-            else:
-                self.psi = psi
+                engine.condition_features(psi, U, C)
+            self.psi = psi
             self.variance = engine.host(engine.squared_norms(self.psi, norms))
             self.whitening, self.theta = whitening, theta
 
@@ -371,7 +438,13 @@ class FunctionSpace:
         if n == 0:
             nothing = np.zeros((len(before), residual.shape[1]))
             return cls(engine.copy(K_uu), np.maximum(before, 0.0), ridge, engine), nothing
-        D = engine.eye(n) * engine.put(noise)
+        diagonal = engine.host(engine.cast(K_ll.diagonal(), np.float64))
+        if (diagonal > _CAREFUL_FROM * noise).any():
+            points = _alike(engine.host(K_ll), engine.host(K_lu))
+            first, noise, residual = _merged(points, noise, residual)
+            if len(first) < n:
+                K_lu, K_ll = engine.rows(K_lu, first), engine.block(K_ll, first, first)
+        D = engine.eye(len(noise)) * engine.put(noise)
         L = _factor(engine, engine.cast(K_ll, np.float64) + D)
         V = engine.triangular_solve(L, engine.cast(K_lu, np.float64))
         mean = engine.host(V.T @ engine.triangular_solve(L, engine.put(residual)))
@@ -408,6 +481,8 @@ class FunctionSpace:
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
         engine = self.engine
+        first, noise, residual = _merged(indices, noise, residual)
+        indices = indices[first]
         rows = engine.cast(engine.rows(self.S, indices), np.float64)
         corner = engine.cast(engine.block(self.S, indices, indices), np.float64)
         L = _factor(engine, corner + engine.eye(len(noise)) * engine.put(noise))
@@ -415,6 +490,7 @@ class FunctionSpace:
         mean = engine.host(V.T @ engine.triangular_solve(L, engine.put(residual)))
         variance = np.maximum(self.variance - engine.host(engine.column_norms(V)), 0.0)
         S = engine.cast(self.S, _subtracted(self.dtype, self.variance, self.ridge))
+        S = _own(engine, S)
 
         def commit() -> None:
             engine.condition_dense(S, V)

@@ -143,6 +143,11 @@ class CpuEngine:
         """See `ops.triangular_solve`."""
         return ops.triangular_solve(L, B, transpose=transpose)
 
+    def triangle(self, A: Array) -> Array:
+        """R of A = Q R, float64."""
+        R: Array = np.linalg.qr(A, mode="r")  # type: ignore[assignment]
+        return R
+
     def score_features(
         self,
         criterion: str,
@@ -347,6 +352,11 @@ class GpuEngine:
     def triangular_solve(self, L: Any, B: Any, *, transpose: bool = False) -> Any:
         """See `ops.triangular_solve`."""
         return cuda_ops.triangular_solve(L, B, transpose=transpose)
+
+    def triangle(self, A: Any) -> Any:
+        """R of A = Q R, float64."""
+        R = self._xp.linalg.qr(A, mode="r")
+        return R[1] if self._torch else R
 
     def _contiguous(self, array: Any) -> Any:
         return array.contiguous() if self._torch else self._xp.ascontiguousarray(array)
