@@ -19,6 +19,7 @@ except ImportError as error:
         "--editable installation start Python in another folder than its sources"
     ) from error
 
+from .config import show_config
 from .criteria import criteria
 from .posterior import Posterior
 from .selection import select, utilities
@@ -33,6 +34,7 @@ __all__ = [
     "Posterior",
     "criteria",
     "select",
+    "show_config",
     "utilities",
 ]
 

@@ -241,12 +241,12 @@ class EmpiricalNTK:
         """
         inputs = self._inputs(X, "X")
         parts: list[Tensor] = []
-        with isolated(self._net, self._device) as net, torch.no_grad():
+        with isolated(self._net, self._device) as net:
             # Without gradients few activations live at once; they rarely exceed 64 inputs.
             room = self.memory_budget // (64 * inputs.bytes_per_point() + 1)
             start = 0
             for batch in self._progress(inputs, max(2, min(_LARGEST_BATCH, room)), "outputs"):
-                parts.append(functional.evaluate(net, batch).to(self._dtype))
+                parts.append(functional.evaluate_only(net, batch).to(self._dtype))
                 self._check_finite([parts[-1]], start, batch, "X")
                 start += batch_length(batch)
         return _result(torch.cat(parts), inputs)

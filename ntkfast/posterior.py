@@ -40,7 +40,7 @@ __all__ = ["Posterior", "probabilities", "softmax"]
 Loss = Literal["squared", "cross_entropy"]
 
 _FORMAT = "ntkfast posterior"
-_VERSION = 1
+_VERSION = 2
 
 
 def softmax(z: Array) -> Array:
@@ -136,6 +136,28 @@ def _stored_int(stored: dict[str, Array], name: str) -> int:
     if value.dtype.kind not in "iu" or value.ndim != 0 or value < 0:
         raise ValueError(f"{name} is {value!r}; expected an integer >= 0")
     return int(value)
+
+
+def _stored_factor(stored: dict[str, Array], rows: int, columns: int) -> dict[str, Array]:
+    """Return the `Factor` of a space of so many rows that a file holds; version 1 has none."""
+    if _stored_int(stored, "version") == 1:
+        return {}
+    labeled = _stored_int(stored, "labeled")
+    L = as_floats("factor", stored["factor"], (None, None), np.float64)
+    r = len(L)
+    check_shape("factor", L, (r, r))
+    kept = {
+        name: as_indices(name, stored[name], size, duplicates=True, empty=True)
+        for name, size in (("given", labeled), ("points", rows))
+    }
+    if len(kept["given"]) + len(kept["points"]) != r:
+        raise ValueError(f"factor has {r} rows, given and points name another number of labels")
+    return kept | {
+        "factor": L,
+        "rows": as_floats("rows", stored["rows"], (r, rows), np.float64),
+        "weights": as_floats("weights", stored["weights"], (r, columns), np.float64),
+        "labeled": np.array(labeled),
+    }
 
 
 def _check_kernel(name: str, K: Any, engine: Engine) -> None:
@@ -539,7 +561,8 @@ class Posterior:
 
         Notes
         -----
-        Time O(n^3 + n N^2) in float64, one copy of K_uu, and n x N float64 while it is built.
+        Time O(n^3 + n N^2) in float64. Memory: one copy of K_uu, and N + n float64 for every label,
+        those of `condition` too, for `predict` and `extend` at new points.
         """
         library = library_of(K_uu)
         engine = engine_of(library)
@@ -595,6 +618,8 @@ class Posterior:
             inputs.ridge,
             residual,
             engine,
+            informative,
+            n * per_point,
             per_point,
         )
         return cls._of(space, change, inputs, n, library, per_point)
@@ -770,35 +795,99 @@ class Posterior:
         """The scalar space: of the points, or of k rows for each."""
         return self._space.inner if isinstance(self._space, BlockSpace) else self._space
 
-    def _new_points(self, method: str, features: Any, outputs: Any) -> tuple[Any, Array]:
-        """Read features (m, d), or (m k, d) for blocks, and outputs (m, k) of new points."""
-        space = self._rows
-        if not isinstance(space, WeightSpace):
-            raise TypeError(f"{method} needs features; this posterior was built from a kernel")
+    def _new_points(
+        self, method: str, features: Any, outputs: Any, kernels: dict[str, Any]
+    ) -> tuple[list[Any], Array]:
+        """Read outputs (m, k) of new points, and features (m, d) or `kernels`; k rows in blocks.
+
+        Kernels that are not needed may be None, and stay so.
+        """
+        space, N = self._rows, len(self)
         per_point = self._space.k if isinstance(self._space, BlockSpace) else 1
-        phi = space.engine.floats("features", features, ("m", space.psi.shape[1]))
         (outputs,) = self._library.fetch(outputs=outputs)
-        m = points_of_rows("features", len(phi), per_point)
-        return phi, as_floats("outputs", outputs, (m, self._mean.shape[1]), np.float64)
+        if isinstance(space, WeightSpace):
+            if features is None or any(K is not None for K in kernels.values()):
+                raise TypeError(
+                    f"{method} of a posterior from features takes features and outputs of the new "
+                    f"points; {', '.join(kernels)} belong to one from a kernel"
+                )
+            phi = space.engine.floats("features", features, ("m", space.psi.shape[1]))
+            m = points_of_rows("features", len(phi), per_point)
+            return [phi], as_floats("outputs", outputs, (m, self._mean.shape[1]), np.float64)
+        if features is not None:
+            raise TypeError(
+                f"{method} of a posterior from a kernel takes no features, but outputs and "
+                f"{', '.join(f'{name}=' for name in kernels)}: the kernel of the labelled points "
+                "(l) and of the N points (u) with the new ones (v)"
+            )
+        f = as_floats("outputs", outputs, ("m", self._mean.shape[1]), np.float64)
+        factor = space.factor
+        if factor is None:
+            raise ValueError(
+                f"this posterior comes from a file of an earlier version, which holds too little "
+                f"for {method}: build it again with from_kernel"
+            )
+        m, labeled = len(f), factor.labeled
+        needed = {
+            "K_lv": (labeled, len(factor.given) > 0, "the labelled points given to from_kernel"),
+            "K_uv": (N * per_point, method == "extend" or len(factor.points) > 0, "the N points"),
+            "K_vv": (m * per_point, True, "the new points"),
+        }
+        read: list[Any] = []
+        for name, K in kernels.items():
+            rows, is_needed, of = needed[name]
+            if K is None and is_needed:
+                raise ValueError(
+                    f"{name} is missing: the kernel of {of} and the new points, of shape "
+                    f"({rows}, {m * per_point})"
+                )
+            shape = (rows, m * per_point)
+            read.append(None if K is None else space.engine.floats(name, K, shape))
+        return read, f
 
     @exclusive
-    def extend(self, features: Any, outputs: Any) -> None:
-        """Append new points (features only); their indices follow those of the present points.
+    def extend(
+        self,
+        features: Any = None,
+        outputs: Any = None,
+        *,
+        K_lv: Any = None,
+        K_uv: Any = None,
+        K_vv: Any = None,
+    ) -> None:
+        """Append new points; their indices follow those of the present points.
 
         Parameters
         ----------
-        features : array (m, d)
-            phi of the new points, converted to the type of the present ones; (m k, d) with blocks.
+        features : array (m, d), optional
+            For a posterior from features: phi of the new points, converted to the type of the
+            present ones; (m k, d) with blocks.
         outputs : array (m, k)
             Outputs of the trained network.
+        K_lv, K_uv, K_vv : array (n, m), (N, m), (m, m), optional
+            For a posterior from a kernel: kernel of the labelled points given to `from_kernel` (in
+            that order; not needed without any), of the N points, and of the new points, each with
+            the new points: ``gram(X_labeled, X_new)``, ``gram(X_points, X_new)``, ``gram(X_new)``.
+            With blocks k rows and columns for each point.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `from_features` and `from_kernel`; nothing has changed then.
         """
-        phi, f = self._new_points("extend", features, outputs)
-        space = cast(WeightSpace, self._space)  # or blocks of one
-        with np.errstate(over="ignore"):  # reported as what it is
-            converted = space.engine.cast(phi, space.dtype)
-        space.engine.check_finite(f"features, converted to {space.dtype},", converted)
-        extended = space.extended(converted)
-        mean = np.concatenate([self._mean, f + space.predict(phi)])
+        kernels = {"K_lv": K_lv, "K_uv": K_uv, "K_vv": K_vv}
+        read, f = self._new_points("extend", features, outputs, kernels)
+        space = self._rows
+        extended: WeightSpace | FunctionSpace | BlockSpace
+        if isinstance(space, WeightSpace):
+            with np.errstate(over="ignore"):  # reported as what it is
+                converted = space.engine.cast(read[0], space.dtype)
+            space.engine.check_finite(f"features, converted to {space.dtype},", converted)
+            extended = cast(WeightSpace, self._space).extended(converted)  # or blocks of one
+        else:
+            _check_kernel("K_vv", read[2], space.engine)
+            extended = cast(FunctionSpace, self._space).extended(*read)
+        mean = np.concatenate([self._mean, f + self._change_at(read, len(f))])
         _check_overflow(mean, extended.variance)
         f = np.concatenate([self._outputs, f])
         is_labeled = np.concatenate([self._is_labeled, np.zeros(len(mean) - len(self), bool)])
@@ -807,24 +896,37 @@ class Posterior:
             self._is_labeled = is_labeled
 
     @exclusive
-    def predict(self, features: Any, outputs: Any) -> Any:
-        """F at points that need not be among the N (features only).
+    def predict(
+        self, features: Any = None, outputs: Any = None, *, K_lv: Any = None, K_uv: Any = None
+    ) -> Any:
+        """F at points that need not be among the N.
 
         Parameters
         ----------
-        features : array (m, d)
-            phi of the points; (m k, d) with blocks.
+        features : array (m, d), optional
+            For a posterior from features: phi of the points; (m k, d) with blocks.
         outputs : array (m, k)
             Outputs of the trained network.
+        K_lv, K_uv : array (n, m), (N, m), optional
+            For a posterior from a kernel: kernel of the labelled points given to `from_kernel` and
+            of the N points, each with the new points, as for `extend`. K_uv is needed once some of
+            the N points have been labelled by `condition`, K_lv if any were given.
 
         Returns
         -------
         array (m, k), float64
-            In the library of `features`.
+            In the library of `features`, or of the posterior's kernel.
         """
-        phi, f = self._new_points("predict", features, outputs)
-        space = cast(WeightSpace, self._space)  # or blocks of one
-        return library_of(features).wrap(f + space.predict(phi))
+        kernels = {"K_lv": K_lv, "K_uv": K_uv}
+        read, f = self._new_points("predict", features, outputs, kernels)
+        library = self._library if features is None else library_of(features)
+        return library.wrap(f + self._change_at(read, len(f)))
+
+    def _change_at(self, read: list[Any], m: int) -> Array:
+        """F - f (m, k) at the m new points of `_new_points`."""
+        if isinstance(self._rows, WeightSpace):
+            return cast(WeightSpace, self._space).predict(read[0])
+        return cast(FunctionSpace, self._space).predict(read[0], read[1], m)
 
     def _warn_if_too_coarse(self) -> None:
         space = self._rows
@@ -856,10 +958,12 @@ class Posterior:
             Of several writers at once the last one stays.
         """
         with replacing(Path(path), "xb") as file:
+            kept = self._space.arrays()
             np.savez(
                 file,
                 format=np.array(_FORMAT),
-                version=np.array(_VERSION),
+                # Without a factor of the labels it is what the first version wrote, and reads.
+                version=np.array(_VERSION if "factor" in kept else 1),
                 outputs=self._outputs,
                 mean=self._mean,
                 is_labeled=self._is_labeled,
@@ -867,7 +971,7 @@ class Posterior:
                 loss=np.array(self.loss),
                 label_scale=np.array(self.label_scale),
                 labels=np.array(self._labels),
-                **self._space.arrays(),
+                **kept,
             )
 
     @classmethod
@@ -936,6 +1040,7 @@ class Posterior:
         else:
             variance = as_weights("variance", stored["variance"], rows)
             kept = {"S": as_floats("S", stored["S"], (rows, rows)), "variance": variance}
+            kept |= _stored_factor(stored, rows, columns)
             space = FunctionSpace.restored(kept, ridge, CPU)
         inputs = _Inputs(
             outputs=outputs,

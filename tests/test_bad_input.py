@@ -425,7 +425,7 @@ def test_new_points():
     assert len(post) == len(single) == 16
     kernel = posterior(random_problem(1), "kernel")
     for method in (kernel.extend, kernel.predict):
-        with pytest.raises(TypeError, match="needs features; this posterior"):
+        with pytest.raises(TypeError, match="of a posterior from a kernel takes no features"):
             method(np.ones((2, 12)), np.ones((2, 3)))
 
 

@@ -506,7 +506,7 @@ def test_refused_features():
     with pytest.raises(ValueError, match=r"outputs has shape \(2, 3\); expected \(1, 3\)"):
         post.predict(p["phi"][:3], p["f"][:2])
     assert len(post) == 9
-    with pytest.raises(TypeError, match="predict needs features"):
+    with pytest.raises(TypeError, match="takes no features, but outputs and K_lv=, K_uv="):
         posterior(p, "kernel").predict(p["phi"], p["f"])
 
 

@@ -1,7 +1,8 @@
 // Chooses the instruction set once per process. This file is compiled for the baseline.
+#include "cpu/dispatch.h"
+
 #include <cstdlib>
 #include <cstring>
-#include <string>
 
 #include "core/status.h"
 #include "cpu/kernels.h"
@@ -53,6 +54,22 @@ Kernels choose() {
 }
 
 }  // namespace
+
+std::vector<std::string> supported_isas() {
+#if defined(NTKFAST_X86_ISAS)
+  if (has_avx512()) return {"avx512", "avx2", "baseline"};
+  if (has_avx2()) return {"avx2", "baseline"};
+#endif
+  return {"baseline"};
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "Clang " __clang_version__;
+#else
+  return "GCC " __VERSION__;
+#endif
+}
 
 const Kernels& kernels() {
   static const Kernels chosen = choose();

@@ -1,7 +1,6 @@
 // The extension module ntkfast._core: the only file that includes pybind11. Arrays become views,
-// the GIL is released, the operation runs. One line binds an operation: what Python passes follows
-// from the operation's own signature. ntkfast/ops.py and ntkfast/cuda_ops.py document the
-// operations and allocate their outputs.
+// the GIL is released, the operation runs. A line binds an operation: what Python passes follows
+// from its own signature. ntkfast/ops.py and cuda_ops.py document them and allocate outputs.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -21,6 +20,7 @@
 #include "cpu/cholesky_append.h"
 #include "cpu/condition_dense.h"
 #include "cpu/condition_features.h"
+#include "cpu/dispatch.h"
 #include "cpu/downdate_moments.h"
 #include "cpu/form_gradients.h"
 #include "cpu/gram_add.h"
@@ -241,7 +241,9 @@ PYBIND11_MODULE(_core, m) {
   });
 
   m.def("cpu_isa", [] { return std::string(kernels().linalg.isa); });
+  m.def("supported_isas", &supported_isas);
   m.def("num_threads", &num_threads);
+  m.def("compiler", &compiler);
   m.def("criteria", &criteria);
 
   cpu(m, "score_features", score_features_cpu, "psi", "call");
@@ -274,10 +276,9 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("cuda_compiled", &cuda_compiled);
   m.def("cuda_emulated", &cuda_emulated);
-  m.def("cuda_problem", &cuda_problem, py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "cuda_available", [] { return cuda_problem().empty(); },
-      py::call_guard<py::gil_scoped_release>());
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def("cuda_problem", &cuda_problem, no_gil);
+  m.def("cuda_available", [] { return cuda_problem().empty(); }, no_gil);
 
   gpu(m, "cuda_score_features_workspace", score_features_cuda_workspace, "criterion", "num_classes",
       "num_candidates", "num_evaluation", "precision");

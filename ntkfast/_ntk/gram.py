@@ -225,6 +225,13 @@ class GramWork:
         return builder.finish()
 
     def _store(self, block: Tensor, i: int, j: int) -> None:
+        # The sum is one fast pass; it may overflow where no entry does.
+        if not bool(torch.isfinite(block.sum())) and not bool(torch.isfinite(block).all()):
+            raise ValueError(
+                f"inner products of gradients overflow {block.dtype}: the kernel is not finite for "
+                f"some of the points {i} to {i + self._size - 1} and {j} to {j + self._size - 1}; "
+                "use a float64 model, or rescale its outputs"
+            )
         value: Any = block if self._file is None else block.cpu().numpy()
         r, c = i * self._scale, j * self._scale
         self._result[r : r + block.shape[0], c : c + block.shape[1]] = value

@@ -3,9 +3,10 @@
 Backpropagation is linear. If the output of point i is weighted by s_i, every gradient that it alone
 causes comes out s_i times as large, wherever the network may have put its rows. So a second
 backward pass with other weights tells whose each row is, and shows rows that several points share
-(which have no gradient per point) since those are multiplied by no s_i at all. Scales are powers of
-two, which are exact in floating point: the two passes agree to the last bit but for sums that a
-library forms in another order. Equal, blank or symmetric points are told apart like any others.
+(which have no gradient per point), since those are multiplied by some mean of theirs. The s_i are
+random and span many orders of magnitude, and another pass with others confirms what the first one
+found, so that such a mean is not taken for one of them by chance. Equal, blank or symmetric points
+are told apart like any others.
 """
 
 from __future__ import annotations
@@ -16,17 +17,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Owners", "exponents", "extend", "find_owners", "merge", "narrowest"]
+__all__ = ["Owners", "extend", "find_owners", "merge", "narrowest", "scales"]
 
-# Exponents of scales and relative error of a row, by type of the gradients. (Gradients in float16
-# are near the smallest numbers it has.)
-_EXPONENTS = {
-    torch.float64: range(-200, 201),
-    torch.float32: range(-40, 41),
-    torch.bfloat16: range(-40, 41),
-    torch.float16: range(9),
+
+@dataclass(frozen=True)
+class _Kind:
+    """What gradients of a type bear: exponents of scales, relative error of a row, and passes."""
+
+    low: float
+    high: float
+    error: float
+    passes: int
+
+
+# (Gradients in float16 are near the smallest numbers it has.)
+_KINDS = {
+    torch.float64: _Kind(-100, 100, 1e-8, 1),
+    torch.float32: _Kind(-30, 30, 2e-3, 2),
+    torch.bfloat16: _Kind(-30, 30, 5e-2, 3),
+    torch.float16: _Kind(0, 8, 2e-2, 3),
 }
-_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 # A row so much smaller than the largest may be nothing but rounding.
 _NOISE = 1e-4
 
@@ -67,7 +77,7 @@ class Owners:
     @property
     def nothing(self) -> bool:
         """Whether no row had a gradient."""
-        return self.dead is not None and len(self.dead) == len(self.owner)
+        return len(self.owner) == (0 if self.dead is None else len(self.dead))
 
     def arrange(self, value: Tensor, axis: int) -> Tensor:
         """Order the P rows along `axis` point by point, q for each: (..., n, q, ...)."""
@@ -151,15 +161,16 @@ def extend(first: Owners, second: Owners, n: int, rows: int) -> Owners | None:
     return known
 
 
-def exponents(n: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Exponents (n,) of the points' scales in each pass: the digits of their numbers."""
-    known = _EXPONENTS[dtype]
-    number = torch.arange(n, device=device)
-    digits: list[Tensor] = []
-    while not digits or bool(number.any()):
-        digits.append(number % len(known) + known[0])
-        number = number // len(known)
-    return digits
+def scales(n: int, precision: torch.dtype) -> list[Tensor]:
+    """Weights (n,) of the points for each pass, float64."""
+    kind, generator = _KINDS[precision], torch.Generator().manual_seed(n)
+    result = []
+    for _ in range(kind.passes):
+        # Apart from each other, so that one is found by its size, and in random order.
+        places = torch.randperm(n, generator=generator, dtype=torch.float64)
+        places += 0.6 * torch.rand(n, generator=generator, dtype=torch.float64)
+        result.append(torch.exp2(kind.low + (kind.high - kind.low) * places / n))
+    return result
 
 
 def narrowest(gradients: Iterable[Tensor | None]) -> torch.dtype:
@@ -170,16 +181,19 @@ def narrowest(gradients: Iterable[Tensor | None]) -> torch.dtype:
     )
 
 
-def find_owners(plain: Tensor, scaled: Sequence[Tensor], n: int, precision: torch.dtype) -> Owners:
+def find_owners(
+    plain: Tensor, scaled: Sequence[Tensor], weights: Sequence[Tensor], precision: torch.dtype
+) -> Owners:
     """Find owners from the gradients (P, F) of the plain and of every scaled pass.
 
-    `precision` is the :func:`narrowest` type, for which the :func:`exponents` were made.
+    `weights` (n,) are those of the passes, `precision` the :func:`narrowest` type, which they were
+    made for.
     """
-    known, tolerance = _EXPONENTS[precision], _ERROR[precision]
+    tolerance, n = _KINDS[precision].error, len(weights[0])
     rows, device = len(plain), plain.device
     nonzero = (plain != 0).any(1)
     dead = None if bool(nonzero.all()) else (~nonzero).nonzero()[:, 0]
-    if dead is not None and len(dead) == rows:
+    if rows == 0 or (dead is not None and len(dead) == rows):
         return Owners(torch.full((rows,), -1, dtype=torch.int64, device=device), n, dead=dead)
     largest = plain.abs().max()
     if not bool(torch.isfinite(largest)):
@@ -191,22 +205,25 @@ def find_owners(plain: Tensor, scaled: Sequence[Tensor], n: int, precision: torc
     kind = torch.promote_types(plain.dtype, torch.float32)
     a = plain.to(kind) / largest.to(kind)
     energy = (a * a).sum(1, dtype=torch.float64)
-    live = energy > 0
-    number = torch.zeros(rows, dtype=torch.int64, device=device)
-    right = live.clone()
-    place = 1
-    for other in scaled:
+    right, owner = energy > 0, None
+    for other, weight in zip(scaled, weights, strict=True):
         b = other.to(kind) / largest.to(kind)
-        ratio = (a * b).sum(1, dtype=torch.float64) / torch.where(live, energy, 1.0)
-        exponent = torch.where(ratio > 0, ratio, 1.0).log2().round()
-        right &= (ratio > 0) & (exponent >= known[0]) & (exponent <= known[-1])
-        exponent = exponent.clamp(known[0], known[-1])
-        scale = torch.exp2(exponent)
-        gap = (b - scale[:, None].to(kind) * a).square().sum(1, dtype=torch.float64)
-        right &= gap <= (tolerance * scale) ** 2 * energy
-        number += (exponent.long() - known[0]) * place
-        place *= len(known)
-    right &= number < n
+        if owner is None:
+            ratio = (a * b).sum(1, dtype=torch.float64) / torch.where(right, energy, 1.0)
+            right &= ratio > 0
+            owner = _nearest(torch.where(right, ratio, 1.0), weight.double())
+        scale = weight[owner].double()
+        gap = (b / scale[:, None].to(kind) - a).square().sum(1, dtype=torch.float64)
+        right &= gap <= tolerance**2 * energy
+    assert owner is not None
     noise = energy <= _NOISE**2 * energy.max()
-    owner = torch.where(right, number, -1)
-    return Owners(owner, n, bool((nonzero & ~right & ~noise).any()), dead)
+    shared = bool((nonzero & ~right & ~noise).any())
+    return Owners(torch.where(right, owner, -1), n, shared, dead)
+
+
+def _nearest(ratio: Tensor, weight: Tensor) -> Tensor:
+    """Which of the weights (n,) each of the ratios (P,) is nearest to, by its logarithm."""
+    known, order = weight.log2().sort()
+    middles = (known[1:] + known[:-1]) / 2
+    found: Tensor = order[torch.searchsorted(middles, ratio.log2())]
+    return found

@@ -33,6 +33,11 @@ from .layers import Dense, EmbeddingSite, LinearSite, Parts, Site, SwappedSite, 
 _COTANGENTS = 1 << 24
 
 
+def stand_in(value: Tensor) -> Tensor:
+    """Return a leaf of the same memory."""
+    return value.detach().requires_grad_()
+
+
 @dataclass(eq=False)
 class Tracked:
     """A chosen parameter, or a tensor computed from some of them and from constants.
@@ -71,7 +76,7 @@ class Tracked:
     def leaf(self) -> Tensor:
         """A leaf of the same memory, which stands for it in recorded calls."""
         if self._leaf is None:
-            self._leaf = self.value.detach().requires_grad_()
+            self._leaf = stand_in(self.value)
         return self._leaf
 
     def pull_back(self, part: Site | Dense, dtype: torch.dtype) -> dict[str, Site | Dense]:
@@ -195,16 +200,16 @@ class Use:
         Turns input and output gradient into gradients of the parameters.
     what : str
         The function, for people.
-    x : Tensor or None
-        What the rule needs of the input, detached; None where it needs nothing.
+    input : Tensor or None
+        What the rule needs of the input; None where it needs nothing.
     version : int
-        Version of `x` at the call.
+        Version of `input` at the call.
     edge : GradientEdge
         The output in the autograd graph.
     shape : Size
         Shape of the output.
     axes : tuple of int
-        The axes of the output that may carry points, the same in `x`; the others are features.
+        The axes of the output that may carry points, the same in `input`; the others are features.
     parameters : dict
         Role (weight, bias) -> what the call read.
     settings : dict
@@ -213,7 +218,7 @@ class Use:
 
     rule: Rule
     what: str
-    x: Tensor | None
+    input: Tensor | None
     version: int
     edge: GradientEdge
     shape: torch.Size
@@ -228,7 +233,12 @@ class Use:
     @property
     def changed(self) -> bool:
         """Whether the input was changed in place after the call."""
-        return self.x is not None and self.x._version != self.version
+        return self.input is not None and self.input._version != self.version
+
+    @property
+    def x(self) -> Tensor | None:
+        """The input, detached."""
+        return None if self.input is None else self.input.detach()
 
     def gradients(
         self, x: Tensor | None, delta: Tensor, dtype: torch.dtype
@@ -279,16 +289,27 @@ class Recorder(TorchFunctionMode):
         Full name -> Parameter, the chosen ones, every object once.
     constants : iterable of Tensor
         Tensors that do not depend on the data: buffers, and parameters that are not chosen.
+    leaves : mapping, optional
+        Full name -> :func:`stand_in` of a parameter, made before.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], constants: Iterable[Tensor] = ()
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        constants: Iterable[Tensor] = (),
+        leaves: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.uses: list[Use] = []
         self._parameters = dict(parameters)
         self._tracked = {
-            id(p): Tracked(p, {name: p}, tuple(size == 1 for size in p.shape), version=p._version)
+            id(p): Tracked(
+                p,
+                {name: p},
+                tuple(size == 1 for size in p.shape),
+                version=p._version,
+                _leaf=None if leaves is None else leaves[name],
+            )
             for name, p in parameters.items()
         }
         self._constants: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -367,7 +388,7 @@ class Recorder(TorchFunctionMode):
             output = output.clone()
         known = {role: t for role, t in parameters.items() if t is not None}
         if known and not self._replaying:
-            x, version = (None, 0) if x is None else (x.detach(), x._version)
+            version = 0 if x is None else x._version
             edge = get_gradient_edge(output)
             use = Use(
                 rule, what, x, version, edge, output.shape, tuple(axes), known, dict(settings)

@@ -133,6 +133,9 @@ class Trace(TorchDispatchMode):
     moving : str
         An operation that placed rows by numbers that may depend on the input; empty if there is
         none: then passes of the same :attr:`exact` treat the rows of their points alike.
+    seeded : bool
+        Whether random numbers came from a generator of the model, which may be the same ones in
+        every pass.
     """
 
     def __init__(self, state: Iterable[Tensor]) -> None:
@@ -141,6 +144,7 @@ class Trace(TorchDispatchMode):
         self.numbers: list[Any] = []
         self.uniform = True
         self.moving = ""
+        self.seeded = False
         self._drawn = ""
         # Storages by address; as long as they are held, no other one can have the address.
         self._state: dict[int, Any] = {}
@@ -201,7 +205,11 @@ class Trace(TorchDispatchMode):
             self._check_places(what, addresses, places)
         noisy = False
         if what.random and _draws(func, args, kwargs or {}):
-            noisy, self._drawn = True, f"{what.name}{_caller()}"
+            all_fixed = False
+            if kwargs and kwargs.get("generator") is not None:
+                self.seeded = True
+            else:
+                noisy, self._drawn = True, f"{what.name}{_caller()}"
         elif self._noisy:
             noisy = any(address in self._noisy for address in addresses)
             if noisy and what.name == "aten::_local_scalar_dense":

@@ -149,13 +149,15 @@ class BlockSpace:
         )
         return Change(change.mean.reshape(-1, self.k), change.commit)
 
-    def predict(self, features: Array) -> Array:
-        """F - f (m, k) at new points, features (m k, d)."""
-        return self.features.predict(features).reshape(-1, self.k)
+    def predict(self, *rows: Any) -> Array:
+        """F - f (m, k) at new points: features (m k, d), or kernels with m k columns and m."""
+        if isinstance(self.inner, FunctionSpace):
+            rows = (*rows[:2], rows[2] * self.k)
+        return self.inner.predict(*rows).reshape(-1, self.k)
 
-    def extended(self, features: Array) -> BlockSpace:
-        """Return the space with new points appended, features (m k, d)."""
-        return BlockSpace(self.features.extended(features), self.k)
+    def extended(self, *rows: Array) -> BlockSpace:
+        """Return the space with new points appended: features (m k, d), or kernels."""
+        return BlockSpace(self.inner.extended(*rows), self.k)
 
     @property
     def features(self) -> WeightSpace:

@@ -22,7 +22,7 @@ from ..arrays import Array
 from ..ops import ScoreInputs
 from .engines import CPU, Engine, stored_type
 
-__all__ = ["FLOAT32_LIMIT", "FunctionSpace", "WeightSpace", "Whitening"]
+__all__ = ["FLOAT32_LIMIT", "Factor", "FunctionSpace", "WeightSpace", "Whitening"]
 
 # max K / (S + lam) above which the float32 subtraction of a dense S loses the ranking. What labels
 # will leave of S is unknown, and rounding cannot be taken back, so K / lam, its bound, decides
@@ -395,6 +395,83 @@ class FeatureScorer(_Scorer):
         self.variance = self._engine.host(self._engine.squared_norms(self.psi))
 
 
+@dataclass(frozen=True)
+class Factor:
+    """What labels make of the kernel at points that are not among the N (all arrays are here).
+
+    With the labels A in the order of `given`, then `points`, and L L^T = K_AA + D:
+    F(x) = f(x) + V(x)^T w and S(x, x') = K(x, x') - V(x)^T V(x'), where V(x) = L^-1 K(A, x).
+    Never changed in place, so that copies share it.
+
+    Attributes
+    ----------
+    L : array (r, r), float64
+    V : array (r, N), float64
+        V of the N points.
+    w : array (r, k), float64
+    given : ndarray (g,), int64
+        The first labels, by their position among the labelled points of `FunctionSpace.fit`.
+    points : ndarray (r - g,), int64
+        The later ones, by their position among the N.
+    labeled : int
+        How many labelled points the kernel of new points is to be given with, those with an
+        infinite noise included.
+    """
+
+    L: Any
+    V: Any
+    w: Any
+    given: Array
+    points: Array
+    labeled: int
+
+    def appended(self, engine: Engine, points: Array, noise_root: Any, V: Any, w: Any) -> Factor:
+        """Return the factor with labels at `points` (b,), of which V and w are given.
+
+        L grows by b rows: K(B, A) L^-T, which is V of these points, and the root of S_BB + D.
+        """
+        r, b = len(self.L), len(points)
+        L = engine.empty((r + b, r + b))
+        L[:r, :r] = self.L
+        L[:r, r:] = 0.0
+        if r:
+            L[r:, :r] = engine.block(self.V, np.arange(r), points).T
+        L[r:, r:] = noise_root
+        return replace(
+            self,
+            L=L,
+            V=engine.stack(self.V, V),
+            w=engine.stack(self.w, w),
+            points=np.concatenate([self.points, points]),
+        )
+
+    def of(self, engine: Engine, K_lv: Any, K_uv: Any) -> Any:
+        """V (r, m) of new points from K_lv (labeled, m) and K_uv (N, m), None where not read."""
+        rows = [
+            engine.cast(engine.rows(K, chosen), np.float64)
+            for K, chosen in ((K_lv, self.given), (K_uv, self.points))
+            if len(chosen)
+        ]
+        return engine.triangular_solve(self.L, rows[0] if len(rows) == 1 else engine.stack(*rows))
+
+    def arrays(self, engine: Engine) -> dict[str, Any]:
+        """Return what a file keeps."""
+        kept = {"factor": self.L, "rows": self.V, "weights": self.w}
+        return {name: engine.host(array) for name, array in kept.items()} | {
+            "given": self.given,
+            "points": self.points,
+            "labeled": np.array(self.labeled),
+        }
+
+    @classmethod
+    def restored(cls, kept: dict[str, Array], engine: Engine) -> Factor | None:
+        """Return the factor of `arrays`, here; None if a file has none."""
+        if "factor" not in kept:
+            return None
+        L, V, w = (engine.put(kept[name]) for name in ("factor", "rows", "weights"))
+        return cls(L, V, w, kept["given"], kept["points"], int(kept["labeled"]))
+
+
 class FunctionSpace:
     """S as an N x N matrix: exact for any kernel, N up to a few ten thousand.
 
@@ -405,14 +482,19 @@ class FunctionSpace:
         The diagonal of S, kept apart in float64.
     ridge : float
         lam, beside which S must stay exact.
+    factor : Factor or None
+        Of the labels, for new points; None: read from a file without it.
     engine : Engine
         What computes on S.
     """
 
-    def __init__(self, S: Any, variance: Array, ridge: float, engine: Engine) -> None:
+    def __init__(
+        self, S: Any, variance: Array, ridge: float, factor: Factor | None, engine: Engine
+    ) -> None:
         self.S = S
         self.variance = variance
         self.ridge = ridge
+        self.factor = factor
         self.engine = engine
 
     @classmethod
@@ -425,29 +507,37 @@ class FunctionSpace:
         ridge: float,
         residual: Array,
         engine: Engine,
+        given: Array,
+        labeled: int,
         per_point: int = 1,
     ) -> tuple[FunctionSpace, Array]:
         """Return S = K_UU - V^T V, V = L^-1 K_LU, L L^T = K_LL + D, and the change of F (N, k).
 
-        The kernels are here, with `per_point` rows for each point. S is float32 for a float32
+        The kernels are here, with `per_point` rows for each point; the n labelled ones are those
+        at `given` (n,) of `labeled` (`Factor`). S is float32 for a float32
         kernel unless something is subtracted and max K / lam > 1e4: there the subtraction could
         cost the ranking (docs/method.md, section 3).
         """
-        given, n = engine.dtype(K_uu), len(noise)
+        dtype, n = engine.dtype(K_uu), len(noise)
         before = engine.host(engine.cast(K_uu.diagonal(), np.float64))
         if n == 0:
-            nothing = np.zeros((len(before), residual.shape[1]))
-            return cls(engine.copy(K_uu), np.maximum(before, 0.0), ridge, engine), nothing
+            N, k = len(before), residual.shape[1]
+            L, V, w = engine.empty((0, 0)), engine.empty((0, N)), engine.empty((0, k))
+            factor = Factor(L, V, w, given, np.empty(0, np.int64), labeled)
+            S, variance = engine.copy(K_uu), np.maximum(before, 0.0)
+            return cls(S, variance, ridge, factor, engine), np.zeros((N, k))
         diagonal = engine.host(engine.cast(K_ll.diagonal(), np.float64))
         if (diagonal > _CAREFUL_FROM * noise).any():
             points = _alike(engine.host(K_ll), engine.host(K_lu))
             first, noise, residual = _merged(points, noise, residual)
+            given = given[first]
             if len(first) < n:
                 K_lu, K_ll = engine.rows(K_lu, first), engine.block(K_ll, first, first)
         D = engine.eye(len(noise)) * engine.put(noise)
         L = _factor(engine, engine.cast(K_ll, np.float64) + D)
         V = engine.triangular_solve(L, engine.cast(K_lu, np.float64))
-        mean = engine.host(V.T @ engine.triangular_solve(L, engine.put(residual)))
+        w = engine.triangular_solve(L, engine.put(residual))
+        mean = engine.host(V.T @ w)
         variance = before - engine.host(engine.column_norms(V))
         if variance.min() < -1e-2 * before.max():
             raise ValueError(
@@ -455,9 +545,10 @@ class FunctionSpace:
                 f"variance of point {int(variance.argmin()) // per_point} would be "
                 f"{variance.min():g}"
             )
-        S = engine.copy(K_uu, _subtracted(given, before, ridge))
+        S = engine.copy(K_uu, _subtracted(dtype, before, ridge))
         engine.condition_dense(S, V)
-        return cls(S, np.maximum(variance, 0.0), ridge, engine), mean
+        factor = Factor(L, V, w, given, np.empty(0, np.int64), labeled)
+        return cls(S, np.maximum(variance, 0.0), ridge, factor, engine), mean
 
     @property
     def size(self) -> int:
@@ -472,7 +563,7 @@ class FunctionSpace:
     def copy(self) -> FunctionSpace:
         """Independent copy."""
         S = self.engine.copy(self.S)
-        return FunctionSpace(S, self.variance.copy(), self.ridge, self.engine)
+        return FunctionSpace(S, self.variance.copy(), self.ridge, self.factor, self.engine)
 
     def block(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns), float64."""
@@ -487,16 +578,70 @@ class FunctionSpace:
         corner = engine.cast(engine.block(self.S, indices, indices), np.float64)
         L = _factor(engine, corner + engine.eye(len(noise)) * engine.put(noise))
         V = engine.triangular_solve(L, rows)
-        mean = engine.host(V.T @ engine.triangular_solve(L, engine.put(residual)))
+        w = engine.triangular_solve(L, engine.put(residual))
+        mean = engine.host(V.T @ w)
+        factor = self.factor and self.factor.appended(engine, indices, L, V, w)
         variance = np.maximum(self.variance - engine.host(engine.column_norms(V)), 0.0)
         S = engine.cast(self.S, _subtracted(self.dtype, self.variance, self.ridge))
         S = _own(engine, S)
 
         def commit() -> None:
             engine.condition_dense(S, V)
-            self.S, self.variance = S, variance
+            self.S, self.variance, self.factor = S, variance, factor
 
         return Change(mean, commit)
+
+    def predict(self, K_lv: Any, K_uv: Any, m: int) -> Array:
+        """F - f at m new points, from their kernels, which are here (see `Factor.of`)."""
+        assert self.factor is not None  # its owner has asked for it
+        engine, factor = self.engine, self.factor
+        if len(factor.L) == 0:
+            return np.zeros((m, factor.w.shape[1]))
+        return engine.host(factor.of(engine, K_lv, K_uv).T @ factor.w)
+
+    def extended(self, K_lv: Any, K_uv: Any, K_vv: Any) -> FunctionSpace:
+        """Return the space with new points, whose kernels are here, appended.
+
+        As in `fit`, S is float64 from here on if max K / lam of new points asks for it.
+        """
+        assert self.factor is not None
+        engine, factor = self.engine, self.factor
+        before = engine.host(engine.cast(K_vv.diagonal(), np.float64))
+        V_v = factor.V[:, :0]
+        dtype, S_uv, S_vv = self.dtype, K_uv, K_vv
+        variance = before
+        if len(factor.L):
+            dtype = _subtracted(dtype, before, self.ridge)
+            V_v = factor.of(engine, K_lv, K_uv)
+            S_uv = engine.cast(K_uv, np.float64) - engine.product(engine.copy(factor.V.T), V_v)
+            S_vv = engine.copy(K_vv, dtype)
+            engine.condition_dense(S_vv, V_v)
+            variance = before - engine.host(engine.column_norms(V_v))
+        else:
+            V_v = engine.empty((0, len(before)))
+        largest = max(before.max(), self.variance.max())
+        excess = engine.host(abs(engine.cast(S_uv, np.float64)).T) - np.sqrt(
+            np.maximum(variance, 0.0)[:, None] * self.variance
+        )
+        if variance.min() < -1e-2 * largest or excess.max() > 1e-2 * largest:
+            worst = (
+                variance.argmin() if variance.min() < -1e-2 * largest else excess.max(1).argmax()
+            )
+            raise ValueError(
+                "K_uv, K_vv and K_lv are no blocks of one kernel matrix with those of the points "
+                f"that are here: row {int(worst)} of the new ones would not be that of a covariance"
+            )
+        S_uv, S_vv = engine.cast(S_uv, dtype), engine.cast(S_vv, dtype)
+        upper = engine.stack(engine.cast(self.S, dtype), S_uv.T)
+        S = engine.copy(engine.stack(upper.T, engine.stack(S_uv, S_vv).T))
+        V = engine.copy(engine.stack(factor.V.T, V_v.T).T)
+        return FunctionSpace(
+            S,
+            np.concatenate([self.variance, np.maximum(variance, 0.0)]),
+            self.ridge,
+            replace(factor, V=V),
+            engine,
+        )
 
     def scorer(self, precision: str, picks: int = 0) -> KernelScorer:
         """Scores in `precision`, can be conditioned on `picks` points; S itself never changes."""
@@ -509,7 +654,8 @@ class FunctionSpace:
 
     def arrays(self) -> dict[str, Any]:
         """Return what a file keeps."""
-        return {"S": self.engine.host(self.S), "variance": self.variance}
+        kept = {"S": self.engine.host(self.S), "variance": self.variance}
+        return kept | (self.factor.arrays(self.engine) if self.factor else {})
 
     def to(self, engine: Engine) -> FunctionSpace:
         """Independent copy where another engine computes."""
@@ -520,7 +666,8 @@ class FunctionSpace:
     @classmethod
     def restored(cls, kept: dict[str, Array], ridge: float, engine: Engine) -> FunctionSpace:
         """Return the space of `arrays`, here."""
-        return cls(engine.put(kept["S"]), kept["variance"], ridge, engine)
+        factor = Factor.restored(kept, engine)
+        return cls(engine.put(kept["S"]), kept["variance"], ridge, factor, engine)
 
 
 class KernelScorer(_Scorer):
