@@ -6,7 +6,7 @@
 a: 1e4 candidates x 1e4 points, d = 1000, 10 classes, float32-accurate products.
 b: 1e5 x 1e5, d = 5000, 100 classes, tf32 products.
 selection: sequential variance_reduction, 1000 picks from 1e6 x 1024.
-dense: downdate of a covariance in device memory, then score; N = 2e4, 10 classes.
+dense: score of a covariance in device memory less the row of a pick; N = 2e4, 10 classes.
 
 CUDA events around each call, all providers of a case once per round, the second-level cache flushed
 before each. Opponents too slow for the whole case run on its first candidates, against all points;
@@ -28,14 +28,21 @@ import record
 import torch
 from opponents import trick_chunk, trick_chunk_compiled
 
-from ntkfast import cuda_ops
+from ntkfast import _core, cuda_ops
+from ntkfast.ops import ScoreInputs
 
 GIB = 2**30
-DEVICE = "cpu" if cuda_ops.emulated() else "cuda"
+EMULATED = _core.cuda_emulated()
+DEVICE = "cpu" if EMULATED else "cuda"
+if EMULATED:  # a build for tests
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import emulation
+
+    emulation.install()
 
 
 def device_name() -> str:
-    return "emulation" if cuda_ops.emulated() else torch.cuda.get_device_name()
+    return "emulation" if EMULATED else torch.cuda.get_device_name()
 
 
 def k_squared_chunk(psi_c, mean_c, probs_c, inverse_c, psi, mean):
@@ -62,7 +69,7 @@ def in_chunks(function: Any, tensors: tuple[torch.Tensor, ...], count: int, chun
 def elapsed(function: Callable[[], Any], flush: torch.Tensor) -> float:
     """Milliseconds on the device, from a cold second-level cache."""
     flush.zero_()
-    if cuda_ops.emulated():
+    if EMULATED:
         begin = time.perf_counter()
         function()
         return 1e3 * (time.perf_counter() - begin)
@@ -82,7 +89,7 @@ def measure(
     errors: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Rows of a case. Providers: the call, and what its time is multiplied by."""
-    flush = torch.empty(1 if cuda_ops.emulated() else GIB // 4, dtype=torch.uint8, device=DEVICE)
+    flush = torch.empty(1 if EMULATED else GIB // 4, dtype=torch.uint8, device=DEVICE)
     times: dict[str, list[float]] = {name: [] for name in providers}
     for function, _ in providers.values():
         function()
@@ -129,16 +136,15 @@ def scoring(
     inverse = (1 / (variance[:candidates] + noise)).float()
     ones = torch.ones(points, dtype=torch.float64, device=DEVICE)
     index = torch.arange(candidates, device=DEVICE)
-    arguments: dict[str, Any] = dict(
-        mean=mean.double(), outputs=mean.double(), variance=variance, ridge=noise,
+    inputs = ScoreInputs(
+        candidates=index, evaluation=None, mean=mean.double(), outputs=mean.double(), ridge=noise,
         noise=torch.full((candidates,), noise, dtype=torch.float64, device=DEVICE),
-        label_probs=probs.double(), weights=ones, label_scale=1.0, loss="squared",
-        temperature=1.0, log_loss_targets=None,
+        label_probs=probs.double(), weights=ones, label_scale=1.0, loss="squared", temperature=1.0,
     )  # fmt: skip
 
     def own(precision: str) -> Callable[[], Any]:
         return lambda: cuda_ops.score_features(
-            "expected_entropy", psi, index, None, precision=precision, **arguments
+            "expected_entropy", psi, inputs, variance=variance, precision=precision
         )
 
     def gemm() -> None:
@@ -176,7 +182,7 @@ def scoring(
         "GEMM alone, torch": (gemm, 1.0),
         "GEMM-bound criterion (variance_reduction)": (
             lambda: cuda_ops.score_features(
-                "variance_reduction", psi, index, None, precision=precision, **arguments
+                "variance_reduction", psi, inputs, variance=variance, precision=precision
             ),
             1.0,
         ),
@@ -215,25 +221,30 @@ def selection(N: int = 10**6, d: int = 1024, picks: int = 1000) -> list[dict[str
 
 
 def dense(N: int = 20_000, k: int = 10) -> list[dict[str, Any]]:
-    """Downdate, then score; limit: S read and written once."""
+    """Scoring of S less the row of a pick; limit: S read once."""
     psi = torch.randn(N, 256, device=DEVICE) / 16
     S = psi @ psi.T
     mean = torch.randn(N, k, dtype=torch.float64, device=DEVICE)
     ones = torch.ones(N, dtype=torch.float64, device=DEVICE)
     V = 1e-3 * torch.randn(1, N, device=DEVICE)
-    arguments: dict[str, Any] = dict(
-        mean=mean, outputs=mean, variance=S.diagonal().double(), noise=0.1 * ones, ridge=0.1,
+    inputs = ScoreInputs(
+        candidates=None, evaluation=None, mean=mean, outputs=mean, noise=0.1 * ones, ridge=0.1,
         label_probs=torch.softmax(mean, 1), weights=ones, label_scale=1.0, loss="squared",
-        temperature=1.0, log_loss_targets=None, downdate=V, update=True,
+        temperature=1.0,
     )  # fmt: skip
+    variance = S.diagonal().double()
     providers: dict[str, tuple[Callable[[], Any], float]] = {
         f"ntkfast, {criterion}": (
-            lambda criterion=criterion: cuda_ops.score_dense(criterion, S, None, None, **arguments),
+            lambda criterion=criterion: cuda_ops.score_dense(
+                criterion, S, inputs, variance=variance, downdate=V
+            ),
             1.0,
         )
         for criterion in ("variance_reduction", "expected_error", "expected_entropy")
     }
-    providers["memory alone"] = (lambda: S.mul_(1.0), 1.0)
+    other = torch.empty_like(S[: N // 2])
+    # Half of S read and written moves as many bytes as all of it read.
+    providers["memory alone"] = (lambda: other.copy_(S[: N // 2]), 1.0)
     return measure("cuda dense", f"N = {N}, k = {k}, rank 1", providers, 20, {})
 
 
@@ -259,7 +270,7 @@ def main() -> None:
     options = parser.parse_args()
     if cuda_ops.problem():
         sys.exit(f"bench_cuda: {cuda_ops.problem()}")  # never a silent skip
-    if cuda_ops.emulated() and not options.dry_run:
+    if EMULATED and not options.dry_run:
         sys.exit("bench_cuda: this build emulates the GPU; only --dry-run means anything")
     slug = device_name().lower().replace(" ", "-").replace("/", "-")
     out = options.out or record.RESULTS / f"{slug}.csv"

@@ -2,6 +2,7 @@
 
 import compare_blocks
 import numpy as np
+import opponents
 import pytest
 
 from ntkfast import ops
@@ -122,13 +123,17 @@ def test_triangular_solve(benchmark, transpose):
     close((L.T if transpose else L) @ found, right)
 
 
+def test_empty_scoring_call(benchmark):
+    assert benchmark(opponents.empty_call()).shape == (0,)
+
+
 @pytest.mark.parametrize("criterion", ["expected_entropy", "variance_reduction", "epig"])
 def test_score_blocks(benchmark, criterion):
     p = compare_blocks.problem(64, 512, 10)
     p["evaluation_variance"] = np.repeat(p["variance"][:1], 512, axis=0)
-    found = benchmark(lambda: ops.score_blocks(criterion, **p))
+    found = benchmark(lambda: compare_blocks.by_ntkfast(criterion, p))
     double = p | dict(covariance=p["covariance"].astype(np.float64))
-    close(found, ops.score_blocks(criterion, **double), 1e-5)
+    close(found, compare_blocks.by_ntkfast(criterion, double), 1e-5)
 
 
 def test_score_blocks_torch(benchmark):

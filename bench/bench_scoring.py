@@ -33,7 +33,7 @@ def test_score_features(benchmark, case, criterion):
     p, _, _ = case
     arguments = opponents.ntkfast_arguments(p, criterion)
     found = benchmark(lambda: ops.score_features(psi=p.psi, **arguments))
-    few = arguments | {name: arguments[name][:8] for name in ("candidates", "noise", "label_probs")}
+    few = arguments | dict(inputs=arguments["inputs"].part(slice(8), slice(None)))
     expected = ops.score_features(psi=p.psi.astype(np.float64), **few)
     tolerance = 1e-3 if criterion == "label_flips" else 1e-5  # a step function: a tie is a vote
     assert np.abs(found[:8] - expected).max() <= tolerance * np.abs(expected).max()

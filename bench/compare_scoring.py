@@ -38,6 +38,9 @@ def main() -> None:
         record.interleaved(providers, rounds=15, slow=slow),
         errors,
     )
+    empty = opponents.empty_call()
+    calls = {"ntkfast": lambda: [empty() for _ in range(1000)]}
+    rows += record.rows("empty scoring call", "1000 calls", record.interleaved(calls, 15), {})
     record.show(rows)
     record.write(record.RESULTS / "cpu.csv", rows)
 

@@ -9,6 +9,7 @@ guessed.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -170,13 +171,11 @@ def numpy_closed_form(p: Problem, chunk: int = 8) -> np.ndarray:
 
 def ntkfast_arguments(p: Problem, criterion: str = "expected_entropy") -> dict[str, Any]:
     n, n_c, k = len(p.psi), p.num_candidates, p.mean.shape[1]
-    return dict(
-        criterion=criterion,
+    inputs = ops.ScoreInputs(
         candidates=np.arange(n_c),
         evaluation=np.arange(n),
         mean=p.mean,
         outputs=p.mean,
-        variance=ops.squared_norms(p.psi),
         noise=np.full(n_c, p.noise),
         ridge=p.noise,
         label_probs=p.probs,
@@ -186,6 +185,19 @@ def ntkfast_arguments(p: Problem, criterion: str = "expected_entropy") -> dict[s
         temperature=p.temperature,
         log_loss_targets=np.full((n, k), 1 / k),
     )
+    return dict(criterion=criterion, inputs=inputs, variance=ops.squared_norms(p.psi))
+
+
+def empty_call() -> Callable[[], np.ndarray]:
+    """The smallest scoring call there is: what Python, checks and the binding cost."""
+    none, two = np.ones(0), np.ones((2, 2))
+    inputs = ops.ScoreInputs(
+        candidates=np.arange(0), evaluation=np.arange(0), mean=two, outputs=two, noise=none,
+        ridge=1.0, label_probs=np.ones((0, 2)), weights=none, label_scale=1.0, loss="squared",
+        temperature=1.0,
+    )  # fmt: skip
+    psi, variance = two.astype(np.float32), np.ones(2)
+    return lambda: ops.score_features("variance_reduction", psi, inputs, variance=variance)
 
 
 def gemm_alone(t: Tensors) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy
 import typing
 
 __all__: list[str] = [
+    "View",
     "cholesky",
     "cholesky_append",
     "compiler",
@@ -22,7 +23,6 @@ __all__: list[str] = [
     "cuda_condition_dense",
     "cuda_condition_features",
     "cuda_condition_features_workspace",
-    "cuda_downdate_moments",
     "cuda_emulated",
     "cuda_gram_add",
     "cuda_gram_ghost",
@@ -61,7 +61,21 @@ __all__: list[str] = [
     "whiten",
 ]
 
-def cholesky(L: numpy.ndarray) -> None: ...
+class View:
+    def __init__(
+        self,
+        name: str,
+        address: typing.SupportsInt | typing.SupportsIndex,
+        shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        strides: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        dtype: str,
+        device: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        An array in GPU memory: address, shape, strides in elements, dtype, device number.
+        """
+
+def cholesky(A: numpy.ndarray) -> None: ...
 def cholesky_append(
     L: numpy.ndarray, cross: numpy.ndarray, corner: numpy.ndarray, out: numpy.ndarray
 ) -> None: ...
@@ -69,371 +83,61 @@ def compiler() -> str: ...
 def condition_dense(S: numpy.ndarray, V: numpy.ndarray) -> None: ...
 def condition_features(psi: numpy.ndarray, U: numpy.ndarray, C: numpy.ndarray) -> None: ...
 def cpu_isa() -> str: ...
-def criteria() -> list[str]: ...
+def criteria() -> list[tuple[str, list[str]]]: ...
 def cuda_available() -> bool: ...
 def cuda_cholesky(
-    L: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    failed: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    stream: typing.SupportsInt | typing.SupportsIndex,
+    A: View, failed: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def cuda_cholesky_append(
-    L: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    cross: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    corner: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    out: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    failed: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
+    L: View,
+    cross: View,
+    corner: View,
+    out: View,
+    failed: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_compiled() -> bool: ...
 def cuda_condition_dense(
-    S: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    V: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    stream: typing.SupportsInt | typing.SupportsIndex,
+    S: View, V: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def cuda_condition_features(
-    psi: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    U: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    C: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    workspace: tuple[
-        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-    ],
-    stream: typing.SupportsInt | typing.SupportsIndex,
+    psi: View, U: View, C: View, workspace: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def cuda_condition_features_workspace(
     num_points: typing.SupportsInt | typing.SupportsIndex,
     rank: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
-def cuda_downdate_moments(
-    psi: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    g: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    h: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    scalars: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    q: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    s: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    stream: typing.SupportsInt | typing.SupportsIndex,
-) -> None: ...
 def cuda_emulated() -> bool: ...
 def cuda_gram_add(
-    A: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    B: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    out: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
+    A: View,
+    B: View,
+    out: View,
     lower: bool,
     precision: str,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_gram_ghost(
-    left: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    right: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    left2: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    right2: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    out: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
+    left: View,
+    right: View,
+    left2: View,
+    right2: View,
+    out: View,
     lower: bool,
     precision: str,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_problem() -> str: ...
 def cuda_product(
-    X: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    B: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    Y: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    stream: typing.SupportsInt | typing.SupportsIndex,
+    X: View, B: View, Y: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def cuda_quadratic_form(
-    X: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    G: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    q: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    stream: typing.SupportsInt | typing.SupportsIndex,
+    X: View, G: View, q: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def cuda_score_dense(
-    S: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    downdate: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ]
-    | None,
-    update: bool,
-    criterion: str,
-    candidates: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ]
-    | None,
-    evaluation: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ]
-    | None,
-    mean: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    outputs: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    variance: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    noise: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    ridge: typing.SupportsFloat | typing.SupportsIndex,
-    label_probs: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    weights: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    label_scale: typing.SupportsFloat | typing.SupportsIndex,
-    cross_entropy: bool,
-    temperature: typing.SupportsFloat | typing.SupportsIndex,
-    log_loss_targets: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ]
-    | None,
-    utilities: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    workspace: tuple[
-        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-    ],
+    S: View,
+    downdate: View | None,
+    call: dict[str, typing.Any],
+    workspace: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_score_dense_workspace(
@@ -444,95 +148,10 @@ def cuda_score_dense_workspace(
     double_precision: bool,
 ) -> int: ...
 def cuda_score_features(
-    psi: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
+    psi: View,
+    call: dict[str, typing.Any],
     precision: str,
-    criterion: str,
-    candidates: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ]
-    | None,
-    evaluation: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ]
-    | None,
-    mean: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    outputs: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    variance: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    noise: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    ridge: typing.SupportsFloat | typing.SupportsIndex,
-    label_probs: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    weights: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    label_scale: typing.SupportsFloat | typing.SupportsIndex,
-    cross_entropy: bool,
-    temperature: typing.SupportsFloat | typing.SupportsIndex,
-    log_loss_targets: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ]
-    | None,
-    utilities: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    workspace: tuple[
-        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-    ],
+    workspace: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_score_features_workspace(
@@ -543,66 +162,15 @@ def cuda_score_features_workspace(
     precision: str,
 ) -> int: ...
 def cuda_select_variance_reduction(
-    psi: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    candidates: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ]
-    | None,
-    G: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    q: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    s: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    noise: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    picked: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    utilities: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    workspace: tuple[
-        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-    ],
+    psi: View,
+    candidates: View | None,
+    G: View,
+    q: View,
+    s: View,
+    noise: View,
+    picked: View,
+    utilities: View,
+    workspace: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_select_variance_reduction_workspace(
@@ -610,85 +178,23 @@ def cuda_select_variance_reduction_workspace(
     num_features: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def cuda_sketch_add(
-    values: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
+    values: View,
     start: typing.SupportsInt | typing.SupportsIndex,
     sign_key: typing.SupportsInt | typing.SupportsIndex,
     shift_key: typing.SupportsInt | typing.SupportsIndex,
-    out: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    workspace: tuple[
-        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-    ],
+    out: View,
+    workspace: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_sketch_gradients(
-    left: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    left_positions: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    left_columns: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    right: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    right_positions: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    right_columns: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
+    left: tuple[View, View, View],
+    right: tuple[View, View, View],
     groups: typing.SupportsInt | typing.SupportsIndex,
     start: typing.SupportsInt | typing.SupportsIndex,
     sign_key: typing.SupportsInt | typing.SupportsIndex,
     shift_key: typing.SupportsInt | typing.SupportsIndex,
-    out: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    workspace: tuple[
-        typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
-    ],
+    out: View,
+    workspace: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_sketch_workspace(
@@ -697,87 +203,16 @@ def cuda_sketch_workspace(
     dim: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
 def cuda_squared_norms(
-    X: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    s: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    stream: typing.SupportsInt | typing.SupportsIndex,
+    X: View, s: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def cuda_triangular_solve(
-    L: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    X: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    transpose: bool,
-    stream: typing.SupportsInt | typing.SupportsIndex,
+    L: View, B: View, transpose: bool, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def cuda_weighted_gram(
-    X: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    weights: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    G: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    stream: typing.SupportsInt | typing.SupportsIndex,
+    X: View, weights: View, G: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def cuda_whiten(
-    features: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    W: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    psi: tuple[
-        typing.SupportsInt | typing.SupportsIndex,
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        str,
-        typing.SupportsInt | typing.SupportsIndex,
-    ],
-    stream: typing.SupportsInt | typing.SupportsIndex,
+    features: View, W: View, psi: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def downdate_moments(
     psi: numpy.ndarray,
@@ -789,12 +224,8 @@ def downdate_moments(
     s: numpy.ndarray,
 ) -> None: ...
 def form_gradients(
-    left: numpy.ndarray,
-    left_positions: numpy.ndarray,
-    left_columns: numpy.ndarray,
-    right: numpy.ndarray,
-    right_positions: numpy.ndarray,
-    right_columns: numpy.ndarray,
+    left: tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray],
+    right: tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray],
     groups: typing.SupportsInt | typing.SupportsIndex,
     out: numpy.ndarray,
     add: bool,
@@ -816,59 +247,12 @@ def score_blocks(
     rows: numpy.ndarray | None,
     columns: numpy.ndarray | None,
     evaluation_variance: numpy.ndarray | None,
-    criterion: str,
-    candidates: numpy.ndarray,
-    evaluation: numpy.ndarray,
-    mean: numpy.ndarray,
-    outputs: numpy.ndarray,
-    variance: numpy.ndarray,
-    noise: numpy.ndarray,
-    ridge: typing.SupportsFloat | typing.SupportsIndex,
-    label_probs: numpy.ndarray,
-    weights: numpy.ndarray,
-    label_scale: typing.SupportsFloat | typing.SupportsIndex,
-    cross_entropy: bool,
-    temperature: typing.SupportsFloat | typing.SupportsIndex,
-    log_loss_targets: numpy.ndarray | None,
-    utilities: numpy.ndarray,
+    call: dict[str, typing.Any],
 ) -> None: ...
 def score_dense(
-    S: numpy.ndarray,
-    downdate: numpy.ndarray | None,
-    criterion: str,
-    candidates: numpy.ndarray,
-    evaluation: numpy.ndarray,
-    mean: numpy.ndarray,
-    outputs: numpy.ndarray,
-    variance: numpy.ndarray,
-    noise: numpy.ndarray,
-    ridge: typing.SupportsFloat | typing.SupportsIndex,
-    label_probs: numpy.ndarray,
-    weights: numpy.ndarray,
-    label_scale: typing.SupportsFloat | typing.SupportsIndex,
-    cross_entropy: bool,
-    temperature: typing.SupportsFloat | typing.SupportsIndex,
-    log_loss_targets: numpy.ndarray | None,
-    utilities: numpy.ndarray,
+    S: numpy.ndarray, downdate: numpy.ndarray | None, call: dict[str, typing.Any]
 ) -> None: ...
-def score_features(
-    psi: numpy.ndarray,
-    criterion: str,
-    candidates: numpy.ndarray,
-    evaluation: numpy.ndarray,
-    mean: numpy.ndarray,
-    outputs: numpy.ndarray,
-    variance: numpy.ndarray,
-    noise: numpy.ndarray,
-    ridge: typing.SupportsFloat | typing.SupportsIndex,
-    label_probs: numpy.ndarray,
-    weights: numpy.ndarray,
-    label_scale: typing.SupportsFloat | typing.SupportsIndex,
-    cross_entropy: bool,
-    temperature: typing.SupportsFloat | typing.SupportsIndex,
-    log_loss_targets: numpy.ndarray | None,
-    utilities: numpy.ndarray,
-) -> None: ...
+def score_features(psi: numpy.ndarray, call: dict[str, typing.Any]) -> None: ...
 def sketch_add(
     values: numpy.ndarray,
     start: typing.SupportsInt | typing.SupportsIndex,
@@ -877,12 +261,8 @@ def sketch_add(
     out: numpy.ndarray,
 ) -> None: ...
 def sketch_gradients(
-    left: numpy.ndarray,
-    left_positions: numpy.ndarray,
-    left_columns: numpy.ndarray,
-    right: numpy.ndarray,
-    right_positions: numpy.ndarray,
-    right_columns: numpy.ndarray,
+    left: tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray],
+    right: tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray],
     groups: typing.SupportsInt | typing.SupportsIndex,
     start: typing.SupportsInt | typing.SupportsIndex,
     sign_key: typing.SupportsInt | typing.SupportsIndex,
@@ -891,6 +271,6 @@ def sketch_gradients(
 ) -> None: ...
 def squared_norms(X: numpy.ndarray, s: numpy.ndarray) -> None: ...
 def supported_isas() -> list[str]: ...
-def triangular_solve(L: numpy.ndarray, X: numpy.ndarray, transpose: bool) -> None: ...
+def triangular_solve(L: numpy.ndarray, B: numpy.ndarray, transpose: bool) -> None: ...
 def weighted_gram(X: numpy.ndarray, weights: numpy.ndarray, G: numpy.ndarray) -> None: ...
 def whiten(features: numpy.ndarray, W: numpy.ndarray, psi: numpy.ndarray) -> None: ...

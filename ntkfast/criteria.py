@@ -1,6 +1,7 @@
 """The table of acquisition criteria: what each computes, what it needs, when to use it.
 
-A new criterion is a functor in ``csrc/math/criteria.h``, a row here and a test case.
+A new criterion is a formula in ``csrc/math/criteria.h``, a row here and its definition for the
+tests; what it needs and can do is read from the compiled core.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from ntkfast import ops
 
 __all__ = ["CriteriaTable", "Criterion", "criteria", "find"]
 
@@ -53,84 +56,85 @@ class Criterion:
     float32_limit: float = math.inf
 
 
-_LABELS = ("label_probs",)
-_SOFTMAX = ("label_probs", "temperature")
+_ARGUMENTS = ("label_probs", "temperature", "log_loss_targets")
+
+
+def _row(
+    name: str,
+    formula: str,
+    use: str,
+    *,
+    compiled: str = "",
+    fisher: bool = False,
+    float32_limit: float = math.inf,
+) -> Criterion:
+    """Return a row with what the compiled criterion, default `name`, is known to need."""
+    traits = ops.criteria()[compiled or name]
+    return Criterion(
+        name=name,
+        formula=formula,
+        needs=tuple(argument for argument in _ARGUMENTS if argument in traits),
+        use=use,
+        look_ahead="look_ahead" in traits,
+        compiled=compiled or name,
+        moments="moments" in traits,
+        fisher=fisher,
+        float32_limit=float32_limit,
+    )
+
 
 _TABLE = (
-    Criterion(
+    _row(
         name="mlmoc",
         formula="sum_x v |f+_{c,ŷ}(x) - f(x)|, ŷ = argmax f(c)",
-        needs=(),
         use="the paper's criterion (eq. 13): most likely model output change",
-        look_ahead=True,
-        compiled="mlmoc",
     ),
-    Criterion(
+    _row(
         name="emoc",
         formula="sum_y P(y|c) sum_x v |f+_{c,y}(x) - f(x)|",
-        needs=_LABELS,
         use="mlmoc where the most likely label is often wrong: expected model output change",
-        look_ahead=True,
-        compiled="emoc",
     ),
-    Criterion(
+    _row(
         name="expected_entropy",
         formula="-sum_y P(y|c) sum_x v H(softmax f+_{c,y}(x))",
-        needs=_SOFTMAX,
         use="expected error reduction by entropy: the classic look-ahead for calibrated outputs",
-        look_ahead=True,
-        compiled="expected_entropy",
     ),
-    Criterion(
+    _row(
         name="expected_log_loss",
         formula="sum_y P(y|c) sum_x v sum_j q_j(x) log softmax(f+_{c,y}(x))_j",
-        needs=("label_probs", "temperature", "log_loss_targets"),
         use="a better model, or labels, tell what the evaluation points should be",
-        look_ahead=True,
-        compiled="expected_log_loss",
     ),
-    Criterion(
+    _row(
         name="expected_error",
         formula="sum_y P(y|c) sum_x v (max_j softmax(f+_{c,y}(x))_j - 1)",
-        needs=_SOFTMAX,
         use="expected error reduction by the 0/1 loss: the goal is accuracy",
-        look_ahead=True,
-        compiled="expected_error",
     ),
-    Criterion(
+    _row(
+        name="expected_brier",
+        formula="-sum_y P(y|c) sum_x v sum_j p_j (1 - p_j), p = softmax f+_{c,y}(x)",
+        use="expected error reduction by the Brier score, a proper score like entropy, but bounded",
+    ),
+    _row(
         name="label_flips",
         formula="sum_y P(y|c) sum_x v 1[argmax f+_{c,y}(x) != argmax f(x)]",
-        needs=_LABELS,
         use="how many predictions a label changes; many ties on small pools",
-        look_ahead=True,
-        compiled="label_flips",
     ),
-    Criterion(
+    _row(
         name="variance_reduction",
         formula="sum_x v S(x,c)^2 / (S(c,c) + lam_c)",
-        needs=(),
         use="the best choice for squared loss, and for batches; reads no outputs",
-        look_ahead=False,
-        compiled="variance_reduction",
-        moments=True,
     ),
-    Criterion(
+    _row(
         name="epig",
         formula="-1/2 sum_x v log(1 - rho^2), rho^2 = S(x,c)^2 / ((S(c,c)+lam_c)(S(x,x)+lam))",
-        needs=(),
         use="information about the evaluation points: a few uncertain ones weigh less than above",
-        look_ahead=False,
-        compiled="epig",
         float32_limit=1e4,  # 1 - rho^2 of a point with itself is about ridge / variance
     ),
-    Criterion(
+    _row(
         name="fisher_variance_reduction",
         formula="variance_reduction with v(x) = h(x), lam_c = lam / h(c), h = 1 - sum_j p_j^2",
-        needs=(),
         use="the best choice for cross-entropy, and for batches: variance where classes are open",
-        look_ahead=False,
         compiled="variance_reduction",
-        moments=True,
         fisher=True,
     ),
 )

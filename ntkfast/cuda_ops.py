@@ -21,7 +21,8 @@ import math
 import sys
 from typing import Any
 
-from ntkfast import _core
+from ntkfast import _core, arrays
+from ntkfast.ops import ScoreInputs
 
 __all__ = [
     "available",
@@ -29,8 +30,6 @@ __all__ = [
     "cholesky_append",
     "condition_dense",
     "condition_features",
-    "downdate_moments",
-    "emulated",
     "gram_add",
     "gram_ghost",
     "problem",
@@ -48,7 +47,10 @@ __all__ = [
 ]
 
 Array = Any  # torch.Tensor or cupy.ndarray
-_View = tuple[int, list[int], list[int], str, int]
+_ARRAYS = (
+    "candidates", "evaluation", "mean", "outputs", "noise", "label_probs", "weights",
+    "log_loss_targets",
+)  # fmt: skip
 
 
 def available() -> bool:
@@ -62,14 +64,6 @@ def problem() -> str:
     The kernels need a GPU of compute capability 8.0 or newer (A100, H100, RTX 30, 40 and 50).
     """
     return _core.cuda_problem()
-
-
-def emulated() -> bool:
-    """Whether kernels run on the CPU, on torch tensors in host memory as on those of a device 0.
-
-    Only in the build of the tests (``make test-emulated``), thousands of times slower than a GPU.
-    """
-    return _core.cuda_emulated()
 
 
 class _Torch:
@@ -93,22 +87,6 @@ class _Torch:
 
     def stream(self) -> int:
         return int(self.torch.cuda.current_stream(self.device).cuda_stream)
-
-
-class _EmulatedTorch(_Torch):
-    """Tensors in host memory taken for device memory: only in the tests' build, see `emulated`."""
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
-        kind = getattr(self.torch, dtype)
-        alignment, count = 256 // kind.itemsize, math.prod(shape)  # of allocations on a GPU
-        memory = self.torch.empty(count + alignment, dtype=kind)
-        start = -memory.data_ptr() % 256 // kind.itemsize
-        # What nothing writes must show.
-        unwritten = float("nan") if kind.is_floating_point else self.torch.iinfo(kind).min
-        return memory[start : start + count].fill_(unwritten).view(shape)
-
-    def stream(self) -> int:
-        return 0
 
 
 class _Cupy:
@@ -152,97 +130,65 @@ def _library(name: str, array: Array) -> _Torch | _Cupy:
     if not _core.cuda_compiled():
         raise RuntimeError(_core.cuda_problem())
     _view(name, array)
-    if emulated():
-        return _EmulatedTorch(array)
     return _Torch(array) if _is_torch(array) else _Cupy(array)
 
 
-def _view(name: str, array: Array) -> _View:
+def _view(name: str, array: Array) -> _core.View:
     """Describe an array in GPU memory to the compiled core, without a copy."""
     if _is_torch(array):
-        if array.device.type != ("cpu" if emulated() else "cuda"):
-            raise TypeError(f"{name} is on device '{array.device}'; expected a CUDA tensor")
-        dtype = str(array.dtype).removeprefix("torch.")
-        return (
-            array.data_ptr(),
-            list(array.shape),
-            list(array.stride()),
-            dtype,
-            array.device.index or 0,
+        device = array.device
+        if device.type not in arrays._GPU_TYPES:
+            raise TypeError(f"{name} is on device '{device}'; expected a CUDA tensor")
+        return _core.View(
+            name, array.data_ptr(), array.shape, array.stride(), _dtype(array), device.index or 0
         )
     if _is_cupy(array):
         strides = [stride // array.itemsize for stride in array.strides]
-        return (array.data.ptr, list(array.shape), strides, array.dtype.name, array.device.id)
+        return _core.View(
+            name, array.data.ptr, array.shape, strides, _dtype(array), array.device.id
+        )
     raise TypeError(
         f"{name} is a {type(array).__name__}; expected a torch CUDA tensor or a cupy array"
     )
 
 
-def _optional(name: str, array: Array | None) -> _View | None:
+def _dtype(array: Array) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _optional(name: str, array: Array | None) -> _core.View | None:
     return None if array is None else _view(name, array)
 
 
-class _Workspace:
-    """Device memory for one call; the allocator orders its reuse by stream."""
-
-    def __init__(self, library: _Torch | _Cupy, size: int) -> None:
-        self.array = library.empty((max(1, math.ceil(size / 8)),), "float64")
-        self.memory = (library.pointer(self.array), size)
-
-
-def _score_arguments(
-    library: _Torch | _Cupy,
-    num_points: int,
-    criterion: str,
-    candidates: Array | None,
-    evaluation: Array | None,
-    *,
-    mean: Array,
-    outputs: Array,
-    variance: Array,
-    noise: Array,
-    ridge: float,
-    label_probs: Array,
-    weights: Array,
-    label_scale: float,
-    loss: str,
-    temperature: float,
-    log_loss_targets: Array | None,
-) -> tuple[dict[str, Any], Array]:
-    if loss not in ("squared", "cross_entropy"):
-        raise ValueError(f"loss: expected 'squared' or 'cross_entropy', got {loss!r}")
-    count = num_points if candidates is None else candidates.shape[0]
-    utilities = library.empty((count,), "float64")
-    arguments = dict(
-        criterion=criterion,
-        candidates=_optional("candidates", candidates),
-        evaluation=_optional("evaluation", evaluation),
-        mean=_view("mean", mean),
-        outputs=_view("outputs", outputs),
-        variance=_view("variance", variance),
-        noise=_view("noise", noise),
-        ridge=float(ridge),
-        label_probs=_view("label_probs", label_probs),
-        weights=_view("weights", weights),
-        label_scale=float(label_scale),
-        cross_entropy=loss == "cross_entropy",
-        temperature=float(temperature),
-        log_loss_targets=_optional("log_loss_targets", log_loss_targets),
-        utilities=_view("utilities", utilities),
-    )
-    return arguments, utilities
-
-
-def _sizes(
-    num_points: int, mean: Array, candidates: Array | None, evaluation: Array | None
-) -> tuple[int, int, int]:
-    if len(mean.shape) != 2:
-        raise ValueError(f"mean has shape {tuple(mean.shape)}; expected (N, k)")
+def _factor(
+    name: str, data: Array, positions: Array, columns: Array
+) -> tuple[_core.View, _core.View, _core.View]:
     return (
-        mean.shape[1],
-        num_points if candidates is None else candidates.shape[0],
-        num_points if evaluation is None else evaluation.shape[0],
+        _view(name, data),
+        _view(f"{name}_positions", positions),
+        _view(f"{name}_columns", columns),
     )
+
+
+def _workspace(library: _Torch | _Cupy, size: int) -> Array:
+    """Device memory for one call, in bytes; the allocator orders its reuse by stream."""
+    return library.empty((max(1, math.ceil(size / 8)),), "float64")
+
+
+def _call(
+    library: _Torch | _Cupy, num_points: int, criterion: str, inputs: ScoreInputs, variance: Array
+) -> tuple[dict[str, Any], Array, tuple[int, int, int]]:
+    """Return a scoring call as the compiled core takes it, its utilities, and k, N_c, N_x."""
+    _, k = _matrix("mean", inputs.mean)
+    num_candidates, num_evaluation = (
+        num_points if points is None else points.shape[0]
+        for points in (inputs.candidates, inputs.evaluation)
+    )
+    utilities = library.empty((num_candidates,), "float64")
+    call = dict(vars(inputs), criterion=criterion)
+    given = {name: call[name] for name in _ARRAYS} | dict(variance=variance, utilities=utilities)
+    call |= {name: _optional(name, array) for name, array in given.items()}
+    return call, utilities, (k, num_candidates, num_evaluation)
 
 
 def _matrix(name: str, array: Array) -> tuple[int, int]:
@@ -252,27 +198,11 @@ def _matrix(name: str, array: Array) -> tuple[int, int]:
 
 
 def score_features(
-    criterion: str,
-    psi: Array,
-    candidates: Array | None,
-    evaluation: Array | None,
-    *,
-    mean: Array,
-    outputs: Array,
-    variance: Array,
-    noise: Array,
-    ridge: float,
-    label_probs: Array,
-    weights: Array,
-    label_scale: float,
-    loss: str,
-    temperature: float,
-    log_loss_targets: Array | None,
-    precision: str = "auto",
+    criterion: str, psi: Array, inputs: ScoreInputs, *, variance: Array, precision: str = "auto"
 ) -> Array:
     r"""Utilities of candidates with the covariance in weight space, ``S(x, c) = <psi(x), psi(c)>``.
 
-    The formula and the other arguments are those of `ntkfast.ops.score_features`.
+    The formula is that of `ntkfast.ops.score_features`.
 
     Parameters
     ----------
@@ -280,11 +210,10 @@ def score_features(
         One of `ntkfast.ops.criteria`.
     psi : (N, d) float32, float64 or bfloat16
         Rows contiguous; rows that start at multiples of 16 bytes are read faster.
-    candidates, evaluation : (N_c,), (N_x,) int64 or None
-        Indices in range; None: all points in order.
-    mean, outputs, variance, noise, ridge, label_probs, weights, label_scale, loss, temperature, \
-log_loss_targets
-        As in `ntkfast.ops.score_features`, float64 on the device.
+    inputs : ntkfast.ops.ScoreInputs
+        Everything else, with arrays on the device. Indices must be in range.
+    variance : (N,) float64
+        S(x, x).
     precision : {"auto", "float32", "float64", "tf32", "tf32x3", "bf16"}
         How products are formed. "auto": tf32 for float32 features, bf16 for bfloat16, float64 for
         float64. "tf32x3": three tf32 products, nearly float32's accuracy; "float32": without tensor
@@ -305,24 +234,12 @@ log_loss_targets
     library = _library("psi", psi)
     num_points, _ = _matrix("psi", psi)
     if precision == "auto":
-        dtype = _view("psi", psi)[3]
-        precision = {"float32": "tf32", "bfloat16": "bf16"}.get(dtype, "float64")
-    arguments, utilities = _score_arguments(
-        library, num_points, criterion, candidates, evaluation, mean=mean, outputs=outputs,
-        variance=variance, noise=noise, ridge=ridge, label_probs=label_probs, weights=weights,
-        label_scale=label_scale, loss=loss, temperature=temperature,
-        log_loss_targets=log_loss_targets,
-    )  # fmt: skip
-    sizes = _sizes(num_points, mean, candidates, evaluation)
-    workspace = _Workspace(
-        library, _core.cuda_score_features_workspace(criterion, *sizes, precision)
-    )
+        precision = {"float32": "tf32", "bfloat16": "bf16"}.get(_dtype(psi), "float64")
+    call, utilities, sizes = _call(library, num_points, criterion, inputs, variance)
+    size = _core.cuda_score_features_workspace(criterion, *sizes, precision)
+    workspace = _workspace(library, size)
     _core.cuda_score_features(
-        psi=_view("psi", psi),
-        precision=precision,
-        workspace=workspace.memory,
-        stream=library.stream(),
-        **arguments,
+        _view("psi", psi), call, precision, _view("workspace", workspace), library.stream()
     )
     return utilities
 
@@ -330,40 +247,23 @@ log_loss_targets
 def score_dense(
     criterion: str,
     S: Array,
-    candidates: Array | None,
-    evaluation: Array | None,
+    inputs: ScoreInputs,
     *,
-    mean: Array,
-    outputs: Array,
     variance: Array,
-    noise: Array,
-    ridge: float,
-    label_probs: Array,
-    weights: Array,
-    label_scale: float,
-    loss: str,
-    temperature: float,
-    log_loss_targets: Array | None,
     downdate: Array | None = None,
-    update: bool = False,
 ) -> Array:
     """Utilities of candidates with the covariance in function space, ``S - downdate^T downdate``.
 
-    As `ntkfast.ops.score_dense`. With `update` the downdated covariance is also stored in S, in the
-    same pass over it; candidates and evaluation must then be None (all points: give the points that
-    do not count weight 0, and drop their utilities).
+    As `ntkfast.ops.score_dense`.
 
     Parameters
     ----------
-    criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs, \
-weights, label_scale, loss, temperature, log_loss_targets
+    criterion, inputs, variance
         As in `score_features`.
     S : (N, N) float32 or float64
-        Symmetric; its dtype is the compute type.
+        Symmetric; its dtype is the compute type. Not changed.
     downdate : (r, N) of S's dtype, optional
         What the picks of a batch take away.
-    update : bool
-        Whether S is changed.
 
     Returns
     -------
@@ -372,23 +272,13 @@ weights, label_scale, loss, temperature, log_loss_targets
     """
     library = _library("S", S)
     num_points, _ = _matrix("S", S)
-    arguments, utilities = _score_arguments(
-        library, num_points, criterion, candidates, evaluation, mean=mean, outputs=outputs,
-        variance=variance, noise=noise, ridge=ridge, label_probs=label_probs, weights=weights,
-        label_scale=label_scale, loss=loss, temperature=temperature,
-        log_loss_targets=log_loss_targets,
-    )  # fmt: skip
-    sizes = _sizes(num_points, mean, candidates, evaluation)
-    double = _view("S", S)[3] == "float64"
-    workspace = _Workspace(library, _core.cuda_score_dense_workspace(criterion, *sizes, double))
+    call, utilities, sizes = _call(library, num_points, criterion, inputs, variance)
+    size = _core.cuda_score_dense_workspace(criterion, *sizes, _dtype(S) == "float64")
+    workspace = _workspace(library, size)
     _core.cuda_score_dense(
-        S=_view("S", S),
-        downdate=_optional("downdate", downdate),
-        update=update,
-        workspace=workspace.memory,
-        stream=library.stream(),
-        **arguments,
-    )
+        _view("S", S), _optional("downdate", downdate), call, _view("workspace", workspace),
+        library.stream(),
+    )  # fmt: skip
     return utilities
 
 
@@ -396,9 +286,13 @@ def condition_features(psi: Array, U: Array, C: Array) -> None:
     """``psi <- psi - (psi U^T) C`` in place; psi (N, d) float32 or float64; U, C (b, d) float64."""
     library = _library("psi", psi)
     (num_points, _), (rank, _) = _matrix("psi", psi), _matrix("U", U)
-    workspace = _Workspace(library, _core.cuda_condition_features_workspace(num_points, rank))
+    workspace = _workspace(library, _core.cuda_condition_features_workspace(num_points, rank))
     _core.cuda_condition_features(
-        _view("psi", psi), _view("U", U), _view("C", C), workspace.memory, library.stream()
+        _view("psi", psi),
+        _view("U", U),
+        _view("C", C),
+        _view("workspace", workspace),
+        library.stream(),
     )
 
 
@@ -414,9 +308,8 @@ def whiten(features: Array, W: Array) -> Array:
     features (N, d) float32, float64 or bfloat16 (the result is float32 then); W (d, d) float64.
     """
     library = _library("features", features)
-    dtype = _view("features", features)[3]
-    dtype = "float32" if dtype == "bfloat16" else dtype
-    psi = library.empty(_matrix("features", features), dtype)
+    dtype = _dtype(features)
+    psi = library.empty(_matrix("features", features), "float32" if dtype == "bfloat16" else dtype)
     _core.cuda_whiten(
         _view("features", features), _view("W", W), _view("psi", psi), library.stream()
     )
@@ -467,19 +360,6 @@ def squared_norms(X: Array, out: Array | None = None) -> Array:
     return norms
 
 
-def downdate_moments(psi: Array, g: Array, h: Array, scalars: Array, q: Array, s: Array) -> None:
-    """One sequential pick of `variance_reduction` in one pass over psi; see `ntkfast.ops`.
-
-    psi (N, d) float32, float64 or bfloat16; g, h (d,) float64; scalars (2,) float64 on the device:
-    ``g^T G g`` and D; q, s (N,) float64, in place. Products and sums in float64.
-    """
-    library = _library("psi", psi)
-    _core.cuda_downdate_moments(
-        _view("psi", psi), _view("g", g), _view("h", h), _view("scalars", scalars), _view("q", q),
-        _view("s", s), library.stream(),
-    )  # fmt: skip
-
-
 def select_variance_reduction(
     psi: Array,
     candidates: Array | None,
@@ -519,11 +399,11 @@ def select_variance_reduction(
     num_points, d = _matrix("psi", psi)
     rows = num_points if candidates is None else candidates.shape[0]
     picked, utilities = library.empty((count,), "int64"), library.empty((count,), "float64")
-    workspace = _Workspace(library, _core.cuda_select_variance_reduction_workspace(rows, d))
+    workspace = _workspace(library, _core.cuda_select_variance_reduction_workspace(rows, d))
     _core.cuda_select_variance_reduction(
         _view("psi", psi), _optional("candidates", candidates), _view("gram", gram), _view("q", q),
         _view("s", s), _view("noise", noise), _view("picked", picked),
-        _view("utilities", utilities), workspace.memory, library.stream(),
+        _view("utilities", utilities), _view("workspace", workspace), library.stream(),
     )  # fmt: skip
     return picked, utilities
 
@@ -567,7 +447,7 @@ def triangular_solve(L: Array, B: Array, *, transpose: bool = False) -> Array:
 def _product_precision(precision: str, array: Array) -> str:
     if precision != "auto":
         return precision
-    return {"float32": "tf32x3", "bfloat16": "bf16"}.get(_view("array", array)[3], "float64")
+    return {"float32": "tf32x3", "bfloat16": "bf16"}.get(_dtype(array), "float64")
 
 
 def gram_add(
@@ -644,14 +524,14 @@ def sketch_add(values: Array, start: int, sign_key: int, shift_key: int, out: Ar
     """
     library = _library("values", values)
     count, dim = _matrix("values", values)[1], _matrix("out", out)[1]
-    workspace = _Workspace(library, _core.cuda_sketch_workspace(start, count, dim))
+    workspace = _workspace(library, _core.cuda_sketch_workspace(start, count, dim))
     _core.cuda_sketch_add(
         _view("values", values),
         start,
         sign_key,
         shift_key,
         _view("out", out),
-        workspace.memory,
+        _view("workspace", workspace),
         library.stream(),
     )
 
@@ -692,19 +572,15 @@ def sketch_gradients(
     library = _library("left", left)
     count = left_columns.shape[0] * (right_columns.shape[0] // max(1, groups))
     dim = _matrix("out", out)[1]
-    workspace = _Workspace(library, _core.cuda_sketch_workspace(start, count, dim))
+    workspace = _workspace(library, _core.cuda_sketch_workspace(start, count, dim))
     _core.cuda_sketch_gradients(
-        _view("left", left),
-        _view("left_positions", left_positions),
-        _view("left_columns", left_columns),
-        _view("right", right),
-        _view("right_positions", right_positions),
-        _view("right_columns", right_columns),
+        _factor("left", left, left_positions, left_columns),
+        _factor("right", right, right_positions, right_columns),
         groups,
         start,
         sign_key,
         shift_key,
         _view("out", out),
-        workspace.memory,
+        _view("workspace", workspace),
         library.stream(),
     )

@@ -15,6 +15,7 @@ computed in; sums over points are float64 always.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,75 @@ Floating = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.int64]
 
 
-def criteria() -> tuple[str, ...]:
-    """Names of the criteria the compiled core can score."""
-    return tuple(_core.criteria())
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What every scoring operation reads besides the covariances.
+
+    Arrays of the library that the operation works on: numpy here, torch or cupy in
+    `ntkfast.cuda_ops`.
+
+    Attributes
+    ----------
+    candidates, evaluation : (N_c,), (N_x,) int64 or None
+        Indices into the N points; None: all of them in order.
+    mean, outputs : (N, k) float64
+        Posterior mean F and the trained network's outputs f.
+    noise : (N_c,) float64
+        Noise of each candidate's hypothetical label, in (0, inf].
+    ridge : float
+        Noise of an evaluation point (`epig`).
+    label_probs : (N_c, k) float64
+        P(y|c).
+    weights : (N_x,) float64
+        v(x).
+    label_scale : float
+        Size of a label in units of the outputs; 1 for squared loss.
+    loss : {"squared", "cross_entropy"}
+        What the network was trained with.
+    temperature : float
+        Divides outputs inside softmax (the `expected_*` criteria).
+    log_loss_targets : (N_x, k) float64 or None
+        q(x) of `expected_log_loss`.
+    """
+
+    candidates: Any
+    evaluation: Any
+    mean: Any
+    outputs: Any
+    noise: Any
+    ridge: float
+    label_probs: Any
+    weights: Any
+    label_scale: float
+    loss: str
+    temperature: float
+    log_loss_targets: Any = None
+
+    def part(self, candidates: slice, evaluation: slice) -> ScoreInputs:
+        """Return the call for some of the candidates and evaluation points."""
+        targets = self.log_loss_targets
+        return replace(
+            self,
+            candidates=self.candidates[candidates],
+            noise=self.noise[candidates],
+            label_probs=self.label_probs[candidates],
+            evaluation=self.evaluation[evaluation],
+            weights=self.weights[evaluation],
+            log_loss_targets=None if targets is None else targets[evaluation],
+        )
+
+
+_CRITERIA = {name: frozenset(traits) for name, traits in _core.criteria()}
+
+
+def criteria() -> dict[str, frozenset[str]]:
+    """Names of the criteria the compiled core can score, and the traits of each.
+
+    A trait is an argument that the criterion reads (`label_probs`, `temperature`,
+    `log_loss_targets`), or "point_variance" (it reads S(x, x)), "look_ahead" (at outputs after a
+    hypothetical label) or "moments" (it needs no pairs in weight space).
+    """
+    return dict(_CRITERIA)
 
 
 def cpu_isa() -> str:
@@ -72,61 +139,22 @@ def _indices(array: npt.ArrayLike) -> Indices:
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _score_arguments(
-    criterion: str,
-    candidates: Indices,
-    evaluation: Indices,
-    mean: Float64,
-    outputs: Float64,
-    variance: Float64,
-    noise: Float64,
-    ridge: float,
-    label_probs: Float64,
-    weights: Float64,
-    label_scale: float,
-    loss: str,
-    temperature: float,
-    log_loss_targets: Float64 | None,
-) -> dict[str, Any]:
-    if loss not in ("squared", "cross_entropy"):
-        raise ValueError(f"loss: expected 'squared' or 'cross_entropy', got {loss!r}")
-    candidates = _indices(candidates)
-    return dict(
-        criterion=criterion,
-        candidates=candidates,
-        evaluation=_indices(evaluation),
-        mean=_float64(mean),
-        outputs=_float64(outputs),
-        variance=_float64(variance),
-        noise=_float64(noise),
-        ridge=float(ridge),
-        label_probs=_float64(label_probs),
-        weights=_float64(weights),
-        label_scale=float(label_scale),
-        cross_entropy=loss == "cross_entropy",
-        temperature=float(temperature),
-        log_loss_targets=None if log_loss_targets is None else _float64(log_loss_targets),
-        utilities=np.empty(candidates.shape, dtype=np.float64),
-    )
+def _call(criterion: str, inputs: ScoreInputs, variance: Float64) -> dict[str, Any]:
+    """Return a scoring call as the compiled core takes it; `utilities` is its result."""
+    call = dict(vars(inputs), criterion=criterion, variance=_float64(variance))
+    for name in ("candidates", "evaluation"):
+        points = call[name]
+        call[name] = np.arange(len(inputs.mean)) if points is None else _indices(points)
+    for name in ("mean", "outputs", "noise", "label_probs", "weights"):
+        call[name] = _float64(call[name])
+    if inputs.log_loss_targets is not None:
+        call["log_loss_targets"] = _float64(inputs.log_loss_targets)
+    call["utilities"] = np.empty(call["candidates"].shape)
+    return call
 
 
 def score_features(
-    criterion: str,
-    psi: Floating,
-    candidates: Indices,
-    evaluation: Indices,
-    *,
-    mean: Float64,
-    outputs: Float64,
-    variance: Float64,
-    noise: Float64,
-    ridge: float,
-    label_probs: Float64,
-    weights: Float64,
-    label_scale: float,
-    loss: str,
-    temperature: float,
-    log_loss_targets: Float64 | None,
+    criterion: str, psi: Floating, inputs: ScoreInputs, *, variance: Float64
 ) -> Float64:
     r"""Utilities of candidates with the covariance in weight space, ``S(x, c) = <psi(x), psi(c)>``.
 
@@ -141,28 +169,10 @@ def score_features(
         One of `criteria()`.
     psi : (N, d) float
         Whitened features; their dtype is the compute type.
-    candidates, evaluation : (N_c,), (N_x,) int64
-        Indices into the N points.
-    mean, outputs : (N, k) float64
-        Posterior mean F and the trained network's outputs f.
+    inputs : ScoreInputs
+        Everything else.
     variance : (N,) float64
         S(x, x).
-    noise : (N_c,) float64
-        Noise of each candidate's hypothetical label, in (0, inf].
-    ridge : float
-        Noise of an evaluation point (`epig`).
-    label_probs : (N_c, k) float64
-        P(y|c).
-    weights : (N_x,) float64
-        v(x).
-    label_scale : float
-        Size of a label in units of the outputs; 1 for squared loss.
-    loss : {"squared", "cross_entropy"}
-        What the network was trained with.
-    temperature : float
-        Divides outputs inside softmax (the `expected_*` criteria).
-    log_loss_targets : (N_x, k) float64 or None
-        q(x) of `expected_log_loss`.
 
     Returns
     -------
@@ -177,31 +187,17 @@ def score_features(
         Wrong shapes, indices out of range, or values outside their range; the message names the
         argument.
     """
-    arguments = _score_arguments(
-        criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs,
-        weights, label_scale, loss, temperature, log_loss_targets,
-    )  # fmt: skip
-    _core.score_features(psi=_floating(psi, "psi"), **arguments)
-    return arguments["utilities"]  # type: ignore[no-any-return]
+    call = _call(criterion, inputs, variance)
+    _core.score_features(_floating(psi, "psi"), call)
+    return call["utilities"]  # type: ignore[no-any-return]
 
 
 def score_dense(
     criterion: str,
     S: Floating,
-    candidates: Indices,
-    evaluation: Indices,
+    inputs: ScoreInputs,
     *,
-    mean: Float64,
-    outputs: Float64,
     variance: Float64,
-    noise: Float64,
-    ridge: float,
-    label_probs: Float64,
-    weights: Float64,
-    label_scale: float,
-    loss: str,
-    temperature: float,
-    log_loss_targets: Float64 | None,
     downdate: Floating | None = None,
 ) -> Float64:
     """Utilities of candidates with the covariance in function space, ``S - downdate^T downdate``.
@@ -210,33 +206,19 @@ def score_dense(
     picks of a batch have added, ``S(., c) / sqrt(S(c, c) + noise_c)`` each. Everything else is as
     in `score_features`.
     """
-    arguments = _score_arguments(
-        criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs,
-        weights, label_scale, loss, temperature, log_loss_targets,
-    )  # fmt: skip
+    call = _call(criterion, inputs, variance)
     if downdate is not None:
         downdate = np.ascontiguousarray(downdate, dtype=S.dtype)
-    _core.score_dense(S=_floating(S, "S"), downdate=downdate, **arguments)
-    return arguments["utilities"]  # type: ignore[no-any-return]
+    _core.score_dense(_floating(S, "S"), downdate, call)
+    return call["utilities"]  # type: ignore[no-any-return]
 
 
 def score_blocks(
     criterion: str,
     covariance: Floating,
-    candidates: Indices,
-    evaluation: Indices,
+    inputs: ScoreInputs,
     *,
-    mean: Float64,
-    outputs: Float64,
     variance: Float64,
-    noise: Float64,
-    ridge: float,
-    label_probs: Float64,
-    weights: Float64,
-    label_scale: float,
-    loss: str,
-    temperature: float,
-    log_loss_targets: Float64 | None,
     rows: Indices | None = None,
     columns: Indices | None = None,
     evaluation_variance: Float64 | None = None,
@@ -253,6 +235,8 @@ def score_blocks(
     covariance : (B_c k, B_x k) float
         Block ``rows[i]``, ``columns[j]`` of it is S(c_i, x_j), entry (a, b) being the covariance of
         output a of c_i and output b of x_j. Its dtype is the compute type.
+    inputs : ScoreInputs
+        Everything else.
     rows, columns : (N_c,), (N_x,) int64, optional
         Default: blocks in the order of candidates and evaluation points. With the covariance of
         all points, pass `candidates` and `evaluation`.
@@ -260,9 +244,6 @@ def score_blocks(
         S(c, c) of each candidate; the lower triangle is read.
     evaluation_variance : (N_x, k, k) float64
         S(x, x) of each evaluation point; `epig` only.
-    candidates, evaluation, mean, outputs, noise, ridge, label_probs, weights, label_scale, loss, \
-temperature, log_loss_targets
-        As in `score_features`.
 
     Returns
     -------
@@ -275,18 +256,15 @@ temperature, log_loss_targets
     ValueError
         As `score_features`, and where a variance plus its noise is not positive definite.
     """
-    arguments = _score_arguments(
-        criterion, candidates, evaluation, mean, outputs, variance, noise, ridge, label_probs,
-        weights, label_scale, loss, temperature, log_loss_targets,
-    )  # fmt: skip
+    call = _call(criterion, inputs, variance)
     _core.score_blocks(
-        covariance=_floating(covariance, "covariance"),
-        rows=None if rows is None else _indices(rows),
-        columns=None if columns is None else _indices(columns),
-        evaluation_variance=None if evaluation_variance is None else _float64(evaluation_variance),
-        **arguments,
+        _floating(covariance, "covariance"),
+        None if rows is None else _indices(rows),
+        None if columns is None else _indices(columns),
+        None if evaluation_variance is None else _float64(evaluation_variance),
+        call,
     )
-    return arguments["utilities"]  # type: ignore[no-any-return]
+    return call["utilities"]  # type: ignore[no-any-return]
 
 
 def condition_features(psi: Floating, U: Float64, C: Float64) -> None:
@@ -407,6 +385,12 @@ def triangular_solve(L: Float64, B: Float64, *, transpose: bool = False) -> Floa
 # --- Contractions of per-sample gradients ---
 
 
+def _factor(
+    name: str, data: Floating, positions: Indices, columns: Indices
+) -> tuple[Floating, Indices, Indices]:
+    return _floating(data, name), _indices(positions), _indices(columns)
+
+
 def sketch_add(values: Floating, start: int, sign_key: int, shift_key: int, out: Floating) -> None:
     """Add the count-sketch of vectors to `out`, in place.
 
@@ -466,12 +450,8 @@ def sketch_gradients(
         Wrong shapes or types, or offsets that leave `left` or `right`.
     """
     _core.sketch_gradients(
-        _floating(left, "left"),
-        _indices(left_positions),
-        _indices(left_columns),
-        _floating(right, "right"),
-        _indices(right_positions),
-        _indices(right_columns),
+        _factor("left", left, left_positions, left_columns),
+        _factor("right", right, right_positions, right_columns),
         groups,
         start,
         sign_key,
@@ -498,12 +478,8 @@ def form_gradients(
     the factors and errors are those of `sketch_gradients`.
     """
     _core.form_gradients(
-        _floating(left, "left"),
-        _indices(left_positions),
-        _indices(left_columns),
-        _floating(right, "right"),
-        _indices(right_positions),
-        _indices(right_columns),
+        _factor("left", left, left_positions, left_columns),
+        _factor("right", right, right_positions, right_columns),
         groups,
         _in_place(out, "out"),
         add,

@@ -166,10 +166,9 @@ class _Task:
         P = self.label_probs
         if P is None:
             P = probabilities(self.mean[self.candidates], self.post.loss)
-        return scorer.score(
-            self.row.compiled,
-            self.candidates,
-            self.evaluation,
+        inputs = ops.ScoreInputs(
+            candidates=self.candidates,
+            evaluation=self.evaluation,
             mean=self.mean,
             outputs=self.outputs,
             noise=self.noise,
@@ -181,6 +180,7 @@ class _Task:
             temperature=self.temperature,
             log_loss_targets=self.log_loss_targets,
         )
+        return scorer.score(self.row.compiled, inputs)
 
 
 def _precision(post: Posterior, row: Criterion, precision: str, noise: Array, mode: str) -> str:

@@ -33,35 +33,38 @@ test-emulated`). Without either a skip, or a failure where NTKFAST_REQUIRE_GPU=1
     Outputs and workspace hold NaN before they are used, and what lies around them is watched.
     """
     torch = pytest.importorskip("torch")
-    from ntkfast import cuda_ops
+    from ntkfast import _core, cuda_ops
 
     missing = cuda_ops.problem()
-    if not missing and not cuda_ops.emulated() and not torch.cuda.is_available():
+    emulated = _core.cuda_emulated()
+    if not missing and not emulated and not torch.cuda.is_available():
         missing = "this torch has no CUDA"
     if missing:
         required = os.environ.get("NTKFAST_REQUIRE_GPU") == "1"
         (pytest.fail if required else pytest.skip)(missing)
 
-    library = cuda_ops._EmulatedTorch if cuda_ops.emulated() else cuda_ops._Torch
+    import emulation  # which needs torch
+
+    if emulated:
+        from emulated_memory import DeviceMemory
+
+        emulation.install(monkeypatch.setattr)
+        DeviceMemory().wrap(monkeypatch)
+    library = cuda_ops._Torch
     allocate, guarded = library.empty, []
 
     def empty(self, shape, dtype):
         kind = getattr(torch, dtype)
-        count, guard = math.prod(shape), 256 // kind.itemsize
-        unwritten = float("nan") if kind.is_floating_point else torch.iinfo(kind).min
-        memory = allocate(self, (guard + count + guard,), dtype).fill_(unwritten)
-        guarded.append((memory, guard, count, unwritten))
+        count, guard, nothing = math.prod(shape), 256 // kind.itemsize, emulation.unwritten(kind)
+        memory = allocate(self, (guard + count + guard,), dtype).fill_(nothing)
+        guarded.append((memory, guard, count, nothing))
         return memory[guard : guard + count].view(shape)
 
     monkeypatch.setattr(library, "empty", empty)
-    if cuda_ops.emulated():
-        from emulated_memory import DeviceMemory
-
-        DeviceMemory().wrap(monkeypatch)
-    yield torch.device("cpu" if cuda_ops.emulated() else "cuda")
-    for memory, guard, count, unwritten in guarded:
+    yield torch.device("cpu" if emulated else "cuda")
+    for memory, guard, count, nothing in guarded:
         around = torch.cat([memory[:guard], memory[guard + count :]])
-        untouched = around.isnan() if unwritten != unwritten else around == unwritten
+        untouched = around.isnan() if nothing != nothing else around == nothing
         assert untouched.all(), "a kernel wrote before or behind its output or workspace"
 
 

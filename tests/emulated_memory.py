@@ -11,6 +11,17 @@ ITEM = {"bfloat16": 2, "float32": 4, "float64": 8, "int64": 8}
 ALIGNMENT = 256  # of an address: kept, since kernels look at it
 
 
+CoreView = _core.View
+
+
+class View:
+    """An array of a call, to be moved."""
+
+    def __init__(self, *arguments):
+        CoreView(*arguments)  # refuses what it refuses
+        self.arguments = arguments
+
+
 class DeviceMemory:
     """Takes the arrays of a call to `_core` into pages that the host cannot touch meanwhile.
 
@@ -30,40 +41,40 @@ class DeviceMemory:
         if self.mprotect(self.base + start, size, flags):
             raise OSError(ctypes.get_errno(), "mprotect")
 
-    def call(self, function, arguments, keywords):
+    def call(self, function, arguments):
         end, pages, moved = mmap.PAGESIZE, [], []
 
         def move(value):
             nonlocal end
-            if not isinstance(value, tuple):
+            if isinstance(value, dict):
+                return {name: move(member) for name, member in value.items()}
+            if isinstance(value, tuple):
+                return tuple(move(member) for member in value)
+            if not isinstance(value, View):
                 return value
-            if len(value) == 2:  # workspace
-                size = value[1]
-            else:
-                shape, strides, dtype = value[1:4]
-                span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-                size = span * ITEM[dtype] if min(shape) > 0 and dtype in ITEM else 0
+            name, address, shape, strides, dtype, device = value.arguments
+            span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+            size = span * ITEM[dtype] if min(shape) > 0 and dtype in ITEM else 0
             if size == 0:
-                return value
+                return CoreView(*value.arguments)
             first = end
             end += -(-(size + ALIGNMENT) // mmap.PAGESIZE) * mmap.PAGESIZE
             start = end - size
-            start -= (start - value[0]) % ALIGNMENT
+            start -= (start - address) % ALIGNMENT
             assert end + mmap.PAGESIZE <= self.size, "arrays larger than the memory of the test"
-            ctypes.memmove(self.base + start, value[0], size)
-            moved.append((value[0], start, size))
+            ctypes.memmove(self.base + start, address, size)
+            moved.append((address, start, size))
             pages.append((first, end - first))
             end += mmap.PAGESIZE
-            return (self.base + start, *value[1:])
+            return CoreView(name, self.base + start, shape, strides, dtype, device)
 
         arguments = [move(value) for value in arguments]
-        keywords = {name: move(value) for name, value in keywords.items()}
         self.protect(0, self.size, NOTHING)
         os.environ["NTKFAST_EMULATION_MEMORY"] = "".join(
             f"{self.base + first}:{size};" for first, size in pages
         )
         try:
-            return function(*arguments, **keywords)
+            return function(*arguments)
         finally:
             del os.environ["NTKFAST_EMULATION_MEMORY"]
             self.protect(0, self.size, READ_WRITE)
@@ -74,8 +85,9 @@ class DeviceMemory:
         """All operations of `_core` on a GPU take their arrays into this memory."""
 
         def wrapped(function):
-            return lambda *arguments, **keywords: self.call(function, arguments, keywords)
+            return lambda *arguments: self.call(function, arguments)
 
+        monkeypatch.setattr(_core, "View", View)
         for name in dir(_core):
             if name.startswith("cuda_"):
                 monkeypatch.setattr(_core, name, wrapped(getattr(_core, name)))

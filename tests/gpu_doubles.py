@@ -6,6 +6,7 @@ arrays refuse to meet those of numpy.
 """
 
 import operator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,22 +66,22 @@ class Operations:
             L, failed = np.full(A.shape, np.nan), 1
         return _like(A, L), _like(A, np.array([failed]))
 
-    def score_features(self, criterion, psi, candidates, evaluation, *, precision, **keywords):
+    def score_features(self, criterion, psi, inputs, *, variance, precision):
         rounded = {
             "float64": lambda a: _typed(a, "float64"),
             "tf32x3": lambda a: _typed(a, "float32"),
             "tf32": lambda a: tf32(_typed(a, "float32")),
             "bf16": lambda a: _typed(a, "bfloat16").astype(np.float32),
         }[precision](psi)
-        c, x, keywords = _scoring(len(psi), candidates, evaluation, keywords)
-        return _like(psi, ops.score_features(criterion, rounded, c, x, **keywords))
+        inputs, variance = _scoring(inputs), _vector(variance)
+        return _like(psi, ops.score_features(criterion, rounded, inputs, variance=variance))
 
-    def score_dense(self, criterion, S, candidates, evaluation, *, downdate=None, **keywords):
+    def score_dense(self, criterion, S, inputs, *, variance, downdate=None):
         if downdate is not None:
             assert downdate.dtype == S.dtype
             downdate = _matrix(downdate)
-        c, x, keywords = _scoring(len(S), candidates, evaluation, keywords)
-        found = ops.score_dense(criterion, _matrix(S), c, x, downdate=downdate, **keywords)
+        inputs, variance = _scoring(inputs), _vector(variance)
+        found = ops.score_dense(criterion, _matrix(S), inputs, variance=variance, downdate=downdate)
         return _like(S, found)
 
     def select_variance_reduction(self, psi, candidates, count, *, gram, q, s, noise):
@@ -143,14 +144,13 @@ def _indices(array):
     return memory
 
 
-def _scoring(N, candidates, evaluation, keywords):
-    c, x = (np.arange(N) if i is None else _indices(i) for i in (candidates, evaluation))
-    for name, value in keywords.items():
+def _scoring(inputs):
+    host = {}
+    for name, value in vars(inputs).items():
+        assert not isinstance(value, np.ndarray), f"{name} is on the host"
         if isinstance(value, (torch.Tensor, Cupy)):
-            keywords[name] = _vector(value)
-        else:
-            assert not isinstance(value, np.ndarray), f"{name} is on the host"
-    return c, x, keywords
+            host[name] = (_indices if name in ("candidates", "evaluation") else _vector)(value)
+    return replace(inputs, **host)
 
 
 class Cupy:

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 from block_problems import blocks
 from score_problems import problem
+from scoring import score_blocks, score_dense, score_features
 
 from ntkfast import ops
 
@@ -89,20 +90,18 @@ def linear_algebra(ops, X, G, V, w):
 def battery():
     results = {}
     for name, criterion, _, psi, keywords in score_calls():
-        results[name] = ops.score_features(criterion, psi, **keywords)
+        results[name] = score_features(criterion, psi, **keywords)
     for name, *arguments in factors():
         for operation, value in linear_algebra(ops, *arguments).items():
             results[f"{operation}, {name}"] = value
     psi, keywords = problem(1, **SHAPES["ragged"])
     V = np.random.default_rng(0).normal(size=(3, len(psi))) / 30
     for criterion in ops.criteria():
-        results[f"{criterion}, dense"] = ops.score_dense(
-            criterion, psi @ psi.T, downdate=V, **keywords
-        )
+        results[f"{criterion}, dense"] = score_dense(criterion, psi @ psi.T, downdate=V, **keywords)
     for dtype in DTYPES:
         for criterion, S, kw in block_calls(dtype):
             name = f"{criterion}, blocks, {np.dtype(dtype).name}"
-            results[name] = ops.score_blocks(criterion, S, **kw)
+            results[name] = score_blocks(criterion, S, **kw)
     return results
 
 

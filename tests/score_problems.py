@@ -6,7 +6,7 @@ import reference
 from ntkfast import ops
 
 EPSILON = {np.float32: 2.0**-24, np.float64: 2.0**-53}
-LABEL_CRITERIA = tuple(c for c in ops.criteria() if c not in ("variance_reduction", "epig"))
+LABEL_CRITERIA = tuple(c for c, traits in ops.criteria().items() if "look_ahead" in traits)
 
 
 def distributions(rng, rows, k):
@@ -179,13 +179,12 @@ def label_tolerance(criterion, f_plus, step, kw, eps):
 
 def bounds(criterion, kw):
     """What a utility is worth per unit of weight, at least and at most."""
-    k = kw["mean"].shape[1]
-    return {
-        "expected_entropy": (-np.log(k), 0),
-        "expected_log_loss": (-np.inf, 0),
-        "expected_error": (1 / k - 1, 0),
-        "label_flips": (0, 1),
-    }.get(criterion, (0, np.inf))
+    if "temperature" in ops.criteria()[criterion]:  # at least where softmax knows nothing
+        if "log_loss_targets" in ops.criteria()[criterion]:
+            return -np.inf, 0
+        even = np.zeros((1, kw["mean"].shape[1]))
+        return reference._label_value(criterion, even, even, np.ones(1), 1.0, None), 0
+    return (0, 1) if criterion == "label_flips" else (0, np.inf)
 
 
 def all_certain(criterion, kw, right):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import reference
 from score_problems import check, covariance, problem
+from scoring import cuda_score_dense, cuda_score_features, score_features
 
 from ntkfast import _core, cuda_ops, ops
 
@@ -58,7 +59,7 @@ def rounded(psi, precision):
 
 
 def score(precision, criterion, psi, keywords, device):
-    return cuda_ops.score_features(
+    return cuda_score_features(
         criterion, features(psi, precision, device), precision=precision, **on(device, keywords)
     )
 
@@ -73,7 +74,7 @@ def test_import_and_status_need_no_device():
 
 
 def test_no_silent_fallback():
-    if not cuda_ops.emulated():
+    if not _core.cuda_emulated():
         with pytest.raises((RuntimeError, TypeError), match=r"GPU kernels|CUDA tensor"):
             cuda_ops.squared_norms(torch.zeros(3, 2))
     with pytest.raises((RuntimeError, TypeError), match=r"GPU kernels|CUDA tensor"):
@@ -126,7 +127,7 @@ def test_many_classes(gpu, precision, k):
         expected = reference.score_features(criterion, psi, **keywords)
         if precision == "dense":
             S = torch.tensor((psi @ psi.T).astype(np.float32), device=gpu)
-            found = cuda_ops.score_dense(criterion, S, **on(gpu, keywords))
+            found = cuda_score_dense(criterion, S, **on(gpu, keywords))
         else:
             found = score(precision, criterion, psi, keywords, gpu)
         close(found, expected, max(tolerance, 2e-2) if criterion == "label_flips" else tolerance)
@@ -180,13 +181,13 @@ def test_score_features_any_depth(gpu, precision, d):
 @pytest.mark.gpu
 def test_score_features_large_pool_is_reproducible(gpu, monkeypatch):
     """Several tiles per block; the same bits every time, and in any order of blocks."""
-    if cuda_ops.emulated():
+    if _core.cuda_emulated():
         precisions, tolerance = ("tf32",), 1e-3
         psi, keywords = problem(5, N=500, d=8, k=2, candidates=4100, evaluation=4300)
     else:
         precisions, tolerance = ("tf32x3", "float32"), 2e-5
         psi, keywords = problem(5, N=9000, d=64, k=10, candidates=8000, evaluation=8500)
-    expected = ops.score_features("expected_error", psi.astype(np.float64), **keywords)
+    expected = score_features("expected_error", psi.astype(np.float64), **keywords)
     for precision in precisions:
         monkeypatch.delenv("NTKFAST_EMULATION_ORDER", raising=False)
         found = score(precision, "expected_error", psi, keywords, gpu)
@@ -211,7 +212,7 @@ def test_score_features_of_a_view(gpu):
     view = wide[::2, :16]
     view.copy_(torch.from_numpy(psi))
     expected = reference.score_features("epig", psi, **keywords)
-    found = cuda_ops.score_features("epig", view, precision="tf32x3", **on(gpu, keywords))
+    found = cuda_score_features("epig", view, precision="tf32x3", **on(gpu, keywords))
     close(found, expected, 2e-5)
 
 
@@ -224,32 +225,13 @@ def test_score_dense(gpu, dtype, rank):
     V = (0.05 * np.random.default_rng(0).normal(size=(rank, 150))).astype(dtype)
     for criterion in ops.criteria():
         expected = reference.score_dense(criterion, S, downdate=V, **keywords)
-        found = cuda_ops.score_dense(
+        found = cuda_score_dense(
             criterion,
             torch.from_numpy(S).to(gpu),
             downdate=torch.from_numpy(V).to(gpu),
             **on(gpu, keywords),
         )
         close(found, expected, 2e-2 if criterion == "label_flips" else 5e-5)
-
-
-@pytest.mark.gpu
-def test_downdate_then_score(gpu):
-    psi, keywords = problem(7, N=300, d=12, k=10, candidates=300, evaluation=300)
-    everything = np.arange(300)
-    keywords.update(candidates=everything, evaluation=everything)
-    S, V = psi @ psi.T, 0.05 * np.random.default_rng(0).normal(size=(1, 300))
-    expected = reference.score_dense("expected_entropy", S, downdate=V, **keywords)
-    keywords.update(candidates=None, evaluation=None)
-    arrays = {n: v for n, v in keywords.items() if n not in INDICES}
-    covariance = torch.tensor(S, device=gpu)
-    found = cuda_ops.score_dense(
-        "expected_entropy", covariance, None, None,
-        downdate=torch.from_numpy(V).to(gpu), update=True, **on(gpu, arrays),
-    )  # fmt: skip
-    close(found, expected, 1e-11)
-    close(covariance, S - V.T @ V, 1e-13)
-    assert torch.equal(covariance, covariance.T)
 
 
 @pytest.mark.gpu
@@ -269,7 +251,7 @@ def test_rank_agreement_with_ill_conditioned_features(gpu, precision, kept):
         candidates=np.arange(600), evaluation=np.arange(600), variance=(psi**2).sum(1),
         noise=np.full(600, ridge), ridge=ridge, weights=np.ones(600),
     )  # fmt: skip
-    exact = ops.score_features("variance_reduction", psi, **keywords)
+    exact = score_features("variance_reduction", psi, **keywords)
     keywords["variance"] = (rounded(psi, precision) ** 2).sum(1)
     found = score(precision, "variance_reduction", psi, keywords, gpu).cpu().numpy()
     assert len(set(np.argsort(-exact)[:30]) & set(np.argsort(-found)[:30])) >= kept - 1
@@ -286,7 +268,7 @@ def test_other_stream_and_graph(true_gpu):
     arguments, psi_gpu = on(gpu, keywords), features(psi, "tf32x3", gpu)
 
     def call():
-        return cuda_ops.score_features("expected_error", psi_gpu, precision="tf32x3", **arguments)
+        return cuda_score_features("expected_error", psi_gpu, precision="tf32x3", **arguments)
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -309,21 +291,21 @@ def test_errors_name_the_argument(gpu):
     arguments = on(gpu, keywords)
     psi = features(psi, "float32", gpu)
     with pytest.raises(ValueError, match="criterion: unknown name"):
-        cuda_ops.score_features("entropy", psi, **arguments)
+        cuda_score_features("entropy", psi, **arguments)
     with pytest.raises(ValueError, match="precision"):
-        cuda_ops.score_features("epig", psi, precision="fp8", **arguments)
+        cuda_score_features("epig", psi, precision="fp8", **arguments)
     with pytest.raises(ValueError, match=r"bf16.*bfloat16"):
-        cuda_ops.score_features("epig", psi, precision="bf16", **arguments)
+        cuda_score_features("epig", psi, precision="bf16", **arguments)
     with pytest.raises(ValueError, match="noise: expected shape"):
-        cuda_ops.score_features("epig", psi, **{**arguments, "noise": arguments["noise"][1:]})
+        cuda_score_features("epig", psi, **{**arguments, "noise": arguments["noise"][1:]})
     with pytest.raises(TypeError, match="weights"):
-        cuda_ops.score_features("epig", psi, **{**arguments, "weights": keywords["weights"]})
+        cuda_score_features("epig", psi, **{**arguments, "weights": keywords["weights"]})
     with pytest.raises(ValueError, match="rows must be contiguous"):
-        cuda_ops.score_features("epig", psi.T.contiguous().T, **arguments)
+        cuda_score_features("epig", psi.T.contiguous().T, **arguments)
     if torch.cuda.device_count() > 1:
         with pytest.raises(ValueError, match="one device"):
             elsewhere = {**arguments, "noise": arguments["noise"].to("cuda:1")}
-            cuda_ops.score_features("epig", psi, **elsewhere)
+            cuda_score_features("epig", psi, **elsewhere)
 
 
 # --- Linear algebra -------------------------------------------------------------------------------
@@ -383,22 +365,6 @@ def test_product(gpu, precision, k):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
-@pytest.mark.parametrize("d", [5, 2048, 2049, 6500])
-def test_downdate_moments(gpu, d, precision):
-    """Of any number of columns: more than shared memory holds are taken in parts."""
-    rng = np.random.default_rng(d)
-    x = features(rng.normal(size=(70, d)), precision, gpu)
-    g, h, scalars = rng.normal(size=d), rng.normal(size=d), np.array([0.7, 2.5])
-    q, s = rng.normal(size=70), rng.normal(size=70)
-    t = [torch.tensor(a, device=gpu) for a in (g, h, scalars, q, s)]
-    cuda_ops.downdate_moments(x, *t)
-    alpha, beta = (x.double().cpu().numpy() @ v for v in (g, h))
-    close(t[3], q - 2 * alpha * beta / 2.5 + alpha**2 * 0.7 / 2.5**2, 1e-12)
-    close(t[4], s - alpha**2 / 2.5, 1e-12)
-
-
-@pytest.mark.gpu
 @pytest.mark.parametrize("n", [1, 64, 65, 300])
 def test_cholesky(gpu, n):
     rng = np.random.default_rng(n)
@@ -425,7 +391,7 @@ def test_cholesky(gpu, n):
 @pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
 def test_select_variance_reduction(gpu, precision):
     rng = np.random.default_rng(12)
-    N, d, picks = (700, 33, 12) if cuda_ops.emulated() else (3000, 96, 40)
+    N, d, picks = (700, 33, 12) if _core.cuda_emulated() else (3000, 96, 40)
     x = features(rng.normal(size=(N, d)) * np.exp(-np.arange(d) / 20), precision, gpu)
     weights = rng.uniform(size=N)
     G = cuda_ops.weighted_gram(x, torch.from_numpy(weights).to(gpu))
@@ -460,9 +426,7 @@ def every_operation(device):
         for precision in TOLERANCE
     }
     x, S = features(psi, "float32", device), torch.tensor(psi @ psi.T, device=device)
-    results["score_dense"] = cuda_ops.score_dense(
-        "emoc", S, downdate=0.1 * array(3, 150), **arguments
-    )
+    results["score_dense"] = cuda_score_dense("emoc", S, downdate=0.1 * array(3, 150), **arguments)
     cuda_ops.condition_dense(S, 0.1 * array(3, 150))
     results["condition_dense"] = S
     results["whiten"] = cuda_ops.whiten(x, array(37, 37))
@@ -470,10 +434,6 @@ def every_operation(device):
     G = results["weighted_gram"] = cuda_ops.weighted_gram(x, array(150) ** 2)
     q = results["quadratic_form"] = cuda_ops.quadratic_form(x, G)
     s = results["squared_norms"] = cuda_ops.squared_norms(x)
-    results["downdated q"], results["downdated s"] = q.clone(), s.clone()
-    cuda_ops.downdate_moments(
-        x, array(37), array(37), array(2), results["downdated q"], results["downdated s"]
-    )
     results["picked"], results["utilities"] = cuda_ops.select_variance_reduction(
         x, None, 6, gram=G, q=q.clone(), s=s.clone(), noise=torch.ones_like(q)
     )
@@ -509,7 +469,7 @@ def test_small_shared_memory(gpu, monkeypatch, k, d):
 
     Each criterion with each k and d; the precisions take turns, so that each meets all of them.
     """
-    if not cuda_ops.emulated():
+    if not _core.cuda_emulated():
         pytest.skip("shared memory is as large as it is")
     psi, keywords = problem(15, N=200, d=d, k=k, candidates=131, evaluation=140)
     first = [2, 3, 10].index(k) + [37, 101].index(d)

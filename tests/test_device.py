@@ -17,7 +17,7 @@ import torch
 from problems import REPRESENTATIONS, golden, keywords, posterior, random_problem, relative_error
 
 import ntkfast as nf
-from ntkfast import arrays, cuda_ops
+from ntkfast import _core, arrays, cuda_ops
 from ntkfast._posterior import engines
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
@@ -408,7 +408,7 @@ def test_automatic_precision(device):
 def test_rank_agreement(torch_device, criterion, precision):
     """Labels explain most: of 600 (the emulation: 200) the best 30 are found in every precision."""
     device, rng = torch_device, np.random.default_rng(8)
-    N, d = (200 if getattr(device.ops, "emulated", lambda: False)() else 600), 128
+    N, d = (200 if _core.cuda_emulated() else 600), 128
     phi = (rng.normal(size=(N + 200, d)) * np.exp(-np.arange(d) / 20)).astype(np.float32)
     f = rng.normal(size=(N + 200, 4)).astype(np.float32)
     labels = phi[N:], f[N:], rng.integers(0, 4, 200)

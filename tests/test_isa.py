@@ -125,10 +125,11 @@ def test_operations_under_a_bad_setting(name, value):
     script = """
 import numpy as np
 from score_problems import problem
+from scoring import score_features
 from ntkfast import ops
 psi, keywords = problem(0)
 for operation in (
-    lambda: ops.score_features("emoc", psi, **keywords),
+    lambda: score_features("emoc", psi, **keywords),
     lambda: ops.weighted_gram(psi, psi[:, 0].copy()),
     lambda: ops.cholesky(np.eye(70)),
 ):

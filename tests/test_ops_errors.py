@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scoring
 from score_problems import LABEL_CRITERIA, problem
 
 from ntkfast import ops
@@ -83,19 +84,19 @@ def test_score(case, operation):
     kw = call(**changes)
     matrix = kw.pop("psi"), kw.pop("S")
     with pytest.raises(ValueError, match=message):
-        getattr(ops, operation)(kw.pop("criterion"), matrix[operation == "score_dense"], **kw)
+        getattr(scoring, operation)(kw.pop("criterion"), matrix[operation == "score_dense"], **kw)
 
 
 def score(**changes):
     kw = call(**changes)
     kw.pop("S")
-    return ops.score_features(kw.pop("criterion"), kw.pop("psi"), **kw)
+    return scoring.score_features(kw.pop("criterion"), kw.pop("psi"), **kw)
 
 
 def score_dense(**changes):
     kw = call(**changes)
     kw.pop("psi")
-    return ops.score_dense(kw.pop("criterion"), kw.pop("S"), **kw)
+    return scoring.score_dense(kw.pop("criterion"), kw.pop("S"), **kw)
 
 
 def test_unknown_criterion_lists_the_known():

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from score_problems import problem, some_candidates
+from scoring import score_features
 
 from ntkfast import ops
 
@@ -31,7 +32,7 @@ def test_other_threads_advance():
     while end - start < 0.2:  # the same points twice as often, until the call is long enough
         kw = some_candidates(kw, np.tile(np.arange(len(kw["candidates"])), 2))
         start = time.perf_counter()
-        ops.score_features(SCORE, psi, **kw)
+        score_features(SCORE, psi, **kw)
         end = time.perf_counter()
     done.set()
     clock.join()
@@ -41,7 +42,7 @@ def test_other_threads_advance():
 def test_two_threads_at_once():
     """Both get what each gets alone, whoever holds the pool."""
     problems = [problem(s, candidates=400, evaluation=900, k=10, d=16) for s in range(2)]
-    alone = [ops.score_features(SCORE, psi, **kw) for psi, kw in problems]
+    alone = [score_features(SCORE, psi, **kw) for psi, kw in problems]
     grams = [ops.weighted_gram(psi, psi[:, 0].copy()) for psi, _ in problems]
     wrong, together = [], threading.Barrier(2)
 
@@ -49,7 +50,7 @@ def test_two_threads_at_once():
         psi, kw = problems[i]
         together.wait()
         for _ in range(20):
-            if not np.array_equal(ops.score_features(SCORE, psi, **kw), alone[i]):
+            if not np.array_equal(score_features(SCORE, psi, **kw), alone[i]):
                 wrong.append(i)
             if not np.array_equal(ops.weighted_gram(psi, psi[:, 0].copy()), grams[i]):
                 wrong.append(i)
@@ -66,32 +67,33 @@ LONG_CALL = """
 import sys, time
 import numpy as np
 from score_problems import problem
+from scoring import score_blocks, score_dense, score_features
 from ntkfast import ops
 {arguments}
 small = problem(0)
-ops.score_features("emoc", small[0], **small[1])
+score_features("emoc", small[0], **small[1])
 print("started", flush=True)
 start = time.process_time()
 try:
     {call}
 except KeyboardInterrupt:
     print("interrupted", time.process_time() - start, flush=True)
-    assert np.isfinite(ops.score_features("emoc", small[0], **small[1])).all()
+    assert np.isfinite(score_features("emoc", small[0], **small[1])).all()
     sys.exit(0)
 print("finished")
 sys.exit(1)
 """
 POOL = "psi, kw = problem(0, N=3000, candidates=30000, evaluation=60000, k=10, d=64)"
 LONG_CALLS = {
-    "score_features": (POOL, 'ops.score_features("expected_entropy", psi, **kw)'),
+    "score_features": (POOL, 'score_features("expected_entropy", psi, **kw)'),
     "score_dense": (
         POOL + "; S = psi @ psi.T",
-        'ops.score_dense("expected_entropy", S, **kw)',
+        'score_dense("expected_entropy", S, **kw)',
     ),
     "score_blocks": (
         "from block_problems import blocks; "
         "S, kw = blocks(0, N=40, k=26, candidates=4000, evaluation=8000)",
-        'ops.score_blocks("expected_entropy", S, **kw)',
+        'score_blocks("expected_entropy", S, **kw)',
     ),
     "one long loop": ("A = np.eye(7000)", "ops.cholesky(A)"),
     "many short loops": (
@@ -135,13 +137,14 @@ FORK = """
 import os, sys, threading, warnings
 import numpy as np
 from score_problems import problem
+from scoring import score_features
 from ntkfast import ops
 warnings.simplefilter("ignore", DeprecationWarning)
 psi, kw = problem(0, candidates=300, evaluation=700, k=10)
-expected = ops.score_features("expected_entropy", psi, **kw)
+expected = score_features("expected_entropy", psi, **kw)
 
 def same(_=0):
-    return np.array_equal(ops.score_features("expected_entropy", psi, **kw), expected)
+    return np.array_equal(score_features("expected_entropy", psi, **kw), expected)
 
 stop = threading.Event()
 if sys.argv[1:] == ["busy"]:  # another thread holds the pool while the process forks

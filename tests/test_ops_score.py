@@ -21,6 +21,7 @@ from score_problems import (
     some_evaluation,
     tolerance,
 )
+from scoring import score_dense, score_features
 
 from ntkfast import ops
 
@@ -57,7 +58,7 @@ def test_features(criterion, loss, dtype, seed, candidates, evaluation, d, k):
     """Any sizes; candidates and evaluation points are drawn with repeats from the same points."""
     sizes = dict(candidates=candidates, evaluation=evaluation, d=d, k=k)
     psi, kw = problem(seed, dtype=dtype, loss=loss, **sizes)
-    found = ops.score_features(criterion, psi, **kw)
+    found = score_features(criterion, psi, **kw)
     check(found, criterion, covariance(psi, kw), kw, dtype, spread_rows(candidates, seed))
 
 
@@ -84,7 +85,7 @@ def test_dense(criterion, dtype, seed, candidates, evaluation, rank, k):
         kw["variance"] = np.diagonal(K) - (V.astype(np.float64) ** 2).sum(0)
     S = K.astype(dtype)
     before = S.copy()
-    found = ops.score_dense(criterion, S, **kw, downdate=V)
+    found = score_dense(criterion, S, **kw, downdate=V)
     assert np.array_equal(S, before)
     C = S.astype(np.float64) - (0 if V is None else V.T.astype(np.float64) @ V.astype(np.float64))
     S_cx = C[np.ix_(kw["candidates"], kw["evaluation"])]
@@ -101,7 +102,7 @@ def test_dense(criterion, dtype, seed, candidates, evaluation, rank, k):
 def test_many_classes(criterion, k, dtype):
     sizes = dict(candidates=1, evaluation=7) if k == 1000 else dict(candidates=3, evaluation=150)
     psi, kw = problem(1, k=k, dtype=dtype, loss="cross_entropy", **sizes)
-    found = ops.score_features(criterion, psi, **kw)
+    found = score_features(criterion, psi, **kw)
     check(found, criterion, covariance(psi, kw), kw, dtype)
 
 
@@ -109,7 +110,7 @@ def test_many_classes(criterion, k, dtype):
 @every_criterion
 def test_deep_features(criterion, dtype):
     psi, kw = problem(2, d=4500, candidates=30, evaluation=140, k=3, dtype=dtype)
-    found = ops.score_features(criterion, psi, **kw)
+    found = score_features(criterion, psi, **kw)
     check(found, criterion, covariance(psi, kw), kw, dtype, spread_rows(30))
 
 
@@ -118,7 +119,7 @@ def test_deep_features(criterion, dtype):
 def test_several_segments_and_groups(criterion, dtype):
     """More than 64 tiles of evaluation points and more than 1024 candidates."""
     psi, kw = problem(3, N=500, d=3, candidates=2300, evaluation=8200, k=2, dtype=dtype)
-    found = ops.score_features(criterion, psi, **kw)
+    found = score_features(criterion, psi, **kw)
     rows = np.array([0, 1007, 1008, 1150, 1151, 2299])
     part = some_candidates(kw, rows)
     check(found[rows], criterion, covariance(psi, part), part, dtype)
@@ -131,9 +132,9 @@ def test_dense_equals_features(criterion, dtype):
     S = psi.astype(np.float64)
     S = (S @ S.T).astype(dtype)
     rows = spread_rows(150)
-    found = ops.score_dense(criterion, S, **kw)
+    found = score_dense(criterion, S, **kw)
     check(found, criterion, covariance(psi, kw), kw, dtype, rows)
-    check(ops.score_features(criterion, psi, **kw), criterion, covariance(psi, kw), kw, dtype, rows)
+    check(score_features(criterion, psi, **kw), criterion, covariance(psi, kw), kw, dtype, rows)
 
 
 @dtypes
@@ -141,7 +142,7 @@ def test_dense_equals_features(criterion, dtype):
 def test_views(criterion, dtype):
     """Rows may lie apart, backwards or one upon another; columns are made contiguous."""
     psi, kw = problem(5, N=50, d=20, candidates=40, evaluation=60, k=3, dtype=dtype)
-    expected = ops.score_features(criterion, psi, **kw)
+    expected = score_features(criterion, psi, **kw)
     padded = np.full((100, 31), np.nan, dtype=dtype)
     padded[::2, 3:23] = psi
     for view in (
@@ -150,23 +151,23 @@ def test_views(criterion, dtype):
         np.asfortranarray(psi),
         np.repeat(psi, 2, axis=1)[:, ::2],
     ):
-        assert np.array_equal(ops.score_features(criterion, view, **kw), expected)
+        assert np.array_equal(score_features(criterion, view, **kw), expected)
     S = np.ascontiguousarray(psi @ psi.T)
     S = np.triu(S) + np.triu(S, 1).T
-    expected = ops.score_dense(criterion, S, **kw)
+    expected = score_dense(criterion, S, **kw)
     padded = np.full((100, 70), np.nan, dtype=dtype)
     padded[::2, 5:55] = S
     for view in (padded[::2, 5:55], np.asfortranarray(S)):
-        assert np.array_equal(ops.score_dense(criterion, view, **kw), expected)
+        assert np.array_equal(score_dense(criterion, view, **kw), expected)
     same = np.broadcast_to(psi[:1], psi.shape)
     kw["variance"] = (same.astype(np.float64) ** 2).sum(1)
-    found = ops.score_features(criterion, same, **kw)
-    assert np.array_equal(found, ops.score_features(criterion, same.copy(), **kw))
+    found = score_features(criterion, same, **kw)
+    assert np.array_equal(found, score_features(criterion, same.copy(), **kw))
 
 
 def test_other_arguments_in_any_layout():
     psi, kw = problem(6, candidates=20, evaluation=30, k=3)
-    expected = ops.score_features("expected_log_loss", psi, **kw)
+    expected = score_features("expected_log_loss", psi, **kw)
     for change in (
         lambda a: np.asfortranarray(a),
         lambda a: np.repeat(a, 2, axis=0)[::2],
@@ -174,9 +175,7 @@ def test_other_arguments_in_any_layout():
         lambda a: a.tolist(),
     ):
         arrays = {n: change(a) for n, a in kw.items() if isinstance(a, np.ndarray)}
-        assert np.array_equal(
-            ops.score_features("expected_log_loss", psi, **(kw | arrays)), expected
-        )
+        assert np.array_equal(score_features("expected_log_loss", psi, **(kw | arrays)), expected)
 
 
 @dtypes
@@ -187,30 +186,30 @@ def test_order_does_not_matter(criterion, dtype, seed, k):
     """Points, candidates, evaluation points and classes may come in any order."""
     psi, kw = problem(seed, candidates=120, evaluation=140, k=k, d=7, dtype=dtype)
     rng = np.random.default_rng(seed)
-    found = ops.score_features(criterion, psi, **kw)
+    found = score_features(criterion, psi, **kw)
 
     order = rng.permutation(len(psi))  # new point i is old point order[i]
     place = np.argsort(order)
     moved = kw | {n: kw[n][order] for n in ("mean", "outputs", "variance")}
     moved |= {n: place[kw[n]] for n in ("candidates", "evaluation")}
-    assert np.array_equal(ops.score_features(criterion, psi[order], **moved), found)
+    assert np.array_equal(score_features(criterion, psi[order], **moved), found)
 
     rows = rng.permutation(120)
     moved = some_candidates(kw, rows)
-    assert np.array_equal(ops.score_features(criterion, psi, **moved), found[rows])
+    assert np.array_equal(score_features(criterion, psi, **moved), found[rows])
 
     some = spread_rows(120, seed)
     S_cx = covariance(psi, kw)
     columns = rng.permutation(140)
     check(
-        ops.score_features(criterion, psi, **some_evaluation(kw, columns)),
+        score_features(criterion, psi, **some_evaluation(kw, columns)),
         criterion, S_cx, kw, dtype, some,
     )  # fmt: skip
 
     classes = rng.permutation(k)
     names = ("mean", "outputs", "label_probs", "log_loss_targets")
     moved = kw | {n: np.ascontiguousarray(kw[n][:, classes]) for n in names}
-    check(ops.score_features(criterion, psi, **moved), criterion, S_cx, kw, dtype, some)
+    check(score_features(criterion, psi, **moved), criterion, S_cx, kw, dtype, some)
 
 
 @dtypes
@@ -224,15 +223,15 @@ def test_order_does_not_matter(criterion, dtype, seed, k):
 def test_parts_make_the_whole(criterion, dtype, seed, cut, column):
     """A pool at once, in parts, and with further points appended."""
     psi, kw = problem(seed, N=40, candidates=130, evaluation=260, k=3, d=9, dtype=dtype)
-    found = ops.score_features(criterion, psi, **kw)
+    found = score_features(criterion, psi, **kw)
     parts = [
-        ops.score_features(criterion, psi, **some_candidates(kw, rows))
+        score_features(criterion, psi, **some_candidates(kw, rows))
         for rows in np.split(np.arange(130), [cut])
     ]
     assert np.array_equal(np.concatenate(parts), found)
 
     parts = sum(
-        ops.score_features(criterion, psi, **some_evaluation(kw, columns))
+        score_features(criterion, psi, **some_evaluation(kw, columns))
         for columns in np.split(np.arange(260), [column])
     )
     # A few units in the last place of sums that may lose to cancellation in `expected_log_loss`.
@@ -244,7 +243,7 @@ def test_parts_make_the_whole(criterion, dtype, seed, cut, column):
         weights=np.append(kw["weights"], np.zeros(column)),
         log_loss_targets=np.vstack([kw["log_loss_targets"], np.full((column, 3), 1 / 3)]),
     )
-    appended = ops.score_features(criterion, psi, **appended)
+    appended = score_features(criterion, psi, **appended)
     assert np.abs(appended - found).max() <= 16 * EPSILON[dtype] * np.abs(found).max()
 
 
@@ -278,7 +277,7 @@ def test_accuracy_of_expected_entropy(loss, spread, step, k):
         expected = reference.score("expected_entropy", covariance(psi, kw), **kw)
         largest = np.abs(expected).max()
         for dtype, bound in ((np.float32, 1e-5), (np.float64, 1e-11)):
-            found = ops.score_features("expected_entropy", psi.astype(dtype), **kw)
+            found = score_features("expected_entropy", psi.astype(dtype), **kw)
             rounding = EPSILON[dtype] / 2 * kw["weights"].sum()
             assert np.abs(found - expected).max() <= max(bound * largest, rounding)
 
@@ -362,7 +361,7 @@ def test_extreme(criterion, setting):
     """The whole call, and every pair: those that rounding cannot decide must be right."""
     for dtype, loss, k in COVERING:
         psi, kw = extreme(f"{loss} {setting}", dtype, k)
-        S_cx, score = covariance(psi, kw), partial(ops.score_features, criterion, psi)
+        S_cx, score = covariance(psi, kw), partial(score_features, criterion, psi)
         check(score(**kw), criterion, S_cx, kw, dtype)
         right, allowed = pairs(criterion, S_cx, kw), tolerance(criterion, S_cx, kw, dtype)
         check_pairs(score, kw, right, allowed)
@@ -410,7 +409,7 @@ def test_exact_ties_go_to_the_lowest_class(k, dtype):
         temperature=1.0,
         log_loss_targets=None,
     )
-    found = ops.score_features("label_flips", psi, **kw)
+    found = score_features("label_flips", psi, **kw)
     expected = reference.score_features("label_flips", psi, **kw)
     assert np.array_equal(found, expected)
     assert len(np.unique(found)) > 3
@@ -422,9 +421,9 @@ def test_a_candidate_without_noise_or_variance_teaches_nothing(criterion, dtype)
     """noise = inf, and zero features: f+ = F, exactly what a step of zero gives."""
     psi, kw = problem(8, candidates=12, evaluation=30, k=3, dtype=dtype)
     unmoved = kw | dict(noise=np.full(12, np.inf))
-    found = ops.score_features(criterion, psi, **unmoved)
+    found = score_features(criterion, psi, **unmoved)
     zero = kw | dict(variance=np.zeros(len(psi)))
-    assert np.array_equal(found, ops.score_features(criterion, np.zeros_like(psi), **zero))
+    assert np.array_equal(found, score_features(criterion, np.zeros_like(psi), **zero))
     check(found, criterion, covariance(psi, kw), unmoved, dtype)
 
 
@@ -433,7 +432,7 @@ def test_a_candidate_without_noise_or_variance_teaches_nothing(criterion, dtype)
 def test_one_output_column_will_do_for_the_variance_criteria(criterion, dtype):
     psi, kw = problem(9, candidates=20, evaluation=50, k=1, dtype=dtype)
     kw["log_loss_targets"] = None
-    check(ops.score_features(criterion, psi, **kw), criterion, covariance(psi, kw), kw, dtype)
+    check(score_features(criterion, psi, **kw), criterion, covariance(psi, kw), kw, dtype)
 
 
 def test_epig_without_cancellation():
@@ -446,5 +445,5 @@ def test_epig_without_cancellation():
         q = noise / (1 + noise)
         expected = -0.5 * np.log(q * (2 - q))  # 1 - p^2, p = 1 - q
         for dtype, bound in ((np.float32, 2e-6), (np.float64, 1e-14)):
-            found = ops.score_features("epig", psi.astype(dtype), **kw)[0]
+            found = score_features("epig", psi.astype(dtype), **kw)[0]
             assert abs(found - expected) <= bound * expected

@@ -22,6 +22,7 @@ from score_problems import (
     operation_that_returns,
     problem,
 )
+from scoring import score_blocks, score_dense
 
 from ntkfast import ops
 
@@ -50,10 +51,10 @@ def test_any_sizes(criterion, loss, dtype, seed, candidates, evaluation, k):
     """A panel, and the blocks of the same points in the matrix of all points."""
     sizes = dict(candidates=candidates, evaluation=evaluation, k=k, loss=loss, dtype=dtype)
     S, kw = blocks(seed, **sizes)
-    found = ops.score_blocks(criterion, S, **kw)
+    found = score_blocks(criterion, S, **kw)
     check(found, criterion, S, kw, dtype)
     P, in_order = panel(S, kw)
-    assert np.array_equal(ops.score_blocks(criterion, P, **in_order), found)
+    assert np.array_equal(score_blocks(criterion, P, **in_order), found)
 
 
 @dtypes
@@ -61,14 +62,14 @@ def test_any_sizes(criterion, loss, dtype, seed, candidates, evaluation, k):
 @every_criterion
 def test_alphabet(criterion, loss, dtype):
     S, kw = blocks(1, k=26, candidates=5, evaluation=40, loss=loss, dtype=dtype)
-    check(ops.score_blocks(criterion, S, **kw), criterion, S, kw, dtype)
+    check(score_blocks(criterion, S, **kw), criterion, S, kw, dtype)
 
 
 @dtypes
 @every_criterion
 def test_many_classes(criterion, dtype):
     S, kw = blocks(2, N=3, k=120, candidates=1, evaluation=2, dtype=dtype, loss="cross_entropy")
-    check(ops.score_blocks(criterion, S, **kw), criterion, S, kw, dtype)
+    check(score_blocks(criterion, S, **kw), criterion, S, kw, dtype)
 
 
 @dtypes
@@ -76,7 +77,7 @@ def test_many_classes(criterion, dtype):
 def test_several_groups_and_segments(criterion, dtype):
     """More than 64 tiles of evaluation points, and units of some candidates each."""
     S, kw = blocks(3, k=2, candidates=70, evaluation=4500, dtype=dtype)
-    check(ops.score_blocks(criterion, S, **kw), criterion, S, kw, dtype)
+    check(score_blocks(criterion, S, **kw), criterion, S, kw, dtype)
 
 
 @pytest.mark.parametrize("criterion", ["variance_reduction", "epig"])
@@ -84,7 +85,7 @@ def test_several_groups_and_segments(criterion, dtype):
 def test_one_output_is_the_scalar_kernel(criterion, dtype):
     S, kw = blocks(4, k=1, dtype=dtype)
     kw["log_loss_targets"] = None
-    check(ops.score_blocks(criterion, S, **kw), criterion, S, kw, dtype)
+    check(score_blocks(criterion, S, **kw), criterion, S, kw, dtype)
 
 
 @dtypes
@@ -104,8 +105,8 @@ def test_kernel_times_identity_is_the_scalar_kernel(criterion, dtype, loss, seed
         rows=kw["candidates"],
         columns=kw["evaluation"],
     )
-    expected = ops.score_dense(criterion, S.astype(np.float64), **scalar)
-    found = ops.score_blocks(criterion, np.kron(S, np.eye(k, dtype=dtype)), **in_blocks)
+    expected = score_dense(criterion, S.astype(np.float64), **scalar)
+    found = score_blocks(criterion, np.kron(S, np.eye(k, dtype=dtype)), **in_blocks)
     allowed = BOUND[dtype] * np.abs(expected).max()
     if criterion == "label_flips":
         S = np.kron(S, np.eye(k))
@@ -118,21 +119,21 @@ def test_kernel_times_identity_is_the_scalar_kernel(criterion, dtype, loss, seed
 def test_views(criterion, dtype):
     """Rows may lie apart or backwards; columns are made contiguous."""
     S, kw = blocks(5, k=3, candidates=20, evaluation=30, dtype=dtype)
-    expected = ops.score_blocks(criterion, S, **kw)
+    expected = score_blocks(criterion, S, **kw)
     padded = np.full((2 * len(S), len(S) + 9), np.nan, dtype)
     padded[::2, 4:-5] = S
     for view in (padded[::2, 4:-5], np.ascontiguousarray(S[::-1])[::-1], np.asfortranarray(S)):
-        assert np.array_equal(ops.score_blocks(criterion, view, **kw), expected)
+        assert np.array_equal(score_blocks(criterion, view, **kw), expected)
 
 
 @dtypes
 @every_criterion
 def test_candidates_do_not_see_each_other(criterion, dtype):
     S, kw = blocks(6, k=3, candidates=40, evaluation=50, dtype=dtype)
-    found = ops.score_blocks(criterion, S, **kw)
+    found = score_blocks(criterion, S, **kw)
     names = ("candidates", "rows", "noise", "label_probs", "variance")
     parts = [
-        ops.score_blocks(criterion, S, **(kw | {n: kw[n][part] for n in names}))
+        score_blocks(criterion, S, **(kw | {n: kw[n][part] for n in names}))
         for part in np.split(np.random.default_rng(0).permutation(40), [1, 17])
     ]
     order = np.random.default_rng(0).permutation(40)
@@ -144,10 +145,10 @@ def test_candidates_do_not_see_each_other(criterion, dtype):
 def test_a_candidate_without_noise_or_variance_teaches_nothing(criterion, dtype):
     S, kw = blocks(7, k=3, candidates=12, dtype=dtype)
     unmoved = kw | dict(noise=np.full(12, np.inf))
-    found = ops.score_blocks(criterion, S, **unmoved)
+    found = score_blocks(criterion, S, **unmoved)
     check(found, criterion, S, unmoved, dtype)
     zero = {name: np.zeros_like(kw[name]) for name in ("variance", "evaluation_variance")}
-    other = ops.score_blocks(criterion, np.zeros_like(S), **(kw | zero))
+    other = score_blocks(criterion, np.zeros_like(S), **(kw | zero))
     np.testing.assert_allclose(other, found, rtol=1e-5 if dtype == np.float32 else 1e-13)
     if criterion in ("variance_reduction", "epig"):
         assert not found.any() and not other.any()
@@ -171,7 +172,7 @@ def test_extremes(criterion, temperature, size):
         for loss in LOSSES:
             S, kw = extreme(dtype, loss, size, temperature)
             right, allowed = pairs_and_tolerance(criterion, S, kw, dtype)
-            score = partial(ops.score_blocks, criterion, S)
+            score = partial(score_blocks, criterion, S)
             off = np.abs(score(**kw) - reference.score_blocks(criterion, S, **kw))
             assert (off <= allowed @ kw["weights"]).all()
             check_pairs(score, kw, right, allowed)
@@ -195,12 +196,12 @@ def test_huge_and_tiny_kernels(dtype):
     """Utilities scale with the kernel as they should, from 1e-18 to 1e18."""
     for criterion in ops.criteria():
         S, kw = blocks(9, k=3, dtype=dtype)
-        expected = ops.score_blocks(criterion, S, **kw)
+        expected = score_blocks(criterion, S, **kw)
         for scale in (1e-18, 1e18):
             scaled = kw | dict(ridge=kw["ridge"] * scale, noise=kw["noise"] * scale)
             for name in ("variance", "evaluation_variance"):
                 scaled[name] = kw[name] * scale
-            found = ops.score_blocks(criterion, (S * dtype(scale)), **scaled)
+            found = score_blocks(criterion, (S * dtype(scale)), **scaled)
             if criterion == "variance_reduction":
                 found = found / scale
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
@@ -216,9 +217,9 @@ def test_epig_without_cancellation():
         kw |= dict(noise=[noise], ridge=noise)
         q = noise / (1 + noise)
         expected = -0.5 * np.log(q * (2 - q))
-        found = ops.score_blocks("epig", np.eye(k), **kw)[0]
+        found = score_blocks("epig", np.eye(k), **kw)[0]
         assert abs(found - expected) <= EPSILON[np.float64] * (4 * expected + 2 / q)
-        found = ops.score_blocks("epig", np.eye(k, dtype=np.float32), **kw)[0]
+        found = score_blocks("epig", np.eye(k, dtype=np.float32), **kw)[0]
         assert abs(found - expected) <= 2e-6 * expected  # the bound on 1 - rho^2 is exact
 
 
@@ -228,7 +229,7 @@ def test_small_information_keeps_its_digits():
     kw["noise"] = np.where(np.isinf(kw["noise"]), np.inf, 1e12)
     expected = reference.score_blocks("variance_reduction", S, **kw)
     shrunk = kw | dict(ridge=1e12)
-    found = ops.score_blocks("epig", S.astype(np.float32), **shrunk)
+    found = score_blocks("epig", S.astype(np.float32), **shrunk)
     # -1/2 log det(I - M) = tr M / 2 for small M.
     np.testing.assert_allclose(found, expected / 1e12 / 2, rtol=1e-5)
 
@@ -253,7 +254,7 @@ def test_exact_ties_go_to_the_lowest_class():
         log_loss_targets=None,
     )
     for dtype in DTYPES:
-        found = ops.score_blocks("label_flips", S.astype(dtype), **kw)
+        found = score_blocks("label_flips", S.astype(dtype), **kw)
         assert np.array_equal(found, reference.score_blocks("label_flips", S, **kw))
     assert len(np.unique(found)) > 3
 
@@ -324,19 +325,19 @@ def test_refused(case):
     for name, change in changes.items():
         kw[name] = change(kw[name]) if callable(change) else change
     with pytest.raises(ValueError, match=message):
-        ops.score_blocks("epig", kw.pop("S"), **kw)
+        score_blocks("epig", kw.pop("S"), **kw)
 
 
 @pytest.mark.parametrize("criterion", LABEL_CRITERIA)
 def test_one_column_of_outputs(criterion):
     S, kw = blocks(12, k=1)
     with pytest.raises(ValueError, match=f"'{criterion}' compares classes and needs"):
-        ops.score_blocks(criterion, S, **kw)
+        score_blocks(criterion, S, **kw)
 
 
 def test_needed_targets_and_types():
     S, kw = blocks(13)
     with pytest.raises(ValueError, match="log_loss_targets: criterion"):
-        ops.score_blocks("expected_log_loss", S, **(kw | dict(log_loss_targets=None)))
+        score_blocks("expected_log_loss", S, **(kw | dict(log_loss_targets=None)))
     with pytest.raises(TypeError, match="covariance: expected a float32 or float64"):
-        ops.score_blocks("emoc", S.astype(np.int64), **kw)
+        score_blocks("emoc", S.astype(np.int64), **kw)

@@ -38,6 +38,26 @@ inline const char* dtype_name(DType dtype) {
   return "unknown";
 }
 
+/// Whether there is a type of this name, which *dtype becomes.
+inline bool dtype_of(const std::string& name, DType* dtype) {
+  for (const DType type : {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kInt64}) {
+    if (name != dtype_name(type)) continue;
+    *dtype = type;
+    return true;
+  }
+  return false;
+}
+
+inline std::int64_t bytes_of(DType dtype) {
+  return dtype == DType::kBFloat16 ? 2 : dtype == DType::kFloat32 ? 4 : 8;
+}
+/// Of an array without gaps.
+inline std::int64_t bytes_of(const TensorView& view) {
+  std::int64_t bytes = bytes_of(view.dtype);
+  for (int i = 0; i < view.ndim; ++i) bytes *= view.shape[i];
+  return bytes;
+}
+
 inline std::string shape_text(const TensorView& view) {
   std::string text = "(";
   for (int i = 0; i < view.ndim; ++i) text += (i ? ", " : "") + std::to_string(view.shape[i]);

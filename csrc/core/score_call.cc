@@ -15,6 +15,25 @@ const char* criterion_name(int index) {
   return name;
 }
 
+unsigned criterion_traits(int index) {
+  unsigned traits = 0;
+  visit_criterion(index, [&](auto c) { traits = decltype(c)::kTraits; });
+  return traits;
+}
+
+std::vector<std::pair<std::string, std::vector<std::string>>> criteria() {
+  std::vector<std::pair<std::string, std::vector<std::string>>> all;
+  for (int i = 0; i < criterion_count(); ++i) {
+    all.emplace_back(criterion_name(i), std::vector<std::string>{});
+    unsigned traits = criterion_traits(i);
+    for (const char* name : kTraitNames) {
+      if (traits & 1) all.back().second.emplace_back(name);
+      traits >>= 1;
+    }
+  }
+  return all;
+}
+
 int criterion_index(const std::string& name) {
   std::string known;
   for (int i = 0; i < criterion_count(); ++i) {
@@ -51,19 +70,20 @@ ScoreInputs check_score_call(const ScoreCall& call, std::int64_t num_points, Dev
     score.targets = array(call.log_loss_targets, "log_loss_targets", {score.num_evaluation, k});
   array(call.utilities, "utilities", {score.num_candidates});
   require(k >= 1 && k < (1 << 24), "mean: expected between 1 and 2^24 - 1 classes");
-  bool uses_labels = false;
-  visit_criterion(score.criterion, [&](auto c) { uses_labels = decltype(c)::kUsesLabels; });
-  require(k >= 2 || !uses_labels, "criterion '" + call.criterion +
-                                      "' compares classes and needs at least two columns of "
-                                      "outputs");
-  require(call.log_loss_targets.ndim > 0 || call.criterion != ExpectedLogLoss::name,
-          "log_loss_targets: criterion 'expected_log_loss' needs them");
+  const unsigned traits = criterion_traits(score.criterion);
+  require(k >= 2 || !(traits & kLookAhead), "criterion '" + call.criterion +
+                                                "' compares classes and needs at least two columns "
+                                                "of outputs");
+  require(call.log_loss_targets.ndim > 0 || !(traits & kReadsTargets),
+          "log_loss_targets: criterion '" + call.criterion + "' needs them");
+  require(call.loss == "squared" || call.loss == "cross_entropy",
+          "loss: expected 'squared' or 'cross_entropy', got '" + call.loss + "'");
   require(std::isfinite(call.temperature) && call.temperature > 0,
           "temperature: expected a finite number > 0");
   require(std::isfinite(call.ridge) && call.ridge > 0, "ridge: expected a finite number > 0");
   require(std::isfinite(call.label_scale), "label_scale: expected a finite number");
   score.classes = static_cast<int>(k);
-  score.cross_entropy = call.cross_entropy;
+  score.cross_entropy = call.loss == "cross_entropy";
   score.label_scale = call.label_scale;
   score.temperature = call.temperature;
   score.ridge = call.ridge;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/score_inputs.h"
 #include "core/tensor_view.h"
@@ -22,7 +24,7 @@ struct ScoreCall {
   TensorView weights;           // (N_x,) v(x)
   TensorView log_loss_targets;  // (N_x, k) q(x), or ndim 0
   double label_scale = 1;
-  bool cross_entropy = false;
+  std::string loss = "squared";  // or "cross_entropy"
   double temperature = 1;
   double ridge = 1;
   TensorView utilities;  // (N_c,) double, written
@@ -32,6 +34,10 @@ struct ScoreCall {
 int criterion_index(const std::string& name);
 int criterion_count();
 const char* criterion_name(int index);
+/// The traits of csrc/math/criteria.h.
+unsigned criterion_traits(int index);
+/// Every criterion, with the names of those of its traits that callers need to know.
+std::vector<std::pair<std::string, std::vector<std::string>>> criteria();
 
 /// Checks a call against `num_points` points: everything but the variance, which each operation has
 /// in its own shape, and what arrays hold. On a GPU absent indices (ndim 0, then null) stand for

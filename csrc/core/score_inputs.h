@@ -5,15 +5,21 @@
 
 namespace ntkfast {
 
+/// What is common to all pairs of one call.
+struct Settings {
+  int classes;         // k
+  bool cross_entropy;  // outputs are logits; a label's residual is label_scale (e_y - softmax F)
+  double label_scale;  // s; 1 for squared loss
+  double temperature;  // T
+  double ridge;        // lam, the label noise of an evaluation point (epig)
+};
+
 /// What every scoring operation reads besides covariances.
-struct ScoreInputs {
+struct ScoreInputs : Settings {
   int criterion;
-  int classes;
-  bool cross_entropy;
-  double label_scale, temperature, ridge;
-  const int64_t* candidates;
+  const int64_t* candidates;  // on a GPU null: all points in order
   int64_t num_candidates;
-  const int64_t* evaluation;
+  const int64_t* evaluation;  // likewise
   int64_t num_evaluation;
   const double *mean, *outputs;       // of all points
   const double *noise, *label_probs;  // follow candidates

@@ -63,6 +63,14 @@ std::vector<std::string> supported_isas() {
   return {"baseline"};
 }
 
+std::string compiler() {
+#if defined(__clang__)
+  return "Clang " __clang_version__;
+#else
+  return "GCC " __VERSION__;
+#endif
+}
+
 const Kernels& kernels() {
   static const Kernels chosen = choose();
   return chosen;

@@ -8,5 +8,7 @@ namespace ntkfast {
 
 /// Instruction sets that are compiled in and that the processor has, the best first.
 std::vector<std::string> supported_isas();
+/// What this was built with.
+std::string compiler();
 
 }  // namespace ntkfast

@@ -1,8 +1,8 @@
 // Fused scoring for one instruction set: covariance tile -> criterion -> sum. Compiled once per
 // instruction set with NTKFAST_ISA naming it; see kernels.h.
 #include "cpu/gemm_tile.h"
-#include "cpu/score_settings.h"
-#include "math/criteria.h"
+#include "cpu/kernels.h"
+#include "math/scalar_criteria.h"
 
 namespace ntkfast {
 namespace {
@@ -22,15 +22,14 @@ struct RowScalar {  // element j of a prepared candidate
 template <class T>
 int64_t point_size(const Score<T>& score) {
   int size = 0;
-  visit_criterion(score.criterion, [&](auto c) { size = decltype(c)::point_size(score.classes); });
+  visit_scalar(score.criterion, [&](auto c) { size = decltype(c)::point_size(score.classes); });
   return 1 + size;
 }
 
 template <class T>
 int64_t candidate_size(const Score<T>& score) {
   int size = 0;
-  visit_criterion(score.criterion,
-                  [&](auto c) { size = decltype(c)::candidate_size(score.classes); });
+  visit_scalar(score.criterion, [&](auto c) { size = decltype(c)::candidate_size(score.classes); });
   return size;
 }
 
@@ -60,7 +59,6 @@ int64_t scratch_bytes(const Score<T>& score) {
 
 template <class T>
 void prepare_points(const Score<T>& score, int64_t x_tile) {
-  const Settings settings = settings_of(score);
   const int64_t planes = point_size(score), k = score.classes;
   T* block = score.points + x_tile * planes * kTileCols;
   for (int64_t i = 0; i < planes * kTileCols; ++i) block[i] = T(0);
@@ -73,22 +71,20 @@ void prepare_points(const Score<T>& score, int64_t x_tile) {
     const PointInputs inputs{score.mean + x * k, score.outputs + x * k,
                              score.targets ? score.targets + i * k : nullptr, score.variance[x]};
     const Prepared<T> out{block + kTileCols + lane, kTileCols};
-    visit_criterion(score.criterion,
-                    [&](auto c) { decltype(c)::prepare_point(settings, inputs, out); });
+    visit_scalar(score.criterion, [&](auto c) { decltype(c)::prepare_point(score, inputs, out); });
   }
 }
 
 template <class T>
 void prepare_candidates(const Score<T>& score, int64_t begin, int64_t end) {
-  const Settings settings = settings_of(score);
   const int64_t size = candidate_size(score), k = score.classes;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t c = score.candidates[i];
     const CandidateInputs inputs{score.mean + c * k, score.outputs + c * k,
                                  score.label_probs + i * k, score.variance[c], score.noise[i]};
     const Prepared<T> out{score.prepared_candidates + i * size, 1};
-    visit_criterion(score.criterion,
-                    [&](auto c_) { decltype(c_)::prepare_candidate(settings, inputs, out); });
+    visit_scalar(score.criterion,
+                 [&](auto c_) { decltype(c_)::prepare_candidate(score, inputs, out); });
   }
 }
 
@@ -123,16 +119,16 @@ void score_tile(const Score<T>& score, int64_t first, int64_t rows, const T* poi
 template <class T>
 void score_tile(const Score<T>& score, int64_t first, int64_t rows, const T* points, const T* tile,
                 Pack<T>* labels, int64_t group) {
-  visit_criterion(score.criterion, [&](auto c) {
+  visit_scalar(score.criterion, [&](auto c) {
     using Criterion = decltype(c);
     // Two and ten classes are unrolled; a loop over the labels serves every other number.
-    if (Criterion::kUsesLabels && score.classes == 2) {
-      score_tile<T, Criterion, 2>(score, first, rows, points, tile, labels, group);
-    } else if (Criterion::kUsesLabels && score.classes == 10) {
-      score_tile<T, Criterion, 10>(score, first, rows, points, tile, labels, group);
-    } else {
-      score_tile<T, Criterion, 0>(score, first, rows, points, tile, labels, group);
+    if constexpr (has<Criterion>(kLookAhead)) {
+      if (score.classes == 2)
+        return score_tile<T, Criterion, 2>(score, first, rows, points, tile, labels, group);
+      if (score.classes == 10)
+        return score_tile<T, Criterion, 10>(score, first, rows, points, tile, labels, group);
     }
+    score_tile<T, Criterion, 0>(score, first, rows, points, tile, labels, group);
   });
 }
 

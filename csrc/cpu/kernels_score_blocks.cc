@@ -5,7 +5,7 @@
 // k x k blocks of covariances are transposed once into planes [a][b][point]; every row of the
 // candidate then is a product of them with k broadcast numbers.
 #include "cpu/gemm_tile.h"
-#include "cpu/score_settings.h"
+#include "cpu/kernels.h"
 #include "math/block_criteria.h"
 
 namespace ntkfast {
@@ -39,15 +39,10 @@ struct Scalars {
   NTKFAST_INLINE T operator()(int j) const { return first[j]; }
 };
 
-template <class T, class Visitor>
-NTKFAST_INLINE void visit(const ScoreBlocks<T>& score, Visitor&& visitor) {
-  visit_criterion(score.criterion, visitor, BlockCriteria{});
-}
-
 template <class T>
 int64_t point_size(const ScoreBlocks<T>& score) {
   int size = 0;
-  visit(score, [&](auto c) { size = decltype(c)::point_size(score.classes); });
+  visit_block(score.criterion, [&](auto c) { size = decltype(c)::point_size(score.classes); });
   return 1 + size;
 }
 
@@ -68,7 +63,7 @@ struct Scratch {
   Scratch(const ScoreBlocks<T>& score, void* memory) {
     const int64_t k = score.classes;
     int64_t num_rows = 0, num_values = 0;
-    visit(score, [&](auto c) {
+    visit_block(score.criterion, [&](auto c) {
       using Criterion = decltype(c);
       if constexpr (Criterion::kRowwise) {
         num_rows = k < kPanelRows ? k : kPanelRows;
@@ -84,7 +79,7 @@ struct Scratch {
     work = static_cast<double*>(memory);
     bytes = (k * k + num_rows * k) * tile_cols<T>() * int64_t{sizeof(T)} +
             num_values * int64_t{sizeof(Pack<T>)};
-    const int64_t work_bytes = k * (2 * k + 2) * int64_t{sizeof(double)};
+    const int64_t work_bytes = k * (2 * k + 1) * int64_t{sizeof(double)};
     bytes = bytes < work_bytes ? work_bytes : bytes;
   }
 };
@@ -97,7 +92,6 @@ int64_t scratch_bytes(const ScoreBlocks<T>& score) {
 template <class T>
 void prepare_points(const ScoreBlocks<T>& score, int64_t x_tile, void* memory) {
   constexpr int kCols = tile_cols<T>();
-  const Settings settings = settings_of(score);
   const Scratch<T> scratch(score, memory);
   const int64_t planes = point_size(score), k = score.classes;
   T* block = score.points + x_tile * planes * kCols;
@@ -113,15 +107,14 @@ void prepare_points(const ScoreBlocks<T>& score, int64_t x_tile, void* memory) {
          0.0},
         score.evaluation_variance ? score.evaluation_variance + i * k * k : nullptr};
     const Prepared<T> out{block + kCols + lane, kCols};
-    visit(score, [&](auto c) {
-      score.point_is_wrong[i] = !decltype(c)::prepare_point(settings, point, scratch.work, out);
+    visit_block(score.criterion, [&](auto c) {
+      score.point_is_wrong[i] = !decltype(c)::prepare_point(score, point, scratch.work, out);
     });
   }
 }
 
 template <class T>
 void prepare_candidate(const ScoreBlocks<T>& score, int64_t i, void* memory) {
-  const Settings settings = settings_of(score);
   const Scratch<T> scratch(score, memory);
   const int64_t k = score.classes, c = score.candidates[i];
   const BlockCandidate candidate{
@@ -129,8 +122,8 @@ void prepare_candidate(const ScoreBlocks<T>& score, int64_t i, void* memory) {
       score.variance + i * k * k};
   T* rows = score.prepared_candidates + i * candidate_size(score);
   const CandidateRows<T> out{rows, rows + k * k, rows + k * (k + 1), scratch.work};
-  visit(score, [&](auto criterion) {
-    score.candidate_rows[i] = decltype(criterion)::prepare_candidate(settings, candidate, out);
+  visit_block(score.criterion, [&](auto criterion) {
+    score.candidate_rows[i] = decltype(criterion)::prepare_candidate(score, candidate, out);
   });
 }
 
@@ -274,7 +267,7 @@ void score_candidates(const ScoreBlocks<T>& score, int64_t begin, int64_t end, i
 template <class T>
 void score_unit(const ScoreBlocks<T>& score, int64_t begin, int64_t end, int64_t group,
                 void* memory) {
-  visit(score, [&](auto criterion) {
+  visit_block(score.criterion, [&](auto criterion) {
     score_candidates<T, decltype(criterion)>(score, begin, end, group, memory);
   });
 }

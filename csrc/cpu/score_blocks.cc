@@ -64,8 +64,9 @@ void score_blocks(const ScoreBlocksKernels<T>& kernels, const TensorView& covari
   if (evaluation_variance.ndim > 0)
     score.evaluation_variance =
         contiguous<double>(evaluation_variance, "evaluation_variance", {num_evaluation, k, k});
-  require(evaluation_variance.ndim > 0 || call.criterion != Epig::name,
-          "evaluation_variance: criterion 'epig' needs it");
+  require(
+      evaluation_variance.ndim > 0 || !(criterion_traits(score.criterion) & kReadsPointVariance),
+      "evaluation_variance: criterion '" + call.criterion + "' needs it");
   if (num_candidates == 0 || num_evaluation == 0) return;
 
   const std::int64_t scratch_bytes = round_up_to(kernels.scratch_bytes(score), 64);

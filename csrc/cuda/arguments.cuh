@@ -71,29 +71,16 @@ inline int score_device(const TensorView& covariance, const TensorView& downdate
 /// Everything of a scoring call but its covariance and workspace.
 template <class T>
 ScoreArgs<T> score_args(const ScoreCall& call, std::int64_t num_points) {
-  const ScoreInputs inputs = check_score_call(call, num_points, Device::kCuda);
   ScoreArgs<T> args{};
-  args.settings = {inputs.classes, inputs.cross_entropy, inputs.label_scale, inputs.temperature,
-                   inputs.ridge};
-  args.criterion = inputs.criterion;
-  args.candidates = inputs.candidates;
-  args.evaluation = inputs.evaluation;
-  args.num_candidates = inputs.num_candidates;
-  args.num_evaluation = inputs.num_evaluation;
-  args.mean = inputs.mean;
-  args.outputs = inputs.outputs;
+  static_cast<ScoreInputs&>(args) = check_score_call(call, num_points, Device::kCuda);
   args.variance = device_array<double>(call.variance, "variance", {num_points});
-  args.noise = inputs.noise;
-  args.label_probs = inputs.label_probs;
-  args.weights = inputs.weights;
-  args.targets = inputs.targets;
   args.utilities = static_cast<double*>(call.utilities.data);
   return args;
 }
 
 template <class T>
 void check_score_workspace(const ScoreArgs<T>& args, const Workspace& workspace, int tile) {
-  check_workspace(workspace, score_sizes(args.criterion, args.settings.classes, args.num_candidates,
+  check_workspace(workspace, score_sizes(args.criterion, args.classes, args.num_candidates,
                                          args.num_evaluation, int{sizeof(T)}, tile)
                                  .total());
 }

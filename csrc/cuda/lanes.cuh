@@ -8,7 +8,7 @@
 #pragma once
 
 #include "cuda/context.cuh"
-#include "math/criteria.h"
+#include "math/scalar_criteria.h"
 
 namespace ntkfast {
 namespace {

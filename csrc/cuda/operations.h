@@ -44,11 +44,10 @@ void score_features_cuda(const TensorView& psi, const ScoreCall& call, const std
 
 std::int64_t score_dense_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
                                         std::int64_t num_candidates, std::int64_t num_evaluation,
-                                        DType dtype);
-/// With `update`, S - downdate^T downdate is also stored in S, in the same pass; candidates and
-/// evaluation must then have ndim 0.
-void score_dense_cuda(const TensorView& S, const TensorView& downdate, bool update,
-                      const ScoreCall& call, const Workspace& workspace, void* stream);
+                                        bool double_precision);
+/// As score_features_cuda, with the covariance S - downdate^T downdate.
+void score_dense_cuda(const TensorView& S, const TensorView& downdate, const ScoreCall& call,
+                      const Workspace& workspace, void* stream);
 
 std::int64_t condition_features_cuda_workspace(std::int64_t num_points, std::int64_t rank);
 void condition_features_cuda(const TensorView& psi, const TensorView& U, const TensorView& C,
@@ -66,11 +65,6 @@ void weighted_gram_cuda(const TensorView& X, const TensorView& weights, const Te
 void quadratic_form_cuda(const TensorView& X, const TensorView& G, const TensorView& q,
                          void* stream);
 void squared_norms_cuda(const TensorView& X, const TensorView& s, void* stream);
-
-/// scalars: {g^T G g, D}, float64, on the device.
-void downdate_moments_cuda(const TensorView& psi, const TensorView& g, const TensorView& h,
-                           const TensorView& scalars, const TensorView& q, const TensorView& s,
-                           void* stream);
 
 std::int64_t select_variance_reduction_cuda_workspace(std::int64_t num_candidates,
                                                       std::int64_t num_features);

@@ -21,19 +21,11 @@ constexpr int64_t kPadding = 128;
 /// One call in compute type T. `points` and `prepared` hold element j of point or candidate i at [j
 /// * ld + i].
 template <class T>
-struct ScoreArgs {
-  Settings settings;
-  int criterion;
-  const int64_t* candidates;  // nullptr: all points in order
-  const int64_t* evaluation;  // nullptr: all points in order
-  int64_t num_candidates, num_evaluation;
-  const double *mean, *outputs, *variance;  // of all points
-  const double *noise, *label_probs;        // follow candidates
-  const double *weights, *targets;          // follow evaluation; targets may be null
+struct ScoreArgs : ScoreInputs {
+  const double* variance;  // of all points
   // Covariance: dense(c, x), if any, minus or plus the product of two factors.
   const T* dense;
   int64_t dense_stride;
-  T* updated;  // where the covariance of every pair is stored, or nullptr
   Factor<T> candidate_factor, evaluation_factor;
   int64_t depth;
   bool subtract;
@@ -47,12 +39,13 @@ struct ScoreArgs {
   int64_t wanted_blocks = kWantedBlocks;  // tests want fewer, and so several tiles per block
 };
 
+/// visit_scalar, for a GPU thread.
 template <class Visitor>
 NTKFAST_DEVICE void visit_on_device(int, Visitor&, CriterionList<>) {}
 template <class Visitor, class First, class... Rest>
 NTKFAST_DEVICE void visit_on_device(int index, Visitor& visitor, CriterionList<First, Rest...>) {
   if (index == 0) {
-    visitor(First{});
+    visitor(Scalar<First>{});
   } else {
     visit_on_device(index - 1, visitor, CriterionList<Rest...>{});
   }
@@ -96,9 +89,9 @@ struct PreparePoints {
     const int64_t i = ctx.block_x() * kThreads + ctx.thread();
     if (i >= args.point_ld) return;
     T* out = args.points + i;
-    const int64_t ld = args.point_ld, k = args.settings.classes;
+    const int64_t ld = args.point_ld, k = args.classes;
     if (i >= args.num_evaluation) {
-      PreparedSizes sizes{args.settings.classes, 0, 0};
+      PreparedSizes sizes{args.classes, 0, 0};
       visit_on_device(args.criterion, sizes, Criteria{});
       for (int j = 0; j <= sizes.point; ++j) out[j * ld] = T(0);
       return;
@@ -107,7 +100,7 @@ struct PreparePoints {
     out[0] = static_cast<T>(args.weights[i]);
     const PointInputs inputs{args.mean + x * k, args.outputs + x * k,
                              args.targets ? args.targets + i * k : nullptr, args.variance[x]};
-    PreparePoint<T> prepare{args.settings, inputs, Prepared<T>{out + ld, ld}};
+    PreparePoint<T> prepare{args, inputs, Prepared<T>{out + ld, ld}};
     visit_on_device(args.criterion, prepare, Criteria{});
   }
 };
@@ -121,16 +114,15 @@ struct PrepareCandidates {
     const int64_t i = ctx.block_x() * kThreads + ctx.thread();
     if (i >= args.candidate_ld) return;
     if (i >= args.num_candidates) {
-      PreparedSizes sizes{args.settings.classes, 0, 0};
+      PreparedSizes sizes{args.classes, 0, 0};
       visit_on_device(args.criterion, sizes, Criteria{});
       for (int j = 0; j < sizes.candidate; ++j) args.prepared[j * args.candidate_ld + i] = T(0);
       return;
     }
-    const int64_t c = args.candidates ? args.candidates[i] : i, k = args.settings.classes;
+    const int64_t c = args.candidates ? args.candidates[i] : i, k = args.classes;
     const CandidateInputs inputs{args.mean + c * k, args.outputs + c * k, args.label_probs + i * k,
                                  args.variance[c], args.noise[i]};
-    PrepareCandidate<T> prepare{args.settings, inputs,
-                                Prepared<T>{args.prepared + i, args.candidate_ld}};
+    PrepareCandidate<T> prepare{args, inputs, Prepared<T>{args.prepared + i, args.candidate_ld}};
     visit_on_device(args.criterion, prepare, Criteria{});
   }
 };
@@ -184,9 +176,8 @@ struct ScorePairs {
             if (x >= args.num_evaluation) continue;
             const T* first = args.points + x;
             const PointPair<const T*, int64_t> point{first + args.point_ld, args.point_ld};
-            const Pair<T> value =
-                Criterion::template value<K>(args.settings.classes, tile.value[i][j], point,
-                                             candidate, static_cast<Pair<T>*>(nullptr));
+            const Pair<T> value = Criterion::template value<K>(
+                args.classes, tile.value[i][j], point, candidate, static_cast<Pair<T>*>(nullptr));
             sum = fma_of(load_pair(first), value, sum);
           }
         }
@@ -220,7 +211,6 @@ struct ScorePairs {
           const int64_t place = offset + (args.evaluation ? args.evaluation[x] : x);
           T& value = tile.value[i][j].v[lane];
           value = args.subtract ? args.dense[place] - value : args.dense[place] + value;
-          if (args.updated) args.updated[place] = value;
         }
       }
     }
@@ -261,7 +251,7 @@ inline ScoreSizes score_sizes(int criterion, int64_t k, int64_t num_candidates,
                               int64_t num_evaluation, int element_bytes, int tile,
                               int64_t wanted_blocks = kWantedBlocks) {
   int64_t point_size = 0, candidate_size = 0, tiles_per_group = 0;
-  visit_criterion(criterion, [&](auto c) {
+  visit_scalar(criterion, [&](auto c) {
     point_size = decltype(c)::point_size(static_cast<int>(k));
     candidate_size = decltype(c)::candidate_size(static_cast<int>(k));
   });
@@ -278,7 +268,7 @@ inline ScoreSizes score_sizes(int criterion, int64_t k, int64_t num_candidates,
 template <class T>
 void place_workspace(ScoreArgs<T>& args, void* memory, int tile) {
   const ScoreSizes sizes =
-      score_sizes(args.criterion, args.settings.classes, args.num_candidates, args.num_evaluation,
+      score_sizes(args.criterion, args.classes, args.num_candidates, args.num_evaluation,
                   int{sizeof(T)}, tile, args.wanted_blocks);
   char* bytes = static_cast<char*>(memory);
   args.points = reinterpret_cast<T*>(bytes);
@@ -305,7 +295,7 @@ void launch_pairs(Launcher& launcher, const ScoreArgs<T>& args) {
 /// Number of classes the kernels are unrolled for; every other number is a loop.
 template <class Criterion, class Visitor>
 void visit_classes(int k, Visitor&& visitor) {
-  if constexpr (!Criterion::kUsesLabels) {
+  if constexpr (!has<Criterion>(kLookAhead)) {
     visitor(std::integral_constant<int, 1>{});  // classes play no part
   } else if (k == 2) {
     visitor(std::integral_constant<int, 2>{});
@@ -323,12 +313,12 @@ void launch_score(Launcher& launcher, ScoreArgs<T> args, void* workspace) {
   place_workspace(args, workspace, kTileSize);
   if (args.num_evaluation > 0) {
     launch_prepare(launcher, args);
-    visit_criterion(args.criterion, [&](auto criterion) {
+    visit_scalar(args.criterion, [&](auto criterion) {
       using Criterion = decltype(criterion);
-      if constexpr (std::is_same<T, double>::value && Criterion::kUsesLabels) {
+      if constexpr (std::is_same<T, double>::value && has<Criterion>(kLookAhead)) {
         launch_pairs<T, Criterion, kAnyClasses>(launcher, args);
       } else {
-        visit_classes<Criterion>(args.settings.classes, [&](auto classes) {
+        visit_classes<Criterion>(args.classes, [&](auto classes) {
           launch_pairs<T, Criterion, decltype(classes)::value>(launcher, args);
         });
       }

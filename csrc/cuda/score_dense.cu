@@ -25,16 +25,13 @@ void score_features(const TensorView& psi, const ScoreCall& call, const Workspac
 }
 
 template <class T>
-void score_dense(const TensorView& S, const TensorView& downdate, bool update,
-                 const ScoreCall& call, const Workspace& workspace, void* stream) {
+void score_dense(const TensorView& S, const TensorView& downdate, const ScoreCall& call,
+                 const Workspace& workspace, void* stream) {
   const std::int64_t num_points = S.ndim == 2 ? S.shape[0] : -1;
   const MatrixView<T> covariance = device_matrix<T>(S, "S", num_points, num_points);
-  require(!update || (call.candidates.ndim == 0 && call.evaluation.ndim == 0),
-          "update: S is updated as a whole, with all points as candidates and evaluation points");
   ScoreArgs<T> args = score_args<T>(call, num_points);
   args.dense = covariance.data;
   args.dense_stride = covariance.row_stride;
-  args.updated = update ? covariance.data : nullptr;
   args.subtract = true;
   if (downdate.ndim > 0) {
     const MatrixView<T> U = device_matrix<T>(downdate, "downdate", -1, num_points);
@@ -57,18 +54,18 @@ void score_features_plain_cuda(const TensorView& psi, const ScoreCall& call,
 
 std::int64_t score_dense_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
                                         std::int64_t num_candidates, std::int64_t num_evaluation,
-                                        DType dtype) {
+                                        bool double_precision) {
   return score_sizes(criterion_index(criterion), num_classes, num_candidates, num_evaluation,
-                     dtype == DType::kFloat64 ? 8 : 4, kTileSize)
+                     double_precision ? 8 : 4, kTileSize)
       .total();
 }
 
-void score_dense_cuda(const TensorView& S, const TensorView& downdate, bool update,
-                      const ScoreCall& call, const Workspace& workspace, void* stream) {
+void score_dense_cuda(const TensorView& S, const TensorView& downdate, const ScoreCall& call,
+                      const Workspace& workspace, void* stream) {
   if (S.dtype == DType::kFloat64) {
-    score_dense<double>(S, downdate, update, call, workspace, stream);
+    score_dense<double>(S, downdate, call, workspace, stream);
   } else {
-    score_dense<float>(S, downdate, update, call, workspace, stream);
+    score_dense<float>(S, downdate, call, workspace, stream);
   }
 }
 

@@ -54,7 +54,7 @@ struct ScorePairsTensor {
                            : 1;
     const int64_t steps = tiles * slices;
 
-    const int k = score.settings.classes;
+    const int k = score.classes;
     const int point_planes = 1 + Criterion::point_size(k);
     const int candidate_planes = Criterion::candidate_size(k);
     const int stages = args.stages, totals_at = stages * Tile::kStageBytes;
@@ -178,9 +178,8 @@ struct ScorePairsTensor {
           if (x0 + col >= score.num_evaluation) continue;
           const auto weights = points + col;
           const PointPair<Points, Stride> point{weights + point_ld, point_ld};
-          const Pair<float> value =
-              Criterion::template value<K>(score.settings.classes, sums[0][n], point, candidate,
-                                           static_cast<Pair<float>*>(nullptr));
+          const Pair<float> value = Criterion::template value<K>(
+              score.classes, sums[0][n], point, candidate, static_cast<Pair<float>*>(nullptr));
           sum = fma_of(load_pair(weights), value, sum);
         }
       }
@@ -205,7 +204,7 @@ void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* work
   if (score.num_evaluation > 0) {
     launch_prepare(launcher, score);
     using Kernel = ScorePairsTensor<Products, Criterion, K>;
-    const int classes = score.settings.classes;
+    const int classes = score.classes;
     args.stages = Kernel::shared_bytes(classes, 3) <= launcher.shared_memory() ? 3 : 2;
     launcher.template run<Kernel>({div_up(score.num_candidates, kTensorTile), score.num_groups},
                                   Kernel::shared_bytes(classes, args.stages), args);
@@ -216,9 +215,9 @@ void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* work
 /// The whole call on tensor cores.
 template <class Products, class Launcher>
 void launch_score_tensor(Launcher& launcher, const TensorScoreArgs& args, void* workspace) {
-  visit_criterion(args.score.criterion, [&](auto criterion) {
+  visit_scalar(args.score.criterion, [&](auto criterion) {
     using Criterion = decltype(criterion);
-    visit_classes<Criterion>(args.score.settings.classes, [&](auto classes) {
+    visit_classes<Criterion>(args.score.classes, [&](auto classes) {
       launch_score_tensor_as<Products, Criterion, decltype(classes)::value>(launcher, args,
                                                                             workspace);
     });

@@ -25,8 +25,8 @@ std::string cuda_problem() { return kProblem; }
 
 Size score_features_cuda_workspace(Text, Size, Size, Size, Text) { fail(); }
 void score_features_cuda(View, const ScoreCall&, Text, const Workspace&, void*) { fail(); }
-Size score_dense_cuda_workspace(Text, Size, Size, Size, DType) { fail(); }
-void score_dense_cuda(View, View, bool, const ScoreCall&, const Workspace&, void*) { fail(); }
+Size score_dense_cuda_workspace(Text, Size, Size, Size, bool) { fail(); }
+void score_dense_cuda(View, View, const ScoreCall&, const Workspace&, void*) { fail(); }
 Size condition_features_cuda_workspace(Size, Size) { fail(); }
 void condition_features_cuda(View, View, View, const Workspace&, void*) { fail(); }
 void condition_dense_cuda(View, View, void*) { fail(); }
@@ -35,7 +35,6 @@ void product_cuda(View, View, View, void*) { fail(); }
 void weighted_gram_cuda(View, View, View, void*) { fail(); }
 void quadratic_form_cuda(View, View, View, void*) { fail(); }
 void squared_norms_cuda(View, View, void*) { fail(); }
-void downdate_moments_cuda(View, View, View, View, View, View, void*) { fail(); }
 Size select_variance_reduction_cuda_workspace(Size, Size) { fail(); }
 void select_variance_reduction_cuda(View, View, View, View, View, View, View, View,
                                     const Workspace&, void*) {

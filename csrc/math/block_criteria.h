@@ -8,17 +8,17 @@
 // itself, and sum P(y|c) times a function of it. Variance criteria have the rows of L^-1. The 1/k
 // of those makes a kernel K (x) I_k worth what the scalar kernel K is.
 //
-// A criterion here is a struct with
-//     name                    as in criteria.h
+// What drivers call of a criterion:
 //     kStarts                 whether start(x) is kept in the first k planes of a point, or zero
 //     point_size(k), prepare_point(...)   what it keeps of an evaluation point x
 //     prepare_candidate(...)  the rows, their weights, two further numbers
 //     row_value(k, l, x)      what a row is worth; the summand is the weighted sum of it
 // or, instead of the last, kRowwise = false and pair_value(...) from all rows of a pair at once.
+// Block<Criterion> is chosen by the form of the criterion.
 // prepare_* run once per point in double; the values run for every pair in the compute type.
 #pragma once
 
-#include "math/criteria.h"
+#include "math/scalar_criteria.h"
 
 namespace ntkfast {
 namespace {
@@ -37,7 +37,7 @@ struct BlockPoint {
 };
 
 /// What a candidate asks for. Memory of the caller: rows (k, k), weights (k), further (2), and work
-/// (k (2 k + 2)) in double.
+/// (k (2 k + 1)) in double.
 template <class T>
 struct CandidateRows {
   T* rows;
@@ -98,17 +98,29 @@ NTKFAST_HD NTKFAST_INLINE bool tells_nothing(double noise) { return !(noise < 1e
 
 // --- Label criteria ---
 
+template <class Criterion, class Form = typename Criterion::Form>
+struct Block;
+
+/// Calls visitor(Block<C>{}) with the criterion C of this index.
+template <class Visitor>
+NTKFAST_INLINE void visit_block(int index, Visitor&& visitor) {
+  visit_criterion(index, [&](auto criterion) { visitor(Block<decltype(criterion)>{}); });
+}
+
 /// Rows z_y = unit s A^-1 (e_y - B) of the labels with P(y) > 0, weighted `weight` P(y). Without
 /// information one row of zeros stands for all. Returns their number, -1 where A is not positive
 /// definite.
-template <class T>
-NTKFAST_HD inline int label_rows(const Settings& settings, const BlockCandidate& c, const double* P,
-                                 double unit, double weight, CandidateRows<T> out) {
-  const int k = settings.classes;
+template <class Criterion, class T>
+NTKFAST_HD inline int label_rows(const Settings& settings, const BlockCandidate& c, double unit,
+                                 double weight, CandidateRows<T> out) {
+  const int k = settings.classes, likely = argmax(c.inputs.f, k);
+  const auto P = [&](int y) {
+    return has<Criterion>(kReadsLabelProbs) ? c.inputs.P[y] : y == likely ? 1.0 : 0.0;
+  };
   double *L = out.work, *X = L + k * k, *expected = X + k * k;
   if (tells_nothing(c.inputs.noise)) {
     double total = 0;
-    for (int y = 0; y < k; ++y) total += P[y];
+    for (int y = 0; y < k; ++y) total += P(y);
     for (int j = 0; j < k; ++j) out.rows[j] = T(0);
     out.weights[0] = static_cast<T>(weight * total);
     return 1;
@@ -117,11 +129,11 @@ NTKFAST_HD inline int label_rows(const Settings& settings, const BlockCandidate&
   const Baseline B(settings, c.inputs);
   for (int j = 0; j < k; ++j) expected[j] = B(j);
   int count = 0;
-  for (int y = 0; y < k; ++y) count += P[y] != 0;
+  for (int y = 0; y < k; ++y) count += P(y) != 0;
   for (int y = 0, i = 0; y < k; ++y) {
-    if (P[y] == 0) continue;
+    if (P(y) == 0) continue;
     for (int j = 0; j < k; ++j) X[j * count + i] = (j == y ? 1.0 : 0.0) - expected[j];
-    out.weights[i++] = static_cast<T>(weight * P[y]);
+    out.weights[i++] = static_cast<T>(weight * P(y));
   }
   solve_lower(k, L, count, X);
   solve_lower_transposed(k, L, count, X);
@@ -131,95 +143,41 @@ NTKFAST_HD inline int label_rows(const Settings& settings, const BlockCandidate&
   return count;
 }
 
-/// Soft-max of a row in units of log2: Z = sum_j 2^(l_j - top), N = sum_j (l_j - top) 2^(l_j -
-/// top).
-template <class V>
-struct RowSums {
-  V top, Z, N;
-  template <class Row>
-  NTKFAST_HD NTKFAST_INLINE RowSums(int k, const Row& l)
-      : top(l(0)), Z(scalar_of<V>(0)), N(scalar_of<V>(0)) {
-    for (int j = 1; j < k; ++j) top = max_of(top, l(j));
-    for (int j = 0; j < k; ++j) {
-      const V u = l(j) - top;
-      const V w = exp2_of(u);
-      Z = Z + w;
-      N = fma_of(u, w, N);
-    }
-  }
-};
-
-/// What criteria of the logits alone read of a point.
-struct OfLogits {
-  static constexpr bool kStarts = true, kRowwise = true;
-  static NTKFAST_HD int point_size(int k) { return k; }
+template <class Criterion>
+struct Block<Criterion, OfSoftmax> : Criterion {
+  static constexpr bool kStarts = true, kRowwise = true,
+                        kHasTargets = has<Criterion>(kReadsTargets);
+  static NTKFAST_HD int point_size(int k) { return kHasTargets ? 2 * k : k; }
   template <class T>
   static NTKFAST_HD bool prepare_point(const Settings& s, const BlockPoint& x, double*,
                                        Prepared<T> out) {
-    prepare_logits(s, kLog2E / s.temperature, x.inputs, out);
-    return true;
-  }
-};
-
-/// - sum_y P(y|c) H(softmax f+)
-struct BlockExpectedEntropy : OfLogits {
-  static constexpr const char* name = ExpectedEntropy::name;
-  template <class T>
-  static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
-                                          CandidateRows<T> out) {
-    return label_rows(s, c, c.inputs.P, kLog2E / s.temperature, -kLn2, out);
-  }
-  template <class V, class Row, class Point>
-  static NTKFAST_HD NTKFAST_INLINE V row_value(int k, const Row& l, const Point&) {
-    const RowSums<V> sums(k, l);
-    return log2_of(sums.Z) - sums.N * reciprocal(sums.Z);
-  }
-};
-
-/// sum_y P(y|c) sum_j q_j(x) log softmax(f+)_j
-struct BlockExpectedLogLoss {
-  static constexpr const char* name = ExpectedLogLoss::name;
-  static constexpr bool kStarts = true, kRowwise = true;
-  static NTKFAST_HD int point_size(int k) { return 2 * k; }  // logits (k), q (k)
-  template <class T>
-  static NTKFAST_HD bool prepare_point(const Settings& s, const BlockPoint& x, double*,
-                                       Prepared<T> out) {
-    prepare_logits(s, kLog2E / s.temperature, x.inputs, out);
-    for (int j = 0; j < s.classes; ++j) out[s.classes + j] = static_cast<T>(x.inputs.q[j]);
+    prepare_softmax<Criterion>(s, x.inputs, out);
     return true;
   }
   template <class T>
   static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
                                           CandidateRows<T> out) {
-    return label_rows(s, c, c.inputs.P, kLog2E / s.temperature, kLn2, out);
+    return label_rows<Criterion>(s, c, kLog2E / s.temperature, Criterion::kScale, out);
   }
   template <class V, class Row, class Point>
   static NTKFAST_HD NTKFAST_INLINE V row_value(int k, const Row& l, const Point& x) {
-    const RowSums<V> sums(k, l);
-    V value = -log2_of(sums.Z);
-    for (int j = 0; j < k; ++j) value = fma_of(x(k + j), l(j) - sums.top, value);
-    return value;
+    const V zero(scalar_of<V>(0)), one(scalar_of<V>(1));
+    LabelSums<V> sums{zero, zero, zero, one, l(0), zero};
+    for (int j = 1; j < k; ++j) sums.reference = max_of(sums.reference, l(j));
+    for (int j = 0; j < k; ++j) {
+      const V u = l(j) - sums.reference;
+      const V w = exp2_of(u);
+      sums.Z = sums.Z + w;
+      sums.N = fma_of(u, w, sums.N);
+      sums.squares = fma_of(w, w, sums.squares);
+      if constexpr (kHasTargets) sums.target = fma_of(x(k + j), u, sums.target);
+    }
+    return Criterion::of(sums);
   }
 };
 
-/// sum_y P(y|c) (max_j softmax(f+)_j - 1)
-struct BlockExpectedError : OfLogits {
-  static constexpr const char* name = ExpectedError::name;
-  template <class T>
-  static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
-                                          CandidateRows<T> out) {
-    return label_rows(s, c, c.inputs.P, kLog2E / s.temperature, 1.0, out);
-  }
-  template <class V, class Row, class Point>
-  static NTKFAST_HD NTKFAST_INLINE V row_value(int k, const Row& l, const Point&) {
-    const RowSums<V> sums(k, l);
-    return (V(scalar_of<V>(1)) - sums.Z) * reciprocal(sums.Z);
-  }
-};
-
-/// sum_y P(y|c) [argmax f+ != argmax f]; ties go to the lowest class.
-struct BlockLabelFlips {
-  static constexpr const char* name = LabelFlips::name;
+template <class Criterion>
+struct Block<Criterion, OfArgmax> : Criterion {
   static constexpr bool kStarts = true, kRowwise = true;
   static NTKFAST_HD int point_size(int k) { return k + 1; }  // logits (k), argmax f
   template <class T>
@@ -232,7 +190,7 @@ struct BlockLabelFlips {
   template <class T>
   static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
                                           CandidateRows<T> out) {
-    return label_rows(s, c, c.inputs.P, 1.0, 1.0, out);
+    return label_rows<Criterion>(s, c, 1.0, 1.0, out);
   }
   template <class V, class Row, class Point>
   static NTKFAST_HD NTKFAST_INLINE V row_value(int k, const Row& l, const Point& x) {
@@ -243,12 +201,20 @@ struct BlockLabelFlips {
       where = select(value > top, V(T(j)), where);
       top = max_of(top, value);
     }
-    return select(where == x(k), V(T(0)), V(T(1)));
+    return Criterion::of(where, x(k));
   }
 };
 
-/// Planes F - f (k), and what mlmoc and emoc take of a row.
-struct BlockChange {
+template <class V, class Row>
+NTKFAST_HD NTKFAST_INLINE V squared_norm(int k, const Row& l) {
+  V sum(scalar_of<V>(0));
+  for (int j = 0; j < k; ++j) sum = fma_of(l(j), l(j), sum);
+  return sum;
+}
+
+/// Planes F - f (k), so that a row is f+ - f.
+template <class Criterion>
+struct Block<Criterion, OfChange> : Criterion {
   static constexpr bool kStarts = true, kRowwise = true;
   static NTKFAST_HD int point_size(int k) { return k; }
   template <class T>
@@ -257,34 +223,14 @@ struct BlockChange {
     for (int j = 0; j < s.classes; ++j) out[j] = static_cast<T>(x.inputs.F[j] - x.inputs.f[j]);
     return true;
   }
+  template <class T>
+  static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
+                                          CandidateRows<T> out) {
+    return label_rows<Criterion>(s, c, 1.0, 1.0, out);
+  }
   template <class V, class Row, class Point>
   static NTKFAST_HD NTKFAST_INLINE V row_value(int k, const Row& l, const Point&) {
-    V sum(scalar_of<V>(0));
-    for (int j = 0; j < k; ++j) sum = fma_of(l(j), l(j), sum);
-    return sqrt_of(sum);
-  }
-};
-
-/// ||f+ - f||_2 under the label argmax f(c)
-struct BlockMlmoc : BlockChange {
-  static constexpr const char* name = Mlmoc::name;
-  template <class T>
-  static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
-                                          CandidateRows<T> out) {
-    double* P = out.work + 2 * s.classes * s.classes + s.classes;
-    for (int y = 0; y < s.classes; ++y) P[y] = 0;
-    P[argmax(c.inputs.f, s.classes)] = 1;
-    return label_rows(s, c, P, 1.0, 1.0, out);
-  }
-};
-
-/// sum_y P(y|c) ||f+ - f||_2
-struct BlockEmoc : BlockChange {
-  static constexpr const char* name = Emoc::name;
-  template <class T>
-  static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
-                                          CandidateRows<T> out) {
-    return label_rows(s, c, c.inputs.P, 1.0, 1.0, out);
+    return Criterion::of(squared_norm<V>(k, l));
   }
 };
 
@@ -307,9 +253,9 @@ NTKFAST_HD inline int whitening_rows(const Settings& settings, const BlockCandid
   return k;
 }
 
-/// (1/k) tr(S(x,c) A^-1 S(c,x)) = (1/k) ||L^-1 S(c,x)||^2
-struct BlockVarianceReduction {
-  static constexpr const char* name = VarianceReduction::name;
+/// For variance_reduction (1/k) tr(S(x,c) A^-1 S(c,x)) = (1/k) ||L^-1 S(c,x)||^2.
+template <class Criterion>
+struct Block<Criterion, OfWhitened> : Criterion {
   static constexpr bool kStarts = false, kRowwise = true;
   static NTKFAST_HD int point_size(int) { return 0; }
   template <class T>
@@ -324,13 +270,12 @@ struct BlockVarianceReduction {
   template <class V, class Row, class Point>
   static NTKFAST_HD NTKFAST_INLINE V row_value(int k, const Row& l, const Point&) {
     V sum(scalar_of<V>(0));
-    for (int j = 0; j < k; ++j) sum = fma_of(l(j), l(j), sum);
+    for (int j = 0; j < k; ++j) sum = sum + Criterion::of(l(j));
     return sum;
   }
 };
 
-/// -1/(2k) log det(I - M M^T), M = L_x^-1 S(x,c) L^-T with L_x L_x^T = S(x,x) + lam I: the mutual
-/// information between the noisy labels of x and c.
+/// For epig -1/(2k) log det(I - M M^T), M = L_x^-1 S(x,c) L^-T with L_x L_x^T = S(x,x) + lam I.
 ///
 /// With E = I - M M^T = U D U^T (U unit lower triangular) log det E is the sum of log d_j, and
 /// d_j = 1 - t_j with t_j = (M M^T)_jj + sum_{m<j} U_jm^2 d_m >= 0, a sum without cancellation:
@@ -340,8 +285,8 @@ struct BlockVarianceReduction {
 /// those of Q_x, whose factor L_x^-1 is triangular, are lam / (L_x)_jj^2:
 ///     d_j >= (1 - p) + p lam / (L_x)_jj^2,
 /// which no cancellation has touched (the bound of the scalar criterion for a kernel K (x) I_k).
-struct BlockEpig {
-  static constexpr const char* name = Epig::name;
+template <class Criterion>
+struct Block<Criterion, OfCorrelation> : Criterion {
   static constexpr bool kStarts = false, kRowwise = false;
   // L_x^-1, lower triangle row by row; lam / (L_x)_jj^2 (k)
   static NTKFAST_HD int point_size(int k) { return k * (k + 1) / 2 + k; }
@@ -396,7 +341,7 @@ struct BlockEpig {
         for (int m = 0; m <= j; ++m)
           U[j * (j + 1) / 2 + m] = fma_of(left, rows.load(i, m), U[j * (j + 1) / 2 + m]);
       }
-    const V half(T(0.5)), least(T(1e-37));
+    const V least(T(1e-37));
     V sum(T(0));
     for (int j = 0; j < k; ++j) {
       V* row = U + j * (j + 1) / 2;
@@ -412,17 +357,11 @@ struct BlockEpig {
       const V bound = fma_of(V(further(1)), x(triangle + j), V(further(0)));
       const V d = max_of(max_of(V(T(1)) - taken, bound), least);
       inverse[j] = reciprocal(d);
-      sum = sum + select(taken > half, log2_of(d), log2_one_minus(min_of(taken, half)));
+      sum = sum + Criterion::of(taken, d);
     }
-    return V(T(-0.5 * kLn2)) * sum * reciprocal(V(T(k)));
+    return sum * reciprocal(V(T(k)));
   }
 };
-
-/// In the order of `Criteria`, so that an index means the same criterion in both.
-using BlockCriteria =
-    CriterionList<BlockMlmoc, BlockEmoc, BlockExpectedEntropy, BlockExpectedLogLoss,
-                  BlockExpectedError, BlockLabelFlips, BlockVarianceReduction, BlockEpig>;
-static_assert(BlockCriteria::size == Criteria::size, "a criterion of each kind");
 
 }  // namespace
 }  // namespace ntkfast

@@ -1,18 +1,18 @@
-// Every acquisition criterion, written once for all backends. The look-ahead criteria follow
-// Mohamadi, Bae, Sutherland (NeurIPS 2022); the utility of a candidate c is always
+// Every acquisition criterion, written once for all backends and for both kinds of kernels. The
+// look-ahead criteria follow Mohamadi, Bae, Sutherland (NeurIPS 2022). The utility of a candidate c
+// is always
 //     u(c) = sum_x v(x) value(x, c),          larger = query first.
 //
 // A criterion is a struct with
-//     name                  what users type
-//     kUsesLabels           whether it needs at least two classes
-//     kScratch              whether value<0>() needs 2 k values of scratch
-//     point_size(k), prepare_point(...)          what it keeps of an evaluation point x
-//     candidate_size(k), prepare_candidate(...)  what it keeps of a candidate c
-//     value<K>(k, S, x, c, scratch)              the summand, from the covariance S(x, c);
-//                                                K = 0: the number of classes is k, at run time
-// prepare_* run once per point in double; value() runs for every pair in the compute type. To add a
-// criterion: write the struct, append it to `Criteria` below, add its row to ntkfast/criteria.py
-// and its line to the tests.
+//     name       what users type
+//     Form       what its formula is a function of; a base class below
+//     kTraits    what it reads and what it can do
+//     of(...)    the formula
+// scalar_criteria.h makes of it what drivers for a scalar kernel call, for numbers or registers of
+// either precision on a CPU or a GPU; block_criteria.h what those for a k x k kernel call.
+//
+// To add a criterion: write the struct, append it to `Criteria`, and add its row to
+// ntkfast/criteria.py and its definition to tests/data/oracle.py and tests/cpp/oracle.h.
 #pragma once
 
 #include "math/softmax_rank_one.h"
@@ -20,446 +20,147 @@
 namespace ntkfast {
 namespace {
 
-/// What is common to all pairs of one call.
-struct Settings {
-  int classes;         // k
-  bool cross_entropy;  // outputs are logits; a label's residual is label_scale (e_y - softmax F)
-  double label_scale;  // s; 1 for squared loss
-  double temperature;  // T
-  double ridge;        // lam, the label noise of an evaluation point (epig)
+/// What a criterion reads besides F, and what it can do.
+enum Trait : unsigned {
+  kLookAhead = 1,         // at outputs after a hypothetical label: needs two classes at least
+  kReadsLabelProbs = 2,   // P(y|c); a look-ahead criterion without it takes the label argmax f(c)
+  kReadsTemperature = 4,  // divides outputs
+  kReadsTargets = 8,      // q(x)
+  kReadsPointVariance = 16,  // S(x, x)
+  kMoments = 32,             // is tr((S_cc + lam_c I)^-1 q_c), which features give without pairs
+  kReadsSquares = 64,        // LabelSums::squares
 };
+/// Names of the traits that callers need to know, from the lowest bit on. Where a trait is an
+/// argument it has the argument's name.
+constexpr const char* kTraitNames[] = {"look_ahead",       "label_probs",    "temperature",
+                                       "log_loss_targets", "point_variance", "moments"};
 
-/// One evaluation point. F: posterior mean, f: outputs of the trained network, q: target
-/// distribution (log loss).
-struct PointInputs {
-  const double* F;
-  const double* f;
-  const double* q;
-  double variance;  // S(x, x)
-};
-
-/// One candidate. P: distribution of its hypothetical label; noise lam_c, infinity allowed.
-struct CandidateInputs {
-  const double* F;
-  const double* f;
-  const double* P;
-  double variance;  // S(c, c)
-  double noise;
-};
-
-/// Where prepare_* write: element j of the prepared point or candidate, in the compute type.
-template <class T>
-struct Prepared {
-  T* data;
-  int64_t stride;
-  NTKFAST_HD T& operator[](int64_t j) const { return data[j * stride]; }
-};
-
-template <class V, class Source>
-struct Shifted {  // source(offset + j)
-  const Source& source;
-  int offset;
-  NTKFAST_HD NTKFAST_INLINE V operator()(int j) const { return V(source(offset + j)); }
-};
-
-NTKFAST_HD NTKFAST_INLINE int argmax(const double* values, int k) {
-  int best = 0;
-  for (int j = 1; j < k; ++j) best = values[j] > values[best] ? j : best;
-  return best;
+template <class Criterion>
+NTKFAST_HD constexpr bool has(Trait trait) {
+  return (Criterion::kTraits & trait) != 0;
 }
 
-/// 1 / (S(c, c) + lam_c); zero for infinite noise and for a candidate about which nothing can be
-/// learned.
-NTKFAST_HD NTKFAST_INLINE double step_per_covariance(const CandidateInputs& c) {
-  const double total = c.variance + c.noise;
-  return total > 0 && total < 1e300 ? 1.0 / total : 0.0;
-}
+// --- Functions of the softmax of f+, expected over the labels: kScale sum_y P(y|c) of(sums) ---
 
-/// Baseline B of a hypothetical label's residual s (e_y - B): F(c), or softmax F(c) for
-/// cross-entropy.
-struct Baseline {
-  double shift, total;
-  const double* F;
-  bool cross_entropy;
-  NTKFAST_HD Baseline(const Settings& settings, const CandidateInputs& c)
-      : shift(0), total(1), F(c.F), cross_entropy(settings.cross_entropy) {
-    if (!cross_entropy) return;
-    shift = F[argmax(F, settings.classes)];
-    total = 0;
-    for (int j = 0; j < settings.classes; ++j) total += exp(F[j] - shift);
-  }
-  NTKFAST_HD double operator()(int j) const {
-    return cross_entropy ? exp(F[j] - shift) / total : F[j];
-  }
+struct OfSoftmax {
+  using Form = OfSoftmax;
+  static constexpr unsigned kTraits = kLookAhead | kReadsLabelProbs | kReadsTemperature;
+  static constexpr double kScale = 1;
 };
-
-/// The value in the compute type, kept far enough from its largest number that products stay
-/// finite.
-template <class T>
-NTKFAST_HD NTKFAST_INLINE T bounded(double value) {
-  const double limit = -static_cast<double>(logit_floor<T>());
-  return static_cast<T>(value < -limit ? -limit : value > limit ? limit : value);
-}
-
-// --- Criteria of the softmax of f+ ---
-
-/// Logits of a point in units of log2 over the temperature, shifted so that the largest is zero: in
-/// float the classes that matter then keep their full precision however large the logits are.
-template <class T>
-NTKFAST_HD NTKFAST_INLINE void prepare_logits(const Settings& settings, double unit,
-                                              const PointInputs& x, Prepared<T> out) {
-  const double largest = x.F[argmax(x.F, settings.classes)];
-  for (int j = 0; j < settings.classes; ++j) out[j] = bounded<T>((x.F[j] - largest) * unit);
-}
-
-/// Layout of a candidate of a label criterion: A per unit of covariance, 1 + max |B|, B (k), P (k).
-/// B is centred: softmax does not see a common offset.
-template <class T>
-NTKFAST_HD NTKFAST_INLINE void prepare_labels(const Settings& settings, double unit, double weight,
-                                              const CandidateInputs& c, Prepared<T> out) {
-  const int k = settings.classes;
-  const Baseline B(settings, c);
-  double low = B(0), high = B(0);
-  for (int j = 1; j < k; ++j) {
-    low = B(j) < low ? B(j) : low;
-    high = B(j) > high ? B(j) : high;
-  }
-  const double centre = 0.5 * (low + high);
-  out[0] = bounded<T>(settings.label_scale * unit * step_per_covariance(c));
-  out[1] = static_cast<T>(1 + 0.5 * (high - low));
-  for (int j = 0; j < k; ++j) {
-    out[2 + j] = static_cast<T>(B(j) - centre);
-    out[2 + k + j] = static_cast<T>(weight * c.P[j]);
-  }
-}
-
-template <class V, class Candidate>
-NTKFAST_HD NTKFAST_INLINE V label_step(V S, const Candidate& c) {
-  using T = scalar_of<V>;
-  return max_of(min_of(S * V(c(0)), V(step_limit<T>())), V(-step_limit<T>()));
-}
 
 /// - sum_y P(y|c) H(softmax f+)
-struct ExpectedEntropy {
+struct ExpectedEntropy : OfSoftmax {
   static constexpr const char* name = "expected_entropy";
-  static constexpr bool kUsesLabels = true, kScratch = true;
-  static NTKFAST_HD int point_size(int k) { return k; }
-  static NTKFAST_HD int candidate_size(int k) { return 2 + 2 * k; }
-  template <class T>
-  static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
-    prepare_logits(s, kLog2E / s.temperature, x, out);
-  }
-  template <class T>
-  static NTKFAST_HD void prepare_candidate(const Settings& s, const CandidateInputs& c,
-                                           Prepared<T> out) {
-    prepare_labels(s, kLog2E / s.temperature, -kLn2, c, out);
-  }
-  template <class V, class Weights>
-  struct Body {
-    const Weights& P;
-    V sum;
-    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const LabelSums<V>& l) {
-      sum = fma_of(P(y), log2_of(l.Z) - l.N * reciprocal(l.Z), sum);
-    }
-  };
-  template <int K, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V value(int k, V S, const Point& x, const Candidate& c,
-                                           V* scratch) {
-    const Shifted<V, Candidate> B{c, 2}, P{c, 2 + (K > 0 ? K : k)};
-    Body<V, Shifted<V, Candidate>> body{P, V(scalar_of<V>(0))};
-    for_each_label<K>(k, label_step(S, c), V(c(1)), x, B, scratch, body);
-    return body.sum;
+  static constexpr double kScale = -kLn2;
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(const LabelSums<V>& l) {
+    return log2_of(l.Z) - l.N * reciprocal(l.Z);
   }
 };
 
 /// sum_y P(y|c) sum_j q_j(x) log softmax(f+)_j
-struct ExpectedLogLoss {
+struct ExpectedLogLoss : OfSoftmax {
   static constexpr const char* name = "expected_log_loss";
-  static constexpr bool kUsesLabels = true, kScratch = true;
-  // q_j F_j summed (1), logits (k), q (k)
-  static NTKFAST_HD int point_size(int k) { return 1 + 2 * k; }
-  static NTKFAST_HD int candidate_size(int k) { return 2 + 2 * k; }
-  template <class T>
-  static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
-    const double unit = kLog2E / s.temperature, largest = x.F[argmax(x.F, s.classes)];
-    double mean = 0;
-    for (int j = 0; j < s.classes; ++j) {
-      if (x.q[j] > 0) mean += x.q[j] * (x.F[j] - largest) * unit;
-      out[1 + s.classes + j] = static_cast<T>(x.q[j]);
-    }
-    out[0] = bounded<T>(mean);
-    prepare_logits(s, unit, x, Prepared<T>{out.data + out.stride, out.stride});
-  }
-  template <class T>
-  static NTKFAST_HD void prepare_candidate(const Settings& s, const CandidateInputs& c,
-                                           Prepared<T> out) {
-    prepare_labels(s, kLog2E / s.temperature, kLn2, c, out);
-  }
-  template <class V, class Weights, class Targets>
-  struct Body {
-    const Weights& P;
-    const Targets& q;
-    V base, A, sum;  // base = sum_j q_j l_j
-    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const LabelSums<V>& l) {
-      const V log_likelihood = fma_of(q(y), A, base) - l.reference - log2_of(l.Z);
-      sum = fma_of(P(y), log_likelihood, sum);
-    }
-  };
-  template <int K, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V value(int k, V S, const Point& x, const Candidate& c,
-                                           V* scratch) {
-    const int count = K > 0 ? K : k;
-    const Shifted<V, Point> F{x, 1}, q{x, 1 + count};
-    const Shifted<V, Candidate> B{c, 2}, P{c, 2 + count};
-    const V A = label_step(S, c);
-    V base = x(0);
-    NTKFAST_UNROLL
-    for (int j = 0; j < count; ++j) base = fma_of(-A * B(j), q(j), base);
-    Body<V, Shifted<V, Candidate>, Shifted<V, Point>> body{P, q, base, A, V(scalar_of<V>(0))};
-    for_each_label<K>(k, A, V(c(1)), F, B, scratch, body);
-    return body.sum;
+  static constexpr unsigned kTraits = OfSoftmax::kTraits | kReadsTargets;
+  static constexpr double kScale = kLn2;
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(const LabelSums<V>& l) {
+    return l.target - log2_of(l.Z);
   }
 };
 
 /// sum_y P(y|c) (max_j softmax(f+)_j - 1)
-struct ExpectedError {
+struct ExpectedError : OfSoftmax {
   static constexpr const char* name = "expected_error";
-  static constexpr bool kUsesLabels = true, kScratch = true;
-  static NTKFAST_HD int point_size(int k) { return k; }
-  static NTKFAST_HD int candidate_size(int k) { return 2 + 2 * k; }
-  template <class T>
-  static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
-    prepare_logits(s, kLog2E / s.temperature, x, out);
-  }
-  template <class T>
-  static NTKFAST_HD void prepare_candidate(const Settings& s, const CandidateInputs& c,
-                                           Prepared<T> out) {
-    prepare_labels(s, kLog2E / s.temperature, 1.0, c, out);
-  }
-  template <class V, class Weights>
-  struct Body {
-    const Weights& P;
-    V sum;
-    NTKFAST_HD NTKFAST_INLINE void operator()(int y, const LabelSums<V>& l) {
-      sum = fma_of(P(y), (l.top - l.Z) * reciprocal(l.Z), sum);
-    }
-  };
-  template <int K, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V value(int k, V S, const Point& x, const Candidate& c,
-                                           V* scratch) {
-    const Shifted<V, Candidate> B{c, 2}, P{c, 2 + (K > 0 ? K : k)};
-    Body<V, Shifted<V, Candidate>> body{P, V(scalar_of<V>(0))};
-    for_each_label<K>(k, label_step(S, c), V(c(1)), x, B, scratch, body);
-    return body.sum;
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(const LabelSums<V>& l) {
+    return (l.top - l.Z) * reciprocal(l.Z);
   }
 };
 
-/// sum_y P(y|c) [argmax f+ != argmax f]; ties go to the lowest class. No exponentials: only the
-/// order of l matters.
-struct LabelFlips {
+/// - sum_y P(y|c) sum_j p_j (1 - p_j), p = softmax f+
+struct ExpectedBrier : OfSoftmax {
+  static constexpr const char* name = "expected_brier";
+  static constexpr unsigned kTraits = OfSoftmax::kTraits | kReadsSquares;
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(const LabelSums<V>& l) {
+    const V inverse = reciprocal(l.Z);
+    return fma_of(l.squares * inverse, inverse, V(scalar_of<V>(-1)));
+  }
+};
+
+// --- Functions of argmax f+ and argmax f, expected over the labels ---
+
+struct OfArgmax {
+  using Form = OfArgmax;
+  static constexpr unsigned kTraits = kLookAhead | kReadsLabelProbs;
+};
+
+/// sum_y P(y|c) [argmax f+ != argmax f]; ties go to the lowest class.
+struct LabelFlips : OfArgmax {
   static constexpr const char* name = "label_flips";
-  static constexpr bool kUsesLabels = true, kScratch = false;
-  static NTKFAST_HD int point_size(int k) { return 1 + k; }  // argmax f (1), logits (k)
-  static NTKFAST_HD int candidate_size(int k) { return 2 + 2 * k; }
-  template <class T>
-  static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
-    out[0] = static_cast<T>(argmax(x.f, s.classes));
-    prepare_logits(s, 1.0, x, Prepared<T>{out.data + out.stride, out.stride});
-  }
-  template <class T>
-  static NTKFAST_HD void prepare_candidate(const Settings& s, const CandidateInputs& c,
-                                           Prepared<T> out) {
-    prepare_labels(s, 1.0, 1.0, c, out);
-  }
-  template <int K, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V value(int k, V S, const Point& x, const Candidate& c, V*) {
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(V after, V before) {
     using T = scalar_of<V>;
-    const int count = K > 0 ? K : k;
-    const Shifted<V, Point> F{x, 1};
-    const Shifted<V, Candidate> B{c, 2}, P{c, 2 + count};
-    const V A = label_step(S, c), before = x(0);
-    TopTwo<V> top(TopTwo<V>::lowest());
-    NTKFAST_UNROLL
-    for (int j = 0; j < count; ++j) top.add(fma_of(-A, B(j), F(j)), V(T(j)));
-    V sum(T(0));
-    NTKFAST_UNROLL
-    for (int y = 0; y < count; ++y) {
-      const V index{T(y)};
-      const V raised = fma_of(-A, B(y), F(y)) + A;
-      const auto is_top = top.where == index;
-      const V rival = select(is_top, top.second, top.first);
-      const V rival_index = select(is_top, top.where_second, top.where);
-      const auto wins = (raised > rival) | ((raised == rival) & (index < rival_index));
-      const V after = select(wins, index, rival_index);
-      sum = sum + select(after == before, V(T(0)), P(y));
-    }
-    return sum;
+    return select(after == before, V(T(0)), V(T(1)));
   }
 };
 
-// --- Criteria of the raw outputs: ||f+ - f||^2 = |D|^2 + 2 a <D, r> + a^2 |r|^2, D = F - f ---
+// --- Functions of |f+ - f|^2, of the raw outputs ---
 
-template <class V>
-NTKFAST_HD NTKFAST_INLINE V change_norm(V D_D, V D_r, V r_r, V a) {
-  const V zero(scalar_of<V>(0));
-  return sqrt_of(max_of(fma_of(a, fma_of(a, r_r, D_r + D_r), D_D), zero));
-}
-
-/// |D|^2 (1), D (k)
-template <class T>
-NTKFAST_HD NTKFAST_INLINE void prepare_change(const Settings& s, const PointInputs& x,
-                                              Prepared<T> out) {
-  double norm = 0;
-  for (int j = 0; j < s.classes; ++j) {
-    const double D = x.F[j] - x.f[j];
-    norm += D * D;
-    out[1 + j] = static_cast<T>(D);
+struct OfChange {
+  using Form = OfChange;
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(V squared_norm) {
+    return sqrt_of(max_of(squared_norm, V(scalar_of<V>(0))));
   }
-  out[0] = static_cast<T>(norm);
-}
+};
 
-/// ||f+ - f||_2 under the label argmax f(c)  (eq. 13, "most likely model output change")
-struct Mlmoc {
+/// |f+ - f| under the label argmax f(c)  (eq. 13, "most likely model output change")
+struct Mlmoc : OfChange {
   static constexpr const char* name = "mlmoc";
-  static constexpr bool kUsesLabels = true, kScratch = false;
-  static NTKFAST_HD int point_size(int k) { return 1 + k; }
-  static NTKFAST_HD int candidate_size(int k) { return 2 + k; }  // a per covariance, |r|^2, r (k)
-  template <class T>
-  static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
-    prepare_change(s, x, out);
-  }
-  template <class T>
-  static NTKFAST_HD void prepare_candidate(const Settings& s, const CandidateInputs& c,
-                                           Prepared<T> out) {
-    const Baseline B(s, c);
-    const int label = argmax(c.f, s.classes);
-    double norm = 0;
-    for (int j = 0; j < s.classes; ++j) {
-      const double r = s.label_scale * ((j == label ? 1.0 : 0.0) - B(j));
-      norm += r * r;
-      out[2 + j] = static_cast<T>(r);
-    }
-    out[0] = bounded<T>(step_per_covariance(c));
-    out[1] = static_cast<T>(norm);
-  }
-  template <int K, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V value(int k, V S, const Point& x, const Candidate& c, V*) {
-    const int count = K > 0 ? K : k;
-    V D_r(scalar_of<V>(0));
-    NTKFAST_UNROLL
-    for (int j = 0; j < count; ++j) D_r = fma_of(V(x(1 + j)), V(c(2 + j)), D_r);
-    return change_norm(V(x(0)), D_r, V(c(1)), S * V(c(0)));
-  }
+  static constexpr unsigned kTraits = kLookAhead;
 };
 
-/// sum_y P(y|c) ||f+ - f||_2  (expected model output change)
-struct Emoc {
+/// sum_y P(y|c) |f+ - f|  (expected model output change)
+struct Emoc : OfChange {
   static constexpr const char* name = "emoc";
-  static constexpr bool kUsesLabels = true, kScratch = false;
-  static NTKFAST_HD int point_size(int k) { return 1 + k; }
-  // a per covariance, s, s B (k), |r_y|^2 (k), P (k)
-  static NTKFAST_HD int candidate_size(int k) { return 2 + 3 * k; }
-  template <class T>
-  static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
-    prepare_change(s, x, out);
-  }
-  template <class T>
-  static NTKFAST_HD void prepare_candidate(const Settings& s, const CandidateInputs& c,
-                                           Prepared<T> out) {
-    const Baseline B(s, c);
-    const int k = s.classes;
-    out[0] = bounded<T>(step_per_covariance(c));
-    out[1] = static_cast<T>(s.label_scale);
-    double B_B = 0;
-    for (int j = 0; j < k; ++j) B_B += B(j) * B(j);
-    for (int y = 0; y < k; ++y) {
-      // |e_y - B|^2 = (1 - B_y)^2 + sum_{j != y} B_j^2; the sum is taken afresh where B_y dominates
-      // it.
-      const double B_y = B(y);
-      double rest = B_B - B_y * B_y;
-      if (rest < B_y * B_y) {
-        rest = 0;
-        for (int j = 0; j < k; ++j) rest += j == y ? 0.0 : B(j) * B(j);
-      }
-      const double norm = s.label_scale * s.label_scale * ((1 - B_y) * (1 - B_y) + rest);
-      out[2 + y] = static_cast<T>(s.label_scale * B_y);
-      out[2 + k + y] = static_cast<T>(norm);
-      out[2 + 2 * k + y] = static_cast<T>(c.P[y]);
-    }
-  }
-  template <int K, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V value(int k, V S, const Point& x, const Candidate& c, V*) {
-    const int count = K > 0 ? K : k;
-    const Shifted<V, Point> D{x, 1};
-    const Shifted<V, Candidate> B{c, 2}, r_r{c, 2 + count}, P{c, 2 + 2 * count};
-    const V a = S * V(c(0)), scale(c(1)), D_D(x(0));
-    V D_B(scalar_of<V>(0)), sum(scalar_of<V>(0));
-    NTKFAST_UNROLL
-    for (int j = 0; j < count; ++j) D_B = fma_of(D(j), B(j), D_B);
-    NTKFAST_UNROLL
-    for (int y = 0; y < count; ++y)
-      sum = fma_of(P(y), change_norm(D_D, fma_of(scale, D(y), -D_B), r_r(y), a), sum);
-    return sum;
+  static constexpr unsigned kTraits = kLookAhead | kReadsLabelProbs;
+};
+
+// --- Functions of the covariance alone ---
+
+/// The mean over k of a function of every entry of L^-1 S(c, x), L L^T = S(c, c) + lam_c.
+struct OfWhitened {
+  using Form = OfWhitened;
+};
+
+/// S(x, c)^2 / (S(c, c) + lam_c)
+struct VarianceReduction : OfWhitened {
+  static constexpr const char* name = "variance_reduction";
+  static constexpr unsigned kTraits = kMoments;
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(V z) {
+    return z * z;
   }
 };
 
-// --- Criteria of the covariance alone ---
-
-/// S(x, c)^2 / (S(c, c) + lam_c). Square roots of the factor keep tiny and huge kernels inside
-/// float's range.
-struct VarianceReduction {
-  static constexpr const char* name = "variance_reduction";
-  static constexpr bool kUsesLabels = false, kScratch = false;
-  static NTKFAST_HD int point_size(int) { return 0; }
-  static NTKFAST_HD int candidate_size(int) { return 1; }
-  template <class T>
-  static NTKFAST_HD void prepare_point(const Settings&, const PointInputs&, Prepared<T>) {}
-  template <class T>
-  static NTKFAST_HD void prepare_candidate(const Settings&, const CandidateInputs& c,
-                                           Prepared<T> out) {
-    out[0] = bounded<T>(sqrt(step_per_covariance(c)));
-  }
-  template <int K, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V value(int, V S, const Point&, const Candidate& c, V*) {
-    const V scaled = S * V(c(0));
-    return scaled * scaled;
-  }
+/// The mean over k of a function of the pivots 1 - t of the correlation that a label leaves; `left`
+/// is 1 - t, from sums that do not cancel where t is near one.
+struct OfCorrelation {
+  using Form = OfCorrelation;
 };
 
 /// -1/2 log(1 - rho^2), rho^2 = S(x, c)^2 / ((S(c, c) + lam_c)(S(x, x) + lam)): the mutual
-/// information between the noisy labels of x and c. With p = S / (S + lam) of either point, rho^2
-/// is at most p_c p_x. Near that bound 1 - rho^2 = (1 - p_c p_x) + (p_c p_x - rho^2), whose first
-/// part q_c + p_c q_x (q = 1 - p) does not cancel however small the noises are.
-struct Epig {
+/// information between the noisy labels of x and c.
+struct Epig : OfCorrelation {
   static constexpr const char* name = "epig";
-  static constexpr bool kUsesLabels = false, kScratch = false;
-  static NTKFAST_HD int point_size(int) { return 3; }  // 1 / sqrt(S + lam), p, q
-  static NTKFAST_HD int candidate_size(int) { return 3; }
-  template <class T>
-  static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
-    const double factor = 1.0 / (x.variance + s.ridge);
-    out[0] = bounded<T>(sqrt(factor));
-    out[1] = static_cast<T>(x.variance * factor);
-    out[2] = static_cast<T>(s.ridge * factor);
-  }
-  template <class T>
-  static NTKFAST_HD void prepare_candidate(const Settings&, const CandidateInputs& c,
-                                           Prepared<T> out) {
-    const double factor = step_per_covariance(c);
-    out[0] = bounded<T>(sqrt(factor));
-    out[1] = static_cast<T>(c.variance * factor);
-    out[2] = static_cast<T>(factor > 0 ? c.noise * factor : 1.0);
-  }
-  template <int K, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V value(int, V S, const Point& x, const Candidate& c, V*) {
+  static constexpr unsigned kTraits = kReadsPointVariance;
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(V t, V left) {
     using T = scalar_of<V>;
-    const V rho = S * V(c(0)) * x(0);
-    const V bound = V(c(1)) * x(1);
-    const V rho2 = min_of(rho * rho, bound);
-    const V rest = max_of(fma_of(V(c(1)), V(x(2)), V(c(2))) + (bound - rho2), V(T(1e-37)));
     const V half(T(0.5));
-    const V logarithm = select(rho2 > half, log2_of(rest), log2_one_minus(min_of(rho2, half)));
-    return V(T(-0.5 * kLn2)) * logarithm;
+    return V(T(-0.5 * kLn2)) * select(t > half, log2_of(left), log2_one_minus(min_of(t, half)));
   }
 };
 
@@ -470,7 +171,7 @@ struct CriterionList {
   static constexpr int size = sizeof...(C);
 };
 using Criteria = CriterionList<Mlmoc, Emoc, ExpectedEntropy, ExpectedLogLoss, ExpectedError,
-                               LabelFlips, VarianceReduction, Epig>;
+                               ExpectedBrier, LabelFlips, VarianceReduction, Epig>;
 
 template <class Visitor>
 NTKFAST_INLINE void visit_criterion(int, Visitor&&, CriterionList<>) {}
@@ -482,7 +183,7 @@ NTKFAST_INLINE void visit_criterion(int index, Visitor&& visitor, CriterionList<
     visit_criterion(index - 1, visitor, CriterionList<Rest...>{});
   }
 }
-/// Calls visitor(C{}) with the criterion of this index in `Criteria`.
+/// Calls visitor(C{}) with the criterion C of this index in `Criteria`.
 template <class Visitor>
 NTKFAST_INLINE void visit_criterion(int index, Visitor&& visitor) {
   visit_criterion(index, visitor, Criteria{});

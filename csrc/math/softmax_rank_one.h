@@ -12,12 +12,14 @@
 namespace ntkfast {
 namespace {
 
-/// What a criterion sees of one hypothetical label; `reference` is a common offset of all logits:
-///     Z = sum_j 2^(l+_j - reference),   N = sum_j (l+_j - reference) 2^(l+_j - reference),
-///     top = max_j 2^(l+_j - reference).
+/// What a criterion sees of one hypothetical label; `reference` is a common offset of all logits.
+/// With u_j = l+_j - reference:
+///     Z = sum_j 2^u_j,   N = sum_j u_j 2^u_j,   squares = sum_j 4^u_j,   top = max_j 2^u_j,
+///     target = sum_j q_j u_j, which only criteria with targets are given.
+/// Everything here is inlined, so that a sum costs nothing where a criterion does not read it.
 template <class V>
 struct LabelSums {
-  V Z, N, top, reference;
+  V Z, N, squares, top, reference, target;
 };
 
 /// Logits u and weights w of one point, for a further pass over the labels; `again` computes one
@@ -127,7 +129,7 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
   using T = scalar_of<V>;
   const int count = K > 0 ? K : k;
   const Logits<V, Point, Candidate> logit{A, F, B};
-  V S(T(0)), N0(T(0));
+  V S(T(0)), N0(T(0)), Q0(T(0));
   TopTwo<V> top(TopTwo<V>::lowest());
   NTKFAST_UNROLL_CLASSES
   for (int j = 0; j < count; ++j) {
@@ -135,12 +137,14 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
     const V w = exp2_of(u);
     S = S + w;
     N0 = fma_of(u, w, N0);
+    Q0 = fma_of(w, w, Q0);
     top.add(w, V(T(j)));
     scratch.keep_logit(j, u);
     scratch.keep_weight(j, w);
   }
   const V E = exp2_of(A);
   const V growth = E - V(T(1));
+  const V square_growth = fma_of(E, E, V(T(-1)));
   const V A_E = A * E;
   NTKFAST_UNROLL_CLASSES
   for (int y = 0; y < count; ++y) {
@@ -148,8 +152,9 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
     const V w = scratch.weight(y, [&] { return exp2_of(u); });
     const V Z = fma_of(w, growth, S);
     const V N = fma_of(w, fma_of(u, growth, A_E), N0);
+    const V squares = fma_of(w * w, square_growth, Q0);
     const V largest = max_of(select(top.where == V(T(y)), top.second, top.first), w * E);
-    body(y, LabelSums<V>{Z, N, largest, V(T(0))});
+    body(y, LabelSums<V>{Z, N, squares, largest, V(T(0)), V(T(0))});
   }
 }
 
@@ -170,13 +175,14 @@ NTKFAST_HD NTKFAST_INLINE void large_labels(int k, V A, const Point& F, const Ca
     largest = max_of(largest, u);
     scratch.keep_logit(j, u);
   }
-  V others = zero, N0 = zero, second = zero;
+  V others = zero, N0 = zero, Q0 = zero, second = zero;
   NTKFAST_UNROLL_CLASSES
   for (int j = 0; j < count; ++j) {
     const V u = scratch.logit(j, [&] { return logit(j); }) - largest;
     const V w = exp2_of(u);
     const V other = select(where == V(T(j)), zero, w);
     others = others + other;
+    Q0 = fma_of(other, other, Q0);
     second = max_of(second, other);
     N0 = fma_of(u, w, N0);  // the largest adds nothing: its u is zero
     scratch.keep_logit(j, u);
@@ -192,7 +198,10 @@ NTKFAST_HD NTKFAST_INLINE void large_labels(int k, V A, const Point& F, const Ca
     const V R = select(is_largest, others, one + (others - w));
     const V Z = fma_of(w, E, R);
     const V N = fma_of(w, fma_of(u, E, A_E), fma_of(-u, w, N0));
-    body(y, LabelSums<V>{Z, N, max_of(select(is_largest, second, one), w * E), largest});
+    const V raised = w * E;
+    const V squares = fma_of(raised, raised, select(is_largest, Q0, one + fma_of(-w, w, Q0)));
+    const V top = max_of(select(is_largest, second, one), raised);
+    body(y, LabelSums<V>{Z, N, squares, top, largest, zero});
   }
 }
 
@@ -217,13 +226,14 @@ NTKFAST_HD NTKFAST_INLINE void any_labels(int k, V A, const Point& F, const Cand
   const auto relative = [&](int j, V t) {
     return select(top.where == V(T(j)), zero, exp2_of(min_of(t, zero)));
   };
-  V S2 = zero, N2 = zero;
+  V S2 = zero, N2 = zero, Q2 = zero;
   NTKFAST_KEEP_LOOP
   for (int j = 0; j < count; ++j) {
     const V t = scratch.logit(j, [&] { return logit(j); }) - top.second;
     const V w = relative(j, t);
     S2 = S2 + w;
     N2 = fma_of(t, w, N2);
+    Q2 = fma_of(w, w, Q2);
     scratch.keep_weight(j, w);
   }
   const V gap = top.second - top.first;
@@ -237,6 +247,7 @@ NTKFAST_HD NTKFAST_INLINE void any_labels(int k, V A, const Point& F, const Cand
     const V b = select(is_largest, top.second, top.first);
     const V R = select(is_largest, S2, fma_of(S2 - w, shrink, one));
     const V N = select(is_largest, N2, fma_of(top.first - u, w * shrink, N1));
+    const V Q = select(is_largest, Q2, fma_of(fma_of(-w, w, Q2) * shrink, shrink, one));
     const V raised = u + A;
     const V rise = raised - b;
     const V h = max_of(rise, zero);
@@ -245,7 +256,9 @@ NTKFAST_HD NTKFAST_INLINE void any_labels(int k, V A, const Point& F, const Cand
     const V old = select(rises, small, one);  // 2^(b - g)
     const V e = select(rises, one, small);    // 2^(l_y + A - g)
     const V Z = fma_of(R, old, e);
-    body(y, LabelSums<V>{Z, fma_of(fma_of(-h, R, N), old, e * (rise - h)), one, max_of(raised, b)});
+    const V squares = fma_of(Q * old, old, e * e);
+    body(y, LabelSums<V>{Z, fma_of(fma_of(-h, R, N), old, e * (rise - h)), squares, one,
+                         max_of(raised, b), zero});
   }
 }
 

@@ -1,10 +1,12 @@
 // The extension module ntkfast._core: the only file that includes pybind11. Arrays become views,
-// the GIL is released, the operation runs. ntkfast/ops.py documents the operations and allocates
-// their outputs.
+// the GIL is released, the operation runs. A line binds an operation: what Python passes follows
+// from its own signature. ntkfast/ops.py and cuda_ops.py document them and allocate outputs.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -12,8 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/check.h"
 #include "core/score_call.h"
-#include "core/status.h"
 #include "cpu/cholesky.h"
 #include "cpu/cholesky_append.h"
 #include "cpu/condition_dense.h"
@@ -26,7 +28,6 @@
 #include "cpu/kernels.h"
 #include "cpu/product.h"
 #include "cpu/quadratic_form.h"
-#include "cpu/score.h"
 #include "cpu/score_blocks.h"
 #include "cpu/score_dense.h"
 #include "cpu/score_features.h"
@@ -44,42 +45,154 @@ namespace py = pybind11;
 namespace ntkfast {
 namespace {
 
-TensorView view_of(const py::array& array, const char* name) {
+// --- Names of parameters, and how they may be used ---
+
+struct Name {
+  const char* text;
+};
+struct Out : Name {};    // an array that the operation writes
+struct Maybe : Name {};  // an array that may be None
+Out out(const char* text) { return {{text}}; }
+Maybe maybe(const char* text) { return {{text}}; }
+Name named(const char* text) { return {text}; }
+template <class N>
+N named(N name) {
+  return name;
+}
+
+// --- Views of arrays: numpy's on a CPU, `_core.View` (a TensorView) on a GPU ---
+
+/// The message is put together where it is needed: a call has a dozen views.
+void expect(bool condition, const char* name, const char* what, const std::string& got = "") {
+  if (!condition) throw InvalidArgument(std::string(name) + ": " + what + got);
+}
+
+TensorView view_of(const py::array& array, Name name) {
   TensorView view;
   const py::dtype type = array.dtype();
-  const char kind = type.kind();
   const auto size = type.itemsize();
-  require(type.byteorder() == '=' || type.byteorder() == '|',
-          std::string(name) + ": expected native byte order");
-  if (kind == 'f' && size == 4) {
-    view.dtype = DType::kFloat32;
-  } else if (kind == 'f' && size == 8) {
-    view.dtype = DType::kFloat64;
-  } else if (kind == 'i' && size == 8) {
+  expect(type.byteorder() == '=' || type.byteorder() == '|', name.text,
+         "expected native byte order");
+  if (type.kind() == 'f' && (size == 4 || size == 8)) {
+    view.dtype = size == 4 ? DType::kFloat32 : DType::kFloat64;
+  } else if (type.kind() == 'i' && size == 8) {
     view.dtype = DType::kInt64;
   } else {
-    throw InvalidArgument(std::string(name) + ": unsupported dtype " + std::string(py::str(type)));
+    expect(false, name.text, "unsupported dtype ", py::str(type));
   }
-  require(array.ndim() <= TensorView::kMaxDims, std::string(name) + ": too many dimensions");
+  expect(array.ndim() <= TensorView::kMaxDims, name.text, "too many dimensions");
   view.ndim = static_cast<int>(array.ndim());
   for (int i = 0; i < view.ndim; ++i) {
     view.shape[i] = array.shape(i);
-    require(array.strides(i) % size == 0,
-            std::string(name) + ": strides are no multiples of the element size");
     view.stride[i] = array.strides(i) / size;
+    expect(array.strides(i) % size == 0, name.text, "strides are no multiples of the element size");
   }
   view.data = const_cast<void*>(array.data());
   return view;
 }
 
-TensorView writable_view_of(const py::array& array, const char* name) {
-  require(array.writeable(), std::string(name) + ": the array is read-only");
-  return view_of(array, name);
+TensorView device_view(const char* name, std::uintptr_t address,
+                       const std::vector<std::int64_t>& shape,
+                       const std::vector<std::int64_t>& strides, const std::string& dtype,
+                       int device) {
+  expect(shape.size() == strides.size() && !shape.empty() && shape.size() <= TensorView::kMaxDims,
+         name, "expected between 1 and 4 dimensions");
+  TensorView view;
+  expect(dtype_of(dtype, &view.dtype), name, "unsupported dtype ", dtype);
+  view.data = reinterpret_cast<void*>(address);
+  view.device = Device::kCuda;
+  view.device_index = device;
+  view.ndim = static_cast<int>(shape.size());
+  std::copy(shape.begin(), shape.end(), view.shape);
+  std::copy(strides.begin(), strides.end(), view.stride);
+  return view;
 }
 
-TensorView view_of(const std::optional<py::array>& array, const char* name) {
-  return array ? view_of(*array, name) : TensorView{};
+TensorView view_of(const TensorView& view, Name) { return view; }
+TensorView view_of(const py::array& array, Out name) {
+  expect(array.writeable(), name.text, "the array is read-only");
+  return view_of(array, named(name.text));
 }
+template <class Array>
+TensorView view_of(const std::optional<Array>& array, Maybe name) {
+  return array ? view_of(*array, named(name.text)) : TensorView{};
+}
+
+using Call = py::typing::Dict<py::str, py::object>;
+
+template <class T>
+T read(const Call& call, const char* name) {
+  const py::handle value = PyDict_GetItemString(call.ptr(), name);
+  if (!value) throw py::key_error(name);
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    throw py::type_error(std::string(name) + ": cannot take " + std::string(py::repr(value)));
+  }
+}
+
+/// A scoring call, from a dict of its members.
+template <class Array>
+ScoreCall score_call(const Call& members) {
+  const auto view = [&](const char* name) {
+    return view_of(read<std::optional<Array>>(members, name), maybe(name));
+  };
+  ScoreCall call;
+  call.criterion = read<std::string>(members, "criterion");
+  call.candidates = view("candidates");
+  call.evaluation = view("evaluation");
+  call.mean = view("mean");
+  call.outputs = view("outputs");
+  call.variance = view("variance");
+  call.noise = view("noise");
+  call.label_probs = view("label_probs");
+  call.weights = view("weights");
+  call.log_loss_targets = view("log_loss_targets");
+  call.label_scale = read<double>(members, "label_scale");
+  call.loss = read<std::string>(members, "loss");
+  call.temperature = read<double>(members, "temperature");
+  call.ridge = read<double>(members, "ridge");
+  call.utilities = view_of(read<Array>(members, "utilities"), out("utilities"));
+  return call;
+}
+
+// --- What Python passes for a parameter of an operation, and what the operation gets of it ---
+
+template <class Array, class P, class N>
+struct Parameter {
+  using Python = std::decay_t<P>;
+  static const Python& read(const Python& value, N) { return value; }
+};
+template <class Array, class N>
+struct Parameter<Array, const TensorView&, N> {
+  using Python = std::conditional_t<std::is_same_v<N, Maybe>, std::optional<Array>, Array>;
+  static TensorView read(const Python& array, N name) { return view_of(array, name); }
+};
+template <class Array>
+struct Parameter<Array, const FactorView&, Name> {
+  using Python = std::tuple<Array, Array, Array>;
+  static FactorView read(const Python& factor, Name name) {
+    const auto& [data, positions, columns] = factor;
+    const std::string start = name.text;
+    return {view_of(data, name), view_of(positions, Name{(start + "_positions").c_str()}),
+            view_of(columns, Name{(start + "_columns").c_str()})};
+  }
+};
+template <class Array>
+struct Parameter<Array, const ScoreCall&, Name> {
+  using Python = Call;
+  static ScoreCall read(const Call& call, Name) { return score_call<Array>(call); }
+};
+template <class Array>
+struct Parameter<Array, const Workspace&, Name> {
+  using Python = Array;
+  static Workspace read(const TensorView& memory, Name) { return {memory.data, bytes_of(memory)}; }
+};
+template <class Array>
+struct Parameter<Array, void*, Name> {
+  using Python = std::uintptr_t;
+  static void* read(std::uintptr_t stream, Name) { return reinterpret_cast<void*>(stream); }
+};
 
 /// Whether Python wants to raise KeyboardInterrupt; the exception is then set on this thread.
 bool interrupt_pending() {
@@ -87,379 +200,31 @@ bool interrupt_pending() {
   return PyErr_CheckSignals() != 0;
 }
 
-/// Runs an operation without the GIL.
-template <class Operation>
-void released(Operation&& operation) {
-  const py::gil_scoped_release no_gil;
-  operation();
+template <class Array, class R, class... P, class... N, std::size_t... I>
+void bind(py::module_& m, const char* name, R (*operation)(P...), std::index_sequence<I...>,
+          N... names) {
+  using All = std::tuple<P...>;
+  m.def(
+      name,
+      [=](const typename Parameter<Array, std::tuple_element_t<I, All>, N>::Python&... values) {
+        const std::tuple read{
+            Parameter<Array, std::tuple_element_t<I, All>, N>::read(values, names)...};
+        const py::gil_scoped_release no_gil;
+        if constexpr (sizeof...(P) == sizeof...(N)) {
+          return operation(std::get<I>(read)...);
+        } else {  // the last parameter asks for Ctrl-C
+          return operation(std::get<I>(read)..., interrupt_pending);
+        }
+      },
+      py::arg(names.text)...);
 }
-
-struct ScoreArguments {
-  ScoreCall call;
-  ScoreArguments(const std::string& criterion, const py::array& candidates,
-                 const py::array& evaluation, const py::array& mean, const py::array& outputs,
-                 const py::array& variance, const py::array& noise, double ridge,
-                 const py::array& label_probs, const py::array& weights, double label_scale,
-                 bool cross_entropy, double temperature,
-                 const std::optional<py::array>& log_loss_targets, const py::array& utilities) {
-    call.criterion = criterion;
-    call.candidates = view_of(candidates, "candidates");
-    call.evaluation = view_of(evaluation, "evaluation");
-    call.mean = view_of(mean, "mean");
-    call.outputs = view_of(outputs, "outputs");
-    call.variance = view_of(variance, "variance");
-    call.noise = view_of(noise, "noise");
-    call.ridge = ridge;
-    call.label_probs = view_of(label_probs, "label_probs");
-    call.weights = view_of(weights, "weights");
-    call.label_scale = label_scale;
-    call.cross_entropy = cross_entropy;
-    call.temperature = temperature;
-    call.log_loss_targets = view_of(log_loss_targets, "log_loss_targets");
-    call.utilities = writable_view_of(utilities, "utilities");
-  }
-};
-
-// --- The same operations on a GPU; ntkfast/cuda_ops.py makes the views ---
-
-/// Address, shape, strides in elements, dtype and device number of an array in GPU memory.
-using DeviceArray = std::tuple<std::uintptr_t, std::vector<std::int64_t>, std::vector<std::int64_t>,
-                               std::string, int>;
-using OptionalDeviceArray = std::optional<DeviceArray>;
-/// Address and bytes.
-using DeviceMemory = std::pair<std::uintptr_t, std::int64_t>;
-
-TensorView view_of(const DeviceArray& array, const char* name) {
-  const auto& [address, shape, strides, dtype, device] = array;
-  require(shape.size() == strides.size() && !shape.empty() && shape.size() <= TensorView::kMaxDims,
-          std::string(name) + ": expected between 1 and 4 dimensions");
-  TensorView view;
-  if (dtype == "float32") {
-    view.dtype = DType::kFloat32;
-  } else if (dtype == "float64") {
-    view.dtype = DType::kFloat64;
-  } else if (dtype == "bfloat16") {
-    view.dtype = DType::kBFloat16;
-  } else if (dtype == "int64") {
-    view.dtype = DType::kInt64;
-  } else {
-    throw InvalidArgument(std::string(name) + ": unsupported dtype " + dtype);
-  }
-  view.data = reinterpret_cast<void*>(address);
-  view.device = Device::kCuda;
-  view.device_index = device;
-  view.ndim = static_cast<int>(shape.size());
-  for (int i = 0; i < view.ndim; ++i) {
-    view.shape[i] = shape[static_cast<std::size_t>(i)];
-    view.stride[i] = strides[static_cast<std::size_t>(i)];
-  }
-  return view;
+template <class R, class... P, class... N>
+void cpu(py::module_& m, const char* name, R (*operation)(P...), N... names) {
+  bind<py::array>(m, name, operation, std::index_sequence_for<N...>{}, named(names)...);
 }
-TensorView view_of(const OptionalDeviceArray& array, const char* name) {
-  return array ? view_of(*array, name) : TensorView{};
-}
-/// Of the arrays of either engine.
-template <class Array>
-FactorView factor_of(const Array& data, const Array& positions, const Array& columns,
-                     const std::string& name) {
-  return {view_of(data, name.c_str()), view_of(positions, (name + "_positions").c_str()),
-          view_of(columns, (name + "_columns").c_str())};
-}
-Workspace workspace_of(const DeviceMemory& memory) {
-  return {reinterpret_cast<void*>(memory.first), memory.second};
-}
-void* stream_of(std::uintptr_t stream) { return reinterpret_cast<void*>(stream); }
-
-void register_cuda(py::module_& m) {
-  m.def("cuda_compiled", &cuda_compiled);
-  m.def("cuda_emulated", &cuda_emulated);
-  m.def("cuda_problem", &cuda_problem, py::call_guard<py::gil_scoped_release>());
-  m.def("cuda_available", [] {
-    const py::gil_scoped_release no_gil;
-    return cuda_compiled() && cuda_problem().empty();
-  });
-
-  const auto score_call = [](const std::string& criterion, const OptionalDeviceArray& candidates,
-                             const OptionalDeviceArray& evaluation, const DeviceArray& mean,
-                             const DeviceArray& outputs, const DeviceArray& variance,
-                             const DeviceArray& noise, double ridge, const DeviceArray& label_probs,
-                             const DeviceArray& weights, double label_scale, bool cross_entropy,
-                             double temperature, const OptionalDeviceArray& log_loss_targets,
-                             const DeviceArray& utilities) {
-    ScoreCall call;
-    call.criterion = criterion;
-    call.candidates = view_of(candidates, "candidates");
-    call.evaluation = view_of(evaluation, "evaluation");
-    call.mean = view_of(mean, "mean");
-    call.outputs = view_of(outputs, "outputs");
-    call.variance = view_of(variance, "variance");
-    call.noise = view_of(noise, "noise");
-    call.ridge = ridge;
-    call.label_probs = view_of(label_probs, "label_probs");
-    call.weights = view_of(weights, "weights");
-    call.label_scale = label_scale;
-    call.cross_entropy = cross_entropy;
-    call.temperature = temperature;
-    call.log_loss_targets = view_of(log_loss_targets, "log_loss_targets");
-    call.utilities = view_of(utilities, "utilities");
-    return call;
-  };
-
-  m.def("cuda_score_features_workspace", &score_features_cuda_workspace, py::arg("criterion"),
-        py::arg("num_classes"), py::arg("num_candidates"), py::arg("num_evaluation"),
-        py::arg("precision"));
-  m.def(
-      "cuda_score_features",
-      [score_call](
-          const DeviceArray& psi, const std::string& precision, const std::string& criterion,
-          const OptionalDeviceArray& candidates, const OptionalDeviceArray& evaluation,
-          const DeviceArray& mean, const DeviceArray& outputs, const DeviceArray& variance,
-          const DeviceArray& noise, double ridge, const DeviceArray& label_probs,
-          const DeviceArray& weights, double label_scale, bool cross_entropy, double temperature,
-          const OptionalDeviceArray& log_loss_targets, const DeviceArray& utilities,
-          const DeviceMemory& workspace, std::uintptr_t stream) {
-        const ScoreCall call = score_call(criterion, candidates, evaluation, mean, outputs,
-                                          variance, noise, ridge, label_probs, weights, label_scale,
-                                          cross_entropy, temperature, log_loss_targets, utilities);
-        const TensorView psi_view = view_of(psi, "psi");
-        released([&] {
-          score_features_cuda(psi_view, call, precision, workspace_of(workspace),
-                              stream_of(stream));
-        });
-      },
-      py::arg("psi"), py::arg("precision"), py::arg("criterion"), py::arg("candidates"),
-      py::arg("evaluation"), py::arg("mean"), py::arg("outputs"), py::arg("variance"),
-      py::arg("noise"), py::arg("ridge"), py::arg("label_probs"), py::arg("weights"),
-      py::arg("label_scale"), py::arg("cross_entropy"), py::arg("temperature"),
-      py::arg("log_loss_targets"), py::arg("utilities"), py::arg("workspace"), py::arg("stream"));
-
-  m.def(
-      "cuda_score_dense_workspace",
-      [](const std::string& criterion, std::int64_t num_classes, std::int64_t num_candidates,
-         std::int64_t num_evaluation, bool double_precision) {
-        return score_dense_cuda_workspace(criterion, num_classes, num_candidates, num_evaluation,
-                                          double_precision ? DType::kFloat64 : DType::kFloat32);
-      },
-      py::arg("criterion"), py::arg("num_classes"), py::arg("num_candidates"),
-      py::arg("num_evaluation"), py::arg("double_precision"));
-  m.def(
-      "cuda_score_dense",
-      [score_call](const DeviceArray& S, const OptionalDeviceArray& downdate, bool update,
-                   const std::string& criterion, const OptionalDeviceArray& candidates,
-                   const OptionalDeviceArray& evaluation, const DeviceArray& mean,
-                   const DeviceArray& outputs, const DeviceArray& variance,
-                   const DeviceArray& noise, double ridge, const DeviceArray& label_probs,
-                   const DeviceArray& weights, double label_scale, bool cross_entropy,
-                   double temperature, const OptionalDeviceArray& log_loss_targets,
-                   const DeviceArray& utilities, const DeviceMemory& workspace,
-                   std::uintptr_t stream) {
-        const ScoreCall call = score_call(criterion, candidates, evaluation, mean, outputs,
-                                          variance, noise, ridge, label_probs, weights, label_scale,
-                                          cross_entropy, temperature, log_loss_targets, utilities);
-        const TensorView S_view = view_of(S, "S"), U_view = view_of(downdate, "downdate");
-        released([&] {
-          score_dense_cuda(S_view, U_view, update, call, workspace_of(workspace),
-                           stream_of(stream));
-        });
-      },
-      py::arg("S"), py::arg("downdate"), py::arg("update"), py::arg("criterion"),
-      py::arg("candidates"), py::arg("evaluation"), py::arg("mean"), py::arg("outputs"),
-      py::arg("variance"), py::arg("noise"), py::arg("ridge"), py::arg("label_probs"),
-      py::arg("weights"), py::arg("label_scale"), py::arg("cross_entropy"), py::arg("temperature"),
-      py::arg("log_loss_targets"), py::arg("utilities"), py::arg("workspace"), py::arg("stream"));
-
-  m.def("cuda_condition_features_workspace", &condition_features_cuda_workspace,
-        py::arg("num_points"), py::arg("rank"));
-  m.def(
-      "cuda_condition_features",
-      [](const DeviceArray& psi, const DeviceArray& U, const DeviceArray& C,
-         const DeviceMemory& workspace, std::uintptr_t stream) {
-        const TensorView psi_view = view_of(psi, "psi"), U_view = view_of(U, "U"),
-                         C_view = view_of(C, "C");
-        released([&] {
-          condition_features_cuda(psi_view, U_view, C_view, workspace_of(workspace),
-                                  stream_of(stream));
-        });
-      },
-      py::arg("psi"), py::arg("U"), py::arg("C"), py::arg("workspace"), py::arg("stream"));
-  m.def(
-      "cuda_condition_dense",
-      [](const DeviceArray& S, const DeviceArray& V, std::uintptr_t stream) {
-        const TensorView S_view = view_of(S, "S"), V_view = view_of(V, "V");
-        released([&] { condition_dense_cuda(S_view, V_view, stream_of(stream)); });
-      },
-      py::arg("S"), py::arg("V"), py::arg("stream"));
-  m.def(
-      "cuda_whiten",
-      [](const DeviceArray& features, const DeviceArray& W, const DeviceArray& psi,
-         std::uintptr_t stream) {
-        const TensorView features_view = view_of(features, "features"), W_view = view_of(W, "W"),
-                         psi_view = view_of(psi, "psi");
-        released([&] { whiten_cuda(features_view, W_view, psi_view, stream_of(stream)); });
-      },
-      py::arg("features"), py::arg("W"), py::arg("psi"), py::arg("stream"));
-  m.def(
-      "cuda_product",
-      [](const DeviceArray& X, const DeviceArray& B, const DeviceArray& Y, std::uintptr_t stream) {
-        const TensorView X_view = view_of(X, "X"), B_view = view_of(B, "B"),
-                         Y_view = view_of(Y, "Y");
-        released([&] { product_cuda(X_view, B_view, Y_view, stream_of(stream)); });
-      },
-      py::arg("X"), py::arg("B"), py::arg("Y"), py::arg("stream"));
-  m.def(
-      "cuda_weighted_gram",
-      [](const DeviceArray& X, const DeviceArray& weights, const DeviceArray& G,
-         std::uintptr_t stream) {
-        const TensorView X_view = view_of(X, "X"), weights_view = view_of(weights, "weights"),
-                         G_view = view_of(G, "G");
-        released([&] { weighted_gram_cuda(X_view, weights_view, G_view, stream_of(stream)); });
-      },
-      py::arg("X"), py::arg("weights"), py::arg("G"), py::arg("stream"));
-  m.def(
-      "cuda_quadratic_form",
-      [](const DeviceArray& X, const DeviceArray& G, const DeviceArray& q, std::uintptr_t stream) {
-        const TensorView X_view = view_of(X, "X"), G_view = view_of(G, "G"),
-                         q_view = view_of(q, "q");
-        released([&] { quadratic_form_cuda(X_view, G_view, q_view, stream_of(stream)); });
-      },
-      py::arg("X"), py::arg("G"), py::arg("q"), py::arg("stream"));
-  m.def(
-      "cuda_squared_norms",
-      [](const DeviceArray& X, const DeviceArray& s, std::uintptr_t stream) {
-        const TensorView X_view = view_of(X, "X"), s_view = view_of(s, "s");
-        released([&] { squared_norms_cuda(X_view, s_view, stream_of(stream)); });
-      },
-      py::arg("X"), py::arg("s"), py::arg("stream"));
-  m.def(
-      "cuda_downdate_moments",
-      [](const DeviceArray& psi, const DeviceArray& g, const DeviceArray& h,
-         const DeviceArray& scalars, const DeviceArray& q, const DeviceArray& s,
-         std::uintptr_t stream) {
-        const TensorView psi_view = view_of(psi, "psi"), g_view = view_of(g, "g"),
-                         h_view = view_of(h, "h"), scalars_view = view_of(scalars, "scalars"),
-                         q_view = view_of(q, "q"), s_view = view_of(s, "s");
-        released([&] {
-          downdate_moments_cuda(psi_view, g_view, h_view, scalars_view, q_view, s_view,
-                                stream_of(stream));
-        });
-      },
-      py::arg("psi"), py::arg("g"), py::arg("h"), py::arg("scalars"), py::arg("q"), py::arg("s"),
-      py::arg("stream"));
-  m.def("cuda_select_variance_reduction_workspace", &select_variance_reduction_cuda_workspace,
-        py::arg("num_candidates"), py::arg("num_features"));
-  m.def(
-      "cuda_select_variance_reduction",
-      [](const DeviceArray& psi, const OptionalDeviceArray& candidates, const DeviceArray& G,
-         const DeviceArray& q, const DeviceArray& s, const DeviceArray& noise,
-         const DeviceArray& picked, const DeviceArray& utilities, const DeviceMemory& workspace,
-         std::uintptr_t stream) {
-        const TensorView psi_view = view_of(psi, "psi"),
-                         candidates_view = view_of(candidates, "candidates"),
-                         G_view = view_of(G, "G"), q_view = view_of(q, "q"),
-                         s_view = view_of(s, "s"), noise_view = view_of(noise, "noise"),
-                         picked_view = view_of(picked, "picked"),
-                         utilities_view = view_of(utilities, "utilities");
-        released([&] {
-          select_variance_reduction_cuda(psi_view, candidates_view, G_view, q_view, s_view,
-                                         noise_view, picked_view, utilities_view,
-                                         workspace_of(workspace), stream_of(stream));
-        });
-      },
-      py::arg("psi"), py::arg("candidates"), py::arg("G"), py::arg("q"), py::arg("s"),
-      py::arg("noise"), py::arg("picked"), py::arg("utilities"), py::arg("workspace"),
-      py::arg("stream"));
-  m.def(
-      "cuda_cholesky",
-      [](const DeviceArray& L, const DeviceArray& failed, std::uintptr_t stream) {
-        const TensorView L_view = view_of(L, "A"), failed_view = view_of(failed, "failed");
-        released([&] { cholesky_cuda(L_view, failed_view, stream_of(stream)); });
-      },
-      py::arg("L"), py::arg("failed"), py::arg("stream"));
-  m.def(
-      "cuda_cholesky_append",
-      [](const DeviceArray& L, const DeviceArray& cross, const DeviceArray& corner,
-         const DeviceArray& out, const DeviceArray& failed, std::uintptr_t stream) {
-        const TensorView L_view = view_of(L, "L"), cross_view = view_of(cross, "cross"),
-                         corner_view = view_of(corner, "corner"), out_view = view_of(out, "out"),
-                         failed_view = view_of(failed, "failed");
-        released([&] {
-          cholesky_append_cuda(L_view, cross_view, corner_view, out_view, failed_view,
-                               stream_of(stream));
-        });
-      },
-      py::arg("L"), py::arg("cross"), py::arg("corner"), py::arg("out"), py::arg("failed"),
-      py::arg("stream"));
-  m.def(
-      "cuda_triangular_solve",
-      [](const DeviceArray& L, const DeviceArray& X, bool transpose, std::uintptr_t stream) {
-        const TensorView L_view = view_of(L, "L"), X_view = view_of(X, "B");
-        released([&] { triangular_solve_cuda(L_view, X_view, transpose, stream_of(stream)); });
-      },
-      py::arg("L"), py::arg("X"), py::arg("transpose"), py::arg("stream"));
-
-  m.def(
-      "cuda_gram_add",
-      [](const DeviceArray& A, const DeviceArray& B, const DeviceArray& out, bool lower,
-         const std::string& precision, std::uintptr_t stream) {
-        const TensorView A_view = view_of(A, "A"), B_view = view_of(B, "B"),
-                         out_view = view_of(out, "out");
-        released(
-            [&] { gram_add_cuda(A_view, B_view, out_view, lower, precision, stream_of(stream)); });
-      },
-      py::arg("A"), py::arg("B"), py::arg("out"), py::arg("lower"), py::arg("precision"),
-      py::arg("stream"));
-
-  m.def(
-      "cuda_gram_ghost",
-      [](const DeviceArray& left, const DeviceArray& right, const DeviceArray& left2,
-         const DeviceArray& right2, const DeviceArray& out, bool lower,
-         const std::string& precision, std::uintptr_t stream) {
-        const TensorView left_view = view_of(left, "left"), right_view = view_of(right, "right"),
-                         left2_view = view_of(left2, "left2"),
-                         right2_view = view_of(right2, "right2"), out_view = view_of(out, "out");
-        released([&] {
-          gram_ghost_cuda(left_view, right_view, left2_view, right2_view, out_view, lower,
-                          precision, stream_of(stream));
-        });
-      },
-      py::arg("left"), py::arg("right"), py::arg("left2"), py::arg("right2"), py::arg("out"),
-      py::arg("lower"), py::arg("precision"), py::arg("stream"));
-
-  m.def("cuda_sketch_workspace", &sketch_cuda_workspace, py::arg("start"), py::arg("count"),
-        py::arg("dim"));
-  m.def(
-      "cuda_sketch_add",
-      [](const DeviceArray& values, std::int64_t start, std::uint64_t sign_key,
-         std::uint64_t shift_key, const DeviceArray& out, const DeviceMemory& workspace,
-         std::uintptr_t stream) {
-        const TensorView values_view = view_of(values, "values"), out_view = view_of(out, "out");
-        released([&] {
-          sketch_add_cuda(values_view, start, sign_key, shift_key, out_view,
-                          workspace_of(workspace), stream_of(stream));
-        });
-      },
-      py::arg("values"), py::arg("start"), py::arg("sign_key"), py::arg("shift_key"),
-      py::arg("out"), py::arg("workspace"), py::arg("stream"));
-
-  m.def(
-      "cuda_sketch_gradients",
-      [](const DeviceArray& left, const DeviceArray& left_positions,
-         const DeviceArray& left_columns, const DeviceArray& right,
-         const DeviceArray& right_positions, const DeviceArray& right_columns, std::int64_t groups,
-         std::int64_t start, std::uint64_t sign_key, std::uint64_t shift_key,
-         const DeviceArray& out, const DeviceMemory& workspace, std::uintptr_t stream) {
-        const FactorView left_view = factor_of(left, left_positions, left_columns, "left"),
-                         right_view = factor_of(right, right_positions, right_columns, "right");
-        const TensorView out_view = view_of(out, "out");
-        released([&] {
-          sketch_gradients_cuda(left_view, right_view, groups, start, sign_key, shift_key, out_view,
-                                workspace_of(workspace), stream_of(stream));
-        });
-      },
-      py::arg("left"), py::arg("left_positions"), py::arg("left_columns"), py::arg("right"),
-      py::arg("right_positions"), py::arg("right_columns"), py::arg("groups"), py::arg("start"),
-      py::arg("sign_key"), py::arg("shift_key"), py::arg("out"), py::arg("workspace"),
-      py::arg("stream"));
+template <class R, class... P, class... N>
+void gpu(py::module_& m, const char* name, R (*operation)(P...), N... names) {
+  bind<TensorView>(m, name, operation, std::index_sequence_for<N...>{}, named(names)...);
 }
 
 }  // namespace
@@ -478,259 +243,78 @@ PYBIND11_MODULE(_core, m) {
   m.def("cpu_isa", [] { return std::string(kernels().linalg.isa); });
   m.def("supported_isas", &supported_isas);
   m.def("num_threads", &num_threads);
-  m.def("compiler", [] {
-#if defined(__clang__)
-    return "Clang " __clang_version__;
-#else
-    return "GCC " __VERSION__;
-#endif
-  });
-  m.def("criteria", [] {
-    std::vector<std::string> names;
-    for (int i = 0; i < criterion_count(); ++i) names.emplace_back(criterion_name(i));
-    return names;
-  });
+  m.def("compiler", &compiler);
+  m.def("criteria", &criteria);
 
-  m.def(
-      "score_features",
-      [](const py::array& psi, const std::string& criterion, const py::array& candidates,
-         const py::array& evaluation, const py::array& mean, const py::array& outputs,
-         const py::array& variance, const py::array& noise, double ridge,
-         const py::array& label_probs, const py::array& weights, double label_scale,
-         bool cross_entropy, double temperature, const std::optional<py::array>& log_loss_targets,
-         const py::array& utilities) {
-        const ScoreArguments arguments(criterion, candidates, evaluation, mean, outputs, variance,
-                                       noise, ridge, label_probs, weights, label_scale,
-                                       cross_entropy, temperature, log_loss_targets, utilities);
-        const TensorView psi_view = view_of(psi, "psi");
-        released([&] { score_features_cpu(psi_view, arguments.call, interrupt_pending); });
-      },
-      py::arg("psi"), py::arg("criterion"), py::arg("candidates"), py::arg("evaluation"),
-      py::arg("mean"), py::arg("outputs"), py::arg("variance"), py::arg("noise"), py::arg("ridge"),
-      py::arg("label_probs"), py::arg("weights"), py::arg("label_scale"), py::arg("cross_entropy"),
-      py::arg("temperature"), py::arg("log_loss_targets"), py::arg("utilities"));
+  cpu(m, "score_features", score_features_cpu, "psi", "call");
+  cpu(m, "score_dense", score_dense_cpu, "S", maybe("downdate"), "call");
+  cpu(m, "score_blocks", score_blocks_cpu, "covariance", maybe("rows"), maybe("columns"),
+      maybe("evaluation_variance"), "call");
+  cpu(m, "condition_features", condition_features_cpu, out("psi"), "U", "C");
+  cpu(m, "condition_dense", condition_dense_cpu, out("S"), "V");
+  cpu(m, "whiten", whiten_cpu, "features", "W", out("psi"));
+  cpu(m, "product", product_cpu, "X", "B", out("Y"));
+  cpu(m, "weighted_gram", weighted_gram_cpu, "X", "weights", out("G"));
+  cpu(m, "quadratic_form", quadratic_form_cpu, "X", "G", out("q"));
+  cpu(m, "squared_norms", squared_norms_cpu, "X", out("s"));
+  cpu(m, "downdate_moments", downdate_moments_cpu, "psi", "g", "h", "g_G_g", "D", out("q"),
+      out("s"));
+  cpu(m, "cholesky", cholesky_cpu, out("A"));
+  cpu(m, "cholesky_append", cholesky_append_cpu, "L", "cross", "corner", out("out"));
+  cpu(m, "triangular_solve", triangular_solve_cpu, "L", out("B"), "transpose");
+  cpu(m, "sketch_add", sketch_add_cpu, "values", "start", "sign_key", "shift_key", out("out"));
+  cpu(m, "sketch_gradients", sketch_gradients_cpu, "left", "right", "groups", "start", "sign_key",
+      "shift_key", out("out"));
+  cpu(m, "form_gradients", form_gradients_cpu, "left", "right", "groups", out("out"), "add");
+  cpu(m, "gram_add", gram_add_cpu, "A", "B", out("out"), "lower");
+  cpu(m, "gram_ghost", gram_ghost_cpu, "left", "right", "left2", "right2", out("out"), "lower");
 
-  m.def(
-      "score_dense",
-      [](const py::array& S, const std::optional<py::array>& downdate, const std::string& criterion,
-         const py::array& candidates, const py::array& evaluation, const py::array& mean,
-         const py::array& outputs, const py::array& variance, const py::array& noise, double ridge,
-         const py::array& label_probs, const py::array& weights, double label_scale,
-         bool cross_entropy, double temperature, const std::optional<py::array>& log_loss_targets,
-         const py::array& utilities) {
-        const ScoreArguments arguments(criterion, candidates, evaluation, mean, outputs, variance,
-                                       noise, ridge, label_probs, weights, label_scale,
-                                       cross_entropy, temperature, log_loss_targets, utilities);
-        const TensorView S_view = view_of(S, "S"), U_view = view_of(downdate, "downdate");
-        released([&] { score_dense_cpu(S_view, U_view, arguments.call, interrupt_pending); });
-      },
-      py::arg("S"), py::arg("downdate"), py::arg("criterion"), py::arg("candidates"),
-      py::arg("evaluation"), py::arg("mean"), py::arg("outputs"), py::arg("variance"),
-      py::arg("noise"), py::arg("ridge"), py::arg("label_probs"), py::arg("weights"),
-      py::arg("label_scale"), py::arg("cross_entropy"), py::arg("temperature"),
-      py::arg("log_loss_targets"), py::arg("utilities"));
+  py::class_<TensorView>(m, "View").def(
+      py::init(&device_view), py::arg("name"), py::arg("address"), py::arg("shape"),
+      py::arg("strides"), py::arg("dtype"), py::arg("device"),
+      "An array in GPU memory: address, shape, strides in elements, dtype, device number.");
 
-  m.def(
-      "score_blocks",
-      [](const py::array& covariance, const std::optional<py::array>& rows,
-         const std::optional<py::array>& columns,
-         const std::optional<py::array>& evaluation_variance, const std::string& criterion,
-         const py::array& candidates, const py::array& evaluation, const py::array& mean,
-         const py::array& outputs, const py::array& variance, const py::array& noise, double ridge,
-         const py::array& label_probs, const py::array& weights, double label_scale,
-         bool cross_entropy, double temperature, const std::optional<py::array>& log_loss_targets,
-         const py::array& utilities) {
-        const ScoreArguments arguments(criterion, candidates, evaluation, mean, outputs, variance,
-                                       noise, ridge, label_probs, weights, label_scale,
-                                       cross_entropy, temperature, log_loss_targets, utilities);
-        const TensorView covariance_view = view_of(covariance, "covariance"),
-                         rows_view = view_of(rows, "rows"),
-                         columns_view = view_of(columns, "columns"),
-                         evaluation_variance_view =
-                             view_of(evaluation_variance, "evaluation_variance");
-        released([&] {
-          score_blocks_cpu(covariance_view, rows_view, columns_view, evaluation_variance_view,
-                           arguments.call, interrupt_pending);
-        });
-      },
-      py::arg("covariance"), py::arg("rows"), py::arg("columns"), py::arg("evaluation_variance"),
-      py::arg("criterion"), py::arg("candidates"), py::arg("evaluation"), py::arg("mean"),
-      py::arg("outputs"), py::arg("variance"), py::arg("noise"), py::arg("ridge"),
-      py::arg("label_probs"), py::arg("weights"), py::arg("label_scale"), py::arg("cross_entropy"),
-      py::arg("temperature"), py::arg("log_loss_targets"), py::arg("utilities"));
+  m.def("cuda_compiled", &cuda_compiled);
+  m.def("cuda_emulated", &cuda_emulated);
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def("cuda_problem", &cuda_problem, no_gil);
+  m.def("cuda_available", [] { return cuda_problem().empty(); }, no_gil);
 
-  m.def(
-      "condition_features",
-      [](const py::array& psi, const py::array& U, const py::array& C) {
-        const TensorView psi_view = writable_view_of(psi, "psi"), U_view = view_of(U, "U"),
-                         C_view = view_of(C, "C");
-        released([&] { condition_features_cpu(psi_view, U_view, C_view); });
-      },
-      py::arg("psi"), py::arg("U"), py::arg("C"));
-
-  m.def(
-      "condition_dense",
-      [](const py::array& S, const py::array& V) {
-        const TensorView S_view = writable_view_of(S, "S"), V_view = view_of(V, "V");
-        released([&] { condition_dense_cpu(S_view, V_view); });
-      },
-      py::arg("S"), py::arg("V"));
-
-  m.def(
-      "whiten",
-      [](const py::array& features, const py::array& W, const py::array& psi) {
-        const TensorView features_view = view_of(features, "features"), W_view = view_of(W, "W"),
-                         psi_view = writable_view_of(psi, "psi");
-        released([&] { whiten_cpu(features_view, W_view, psi_view, interrupt_pending); });
-      },
-      py::arg("features"), py::arg("W"), py::arg("psi"));
-
-  m.def(
-      "product",
-      [](const py::array& X, const py::array& B, const py::array& Y) {
-        const TensorView X_view = view_of(X, "X"), B_view = view_of(B, "B"),
-                         Y_view = writable_view_of(Y, "Y");
-        released([&] { product_cpu(X_view, B_view, Y_view, interrupt_pending); });
-      },
-      py::arg("X"), py::arg("B"), py::arg("Y"));
-
-  m.def(
-      "weighted_gram",
-      [](const py::array& X, const py::array& weights, const py::array& G) {
-        const TensorView X_view = view_of(X, "X"), weights_view = view_of(weights, "weights"),
-                         G_view = writable_view_of(G, "G");
-        released([&] { weighted_gram_cpu(X_view, weights_view, G_view, interrupt_pending); });
-      },
-      py::arg("X"), py::arg("weights"), py::arg("G"));
-
-  m.def(
-      "quadratic_form",
-      [](const py::array& X, const py::array& G, const py::array& q) {
-        const TensorView X_view = view_of(X, "X"), G_view = view_of(G, "G"),
-                         q_view = writable_view_of(q, "q");
-        released([&] { quadratic_form_cpu(X_view, G_view, q_view, interrupt_pending); });
-      },
-      py::arg("X"), py::arg("G"), py::arg("q"));
-
-  m.def(
-      "squared_norms",
-      [](const py::array& X, const py::array& s) {
-        const TensorView X_view = view_of(X, "X"), s_view = writable_view_of(s, "s");
-        released([&] { squared_norms_cpu(X_view, s_view); });
-      },
-      py::arg("X"), py::arg("s"));
-
-  m.def(
-      "downdate_moments",
-      [](const py::array& psi, const py::array& g, const py::array& h, double g_G_g, double D,
-         const py::array& q, const py::array& s) {
-        const TensorView psi_view = view_of(psi, "psi"), g_view = view_of(g, "g"),
-                         h_view = view_of(h, "h"), q_view = writable_view_of(q, "q"),
-                         s_view = writable_view_of(s, "s");
-        released([&] { downdate_moments_cpu(psi_view, g_view, h_view, g_G_g, D, q_view, s_view); });
-      },
-      py::arg("psi"), py::arg("g"), py::arg("h"), py::arg("g_G_g"), py::arg("D"), py::arg("q"),
-      py::arg("s"));
-
-  m.def(
-      "cholesky",
-      [](const py::array& L) {
-        const TensorView L_view = writable_view_of(L, "A");
-        released([&] { cholesky_cpu(L_view, interrupt_pending); });
-      },
-      py::arg("L"));
-
-  m.def(
-      "cholesky_append",
-      [](const py::array& L, const py::array& cross, const py::array& corner,
-         const py::array& out) {
-        const TensorView L_view = view_of(L, "L"), cross_view = view_of(cross, "cross"),
-                         corner_view = view_of(corner, "corner"),
-                         out_view = writable_view_of(out, "out");
-        released([&] {
-          cholesky_append_cpu(L_view, cross_view, corner_view, out_view, interrupt_pending);
-        });
-      },
-      py::arg("L"), py::arg("cross"), py::arg("corner"), py::arg("out"));
-
-  m.def(
-      "triangular_solve",
-      [](const py::array& L, const py::array& X, bool transpose) {
-        const TensorView L_view = view_of(L, "L"), X_view = writable_view_of(X, "B");
-        released([&] { triangular_solve_cpu(L_view, X_view, transpose, interrupt_pending); });
-      },
-      py::arg("L"), py::arg("X"), py::arg("transpose"));
-
-  m.def(
-      "sketch_add",
-      [](const py::array& values, std::int64_t start, std::uint64_t sign_key,
-         std::uint64_t shift_key, const py::array& out) {
-        const TensorView values_view = view_of(values, "values"),
-                         out_view = writable_view_of(out, "out");
-        released([&] { sketch_add_cpu(values_view, start, sign_key, shift_key, out_view); });
-      },
-      py::arg("values"), py::arg("start"), py::arg("sign_key"), py::arg("shift_key"),
-      py::arg("out"));
-
-  m.def(
-      "sketch_gradients",
-      [](const py::array& left, const py::array& left_positions, const py::array& left_columns,
-         const py::array& right, const py::array& right_positions, const py::array& right_columns,
-         std::int64_t groups, std::int64_t start, std::uint64_t sign_key, std::uint64_t shift_key,
-         const py::array& out) {
-        const FactorView left_view = factor_of(left, left_positions, left_columns, "left"),
-                         right_view = factor_of(right, right_positions, right_columns, "right");
-        const TensorView out_view = writable_view_of(out, "out");
-        released([&] {
-          sketch_gradients_cpu(left_view, right_view, groups, start, sign_key, shift_key, out_view);
-        });
-      },
-      py::arg("left"), py::arg("left_positions"), py::arg("left_columns"), py::arg("right"),
-      py::arg("right_positions"), py::arg("right_columns"), py::arg("groups"), py::arg("start"),
-      py::arg("sign_key"), py::arg("shift_key"), py::arg("out"));
-
-  m.def(
-      "form_gradients",
-      [](const py::array& left, const py::array& left_positions, const py::array& left_columns,
-         const py::array& right, const py::array& right_positions, const py::array& right_columns,
-         std::int64_t groups, const py::array& out, bool add) {
-        const FactorView left_view = factor_of(left, left_positions, left_columns, "left"),
-                         right_view = factor_of(right, right_positions, right_columns, "right");
-        const TensorView out_view = writable_view_of(out, "out");
-        released([&] {
-          form_gradients_cpu(left_view, right_view, groups, out_view, add, interrupt_pending);
-        });
-      },
-      py::arg("left"), py::arg("left_positions"), py::arg("left_columns"), py::arg("right"),
-      py::arg("right_positions"), py::arg("right_columns"), py::arg("groups"), py::arg("out"),
-      py::arg("add"));
-
-  m.def(
-      "gram_add",
-      [](const py::array& A, const py::array& B, const py::array& out, bool lower) {
-        const TensorView A_view = view_of(A, "A"), B_view = view_of(B, "B"),
-                         out_view = writable_view_of(out, "out");
-        released([&] { gram_add_cpu(A_view, B_view, out_view, lower, interrupt_pending); });
-      },
-      py::arg("A"), py::arg("B"), py::arg("out"), py::arg("lower"));
-
-  m.def(
-      "gram_ghost",
-      [](const py::array& left, const py::array& right, const py::array& left2,
-         const py::array& right2, const py::array& out, bool lower) {
-        const TensorView left_view = view_of(left, "left"), right_view = view_of(right, "right"),
-                         left2_view = view_of(left2, "left2"),
-                         right2_view = view_of(right2, "right2"),
-                         out_view = writable_view_of(out, "out");
-        released([&] {
-          gram_ghost_cpu(left_view, right_view, left2_view, right2_view, out_view, lower,
-                         interrupt_pending);
-        });
-      },
-      py::arg("left"), py::arg("right"), py::arg("left2"), py::arg("right2"), py::arg("out"),
-      py::arg("lower"));
-
-  register_cuda(m);
+  gpu(m, "cuda_score_features_workspace", score_features_cuda_workspace, "criterion", "num_classes",
+      "num_candidates", "num_evaluation", "precision");
+  gpu(m, "cuda_score_features", score_features_cuda, "psi", "call", "precision", "workspace",
+      "stream");
+  gpu(m, "cuda_score_dense_workspace", score_dense_cuda_workspace, "criterion", "num_classes",
+      "num_candidates", "num_evaluation", "double_precision");
+  gpu(m, "cuda_score_dense", score_dense_cuda, "S", maybe("downdate"), "call", "workspace",
+      "stream");
+  gpu(m, "cuda_condition_features_workspace", condition_features_cuda_workspace, "num_points",
+      "rank");
+  gpu(m, "cuda_condition_features", condition_features_cuda, out("psi"), "U", "C", "workspace",
+      "stream");
+  gpu(m, "cuda_condition_dense", condition_dense_cuda, out("S"), "V", "stream");
+  gpu(m, "cuda_whiten", whiten_cuda, "features", "W", out("psi"), "stream");
+  gpu(m, "cuda_product", product_cuda, "X", "B", out("Y"), "stream");
+  gpu(m, "cuda_weighted_gram", weighted_gram_cuda, "X", "weights", out("G"), "stream");
+  gpu(m, "cuda_quadratic_form", quadratic_form_cuda, "X", "G", out("q"), "stream");
+  gpu(m, "cuda_squared_norms", squared_norms_cuda, "X", out("s"), "stream");
+  gpu(m, "cuda_select_variance_reduction_workspace", select_variance_reduction_cuda_workspace,
+      "num_candidates", "num_features");
+  gpu(m, "cuda_select_variance_reduction", select_variance_reduction_cuda, "psi",
+      maybe("candidates"), "G", out("q"), out("s"), "noise", out("picked"), out("utilities"),
+      "workspace", "stream");
+  gpu(m, "cuda_cholesky", cholesky_cuda, out("A"), out("failed"), "stream");
+  gpu(m, "cuda_cholesky_append", cholesky_append_cuda, "L", "cross", "corner", out("out"),
+      out("failed"), "stream");
+  gpu(m, "cuda_triangular_solve", triangular_solve_cuda, "L", out("B"), "transpose", "stream");
+  gpu(m, "cuda_gram_add", gram_add_cuda, "A", "B", out("out"), "lower", "precision", "stream");
+  gpu(m, "cuda_gram_ghost", gram_ghost_cuda, "left", "right", "left2", "right2", out("out"),
+      "lower", "precision", "stream");
+  gpu(m, "cuda_sketch_workspace", sketch_cuda_workspace, "start", "count", "dim");
+  gpu(m, "cuda_sketch_add", sketch_add_cuda, "values", "start", "sign_key", "shift_key", out("out"),
+      "workspace", "stream");
+  gpu(m, "cuda_sketch_gradients", sketch_gradients_cuda, "left", "right", "groups", "start",
+      "sign_key", "shift_key", out("out"), "workspace", "stream");
 }
 
 }  // namespace ntkfast

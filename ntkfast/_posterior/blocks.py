@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import ops
 from ..arrays import Array, as_numpy
+from ..ops import ScoreInputs
 from .covariance import Change, FunctionSpace, WeightSpace, Whitening
 from .engines import CPU, Engine, stored_type
 
@@ -239,38 +240,21 @@ class BlockScorer:
             for c in range(0, candidates, down):
                 yield slice(c, c + down), slice(x, x + across)
 
-    def score(
-        self,
-        criterion: str,
-        candidates: Array,
-        evaluation: Array,
-        *,
-        noise: Array,
-        label_probs: Array,
-        weights: Array,
-        log_loss_targets: Array | None,
-        **keywords: Any,
-    ) -> Array:
+    def score(self, criterion: str, inputs: ScoreInputs) -> Array:
         """Utilities (N_c,), float64."""
-        result = np.zeros(len(candidates))
-        for c, x in self._portions(len(candidates), len(evaluation)):
-            covariance, rows, columns = self._covariance(candidates[c], evaluation[x])
+        result = np.zeros(len(inputs.candidates))
+        reads_points = "point_variance" in ops.criteria()[criterion]
+        for c, x in self._portions(len(inputs.candidates), len(inputs.evaluation)):
+            part = inputs.part(c, x)
+            covariance, rows, columns = self._covariance(part.candidates, part.evaluation)
             result[c] += ops.score_blocks(
                 criterion,
                 covariance,
-                candidates[c],
-                evaluation[x],
+                part,
+                variance=self._variances(part.candidates),
                 rows=rows,
                 columns=columns,
-                variance=self._variances(candidates[c]),
-                evaluation_variance=(
-                    self._variances(evaluation[x]) if criterion == "epig" else None
-                ),
-                noise=noise[c],
-                label_probs=label_probs[c],
-                weights=weights[x],
-                log_loss_targets=None if log_loss_targets is None else log_loss_targets[x],
-                **keywords,
+                evaluation_variance=self._variances(part.evaluation) if reads_points else None,
             )
         return result
 

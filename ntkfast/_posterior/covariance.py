@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
+from ..ops import ScoreInputs
 from .engines import CPU, Engine, stored_type
 
 __all__ = ["FLOAT32_LIMIT", "Factor", "FunctionSpace", "WeightSpace", "Whitening"]
@@ -376,17 +377,15 @@ class FeatureScorer(_Scorer):
         self._engine = engine
         self._kept: dict[str, Any] = {}
 
-    def score(self, criterion: str, candidates: Array, evaluation: Array, **keywords: Any) -> Array:
+    def score(self, criterion: str, inputs: ScoreInputs) -> Array:
         """Utilities (N_c,), float64."""
         return self._engine.score_features(
             criterion,
             self.psi,
-            candidates,
-            evaluation,
+            inputs,
             variance=self.variance,
             precision=self._precision,
             kept=self._kept,
-            **keywords,
         )
 
     def column(self, point: int) -> Array:
@@ -715,17 +714,15 @@ class KernelScorer(_Scorer):
         self._shared = shared
         self._kept: dict[str, Any] = {}
 
-    def score(self, criterion: str, candidates: Array, evaluation: Array, **keywords: Any) -> Array:
+    def score(self, criterion: str, inputs: ScoreInputs) -> Array:
         """Utilities (N_c,), float64."""
         return self._engine.score_dense(
             criterion,
             self.S,
-            candidates,
-            evaluation,
+            inputs,
             variance=self.variance,
             downdate=self._rows[: self._count] if self._count else None,
             kept=self._kept,
-            **keywords,
         )
 
     def _column(self, point: int) -> Any:

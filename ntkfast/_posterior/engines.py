@@ -12,6 +12,7 @@ utilities.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from .. import cuda_ops, ops
 from ..arrays import Array, Library, as_floats, check_dense, check_finite, check_shape
+from ..ops import ScoreInputs
 
 __all__ = ["CPU", "CpuEngine", "Engine", "GpuEngine", "engine_of", "missing_for", "stored_type"]
 
@@ -150,12 +152,11 @@ class CpuEngine:
         self,
         criterion: str,
         psi: Array,
-        candidates: Array,
-        evaluation: Array,
+        inputs: ScoreInputs,
         *,
+        variance: Array,
         precision: str,
         kept: dict[str, Any],
-        **keywords: Any,
     ) -> Array:
         """Utilities on the host; everything but psi comes from there, see `ops.score_features`.
 
@@ -163,20 +164,20 @@ class CpuEngine:
             Empty at first, and the same for every call of a series: arrays that stay the same
             object, and so must not be changed in place, are brought to a GPU once.
         """
-        return ops.score_features(criterion, psi, candidates, evaluation, **keywords)
+        return ops.score_features(criterion, psi, inputs, variance=variance)
 
     def score_dense(
         self,
         criterion: str,
         S: Array,
-        candidates: Array,
-        evaluation: Array,
+        inputs: ScoreInputs,
         *,
+        variance: Array,
+        downdate: Array | None,
         kept: dict[str, Any],
-        **keywords: Any,
     ) -> Array:
         """Utilities on the host; all but S and downdate come from there, see `ops.score_dense`."""
-        return ops.score_dense(criterion, S, candidates, evaluation, **keywords)
+        return ops.score_dense(criterion, S, inputs, variance=variance, downdate=downdate)
 
 
 class GpuEngine:
@@ -365,30 +366,31 @@ class GpuEngine:
         every = len(indices) == N and np.array_equal(indices, np.arange(N))
         return None if every else self.put(indices)
 
-    def _scoring(self, N: int, kept: dict[str, Any], keywords: dict[str, Any]) -> dict[str, Any]:
+    def _here(
+        self, N: int, kept: dict[str, Any], inputs: ScoreInputs, variance: Array
+    ) -> tuple[ScoreInputs, Any]:
         """Bring what a scoring call of N points needs here, unless it is `kept`."""
-        result = {}
-        for name, value in keywords.items():
+        here = {}
+        for name, value in (*vars(inputs).items(), ("variance", variance)):
             if not isinstance(value, np.ndarray):
-                result[name] = value
                 continue
             if name not in kept or kept[name][0] is not value:
                 kept.pop(name, None)  # makes room first
                 of_points = name in ("candidates", "evaluation")
                 kept[name] = value, self._indices(value, N) if of_points else self.put(value)
-            result[name] = kept[name][1]
-        return result
+            here[name] = kept[name][1]
+        variance = here.pop("variance")
+        return replace(inputs, **here), variance
 
     def score_features(
         self,
         criterion: str,
         psi: Any,
-        candidates: Array,
-        evaluation: Array,
+        inputs: ScoreInputs,
         *,
+        variance: Array,
         precision: str,
         kept: dict[str, Any],
-        **keywords: Any,
     ) -> Array:
         """Utilities on the host; everything but psi comes from there.
 
@@ -396,34 +398,29 @@ class GpuEngine:
         """
         if precision == "bf16":
             psi = psi.to(self._xp.bfloat16)
-        keywords |= {"candidates": candidates, "evaluation": evaluation}
-        utilities = cuda_ops.score_features(
-            criterion,
-            psi,
-            precision="tf32x3" if precision == "float32" else precision,
-            **self._scoring(len(psi), kept, keywords),
+        inputs, variance = self._here(len(psi), kept, inputs, variance)
+        precision = "tf32x3" if precision == "float32" else precision
+        return self.host(
+            cuda_ops.score_features(criterion, psi, inputs, variance=variance, precision=precision)
         )
-        return self.host(utilities)
 
     def score_dense(
         self,
         criterion: str,
         S: Any,
-        candidates: Array,
-        evaluation: Array,
+        inputs: ScoreInputs,
         *,
+        variance: Array,
         downdate: Any,
         kept: dict[str, Any],
-        **keywords: Any,
     ) -> Array:
         """Utilities on the host; everything but S and downdate comes from there."""
         if downdate is not None:
             downdate = self.cast(downdate, self.dtype(S))
-        keywords |= {"candidates": candidates, "evaluation": evaluation}
-        utilities = cuda_ops.score_dense(
-            criterion, S, downdate=downdate, **self._scoring(len(S), kept, keywords)
+        inputs, variance = self._here(len(S), kept, inputs, variance)
+        return self.host(
+            cuda_ops.score_dense(criterion, S, inputs, variance=variance, downdate=downdate)
         )
-        return self.host(utilities)
 
     def select_variance_reduction(
         self, psi: Any, candidates: Array, count: int, *, gram: Any, q: Any, s: Any, noise: Array

@@ -4,7 +4,8 @@
 #include <limits>
 
 #include "cpu/simd.h"
-#include "math/criteria.h"
+#include "math/scalar_criteria.h"
+#include "oracle.h"
 #include "test.h"
 
 namespace ntkfast {
@@ -158,21 +159,23 @@ struct Values {  // element j in every lane
 
 /// Softmax of l_j + A [j = y] in units of log2, and from it what the criteria take.
 struct Exact {
-  long double entropy, top, log_sum;  // in units of log2; log_sum relative to l = 0
+  long double entropy, top, gini, log_sum;  // in units of log2; log_sum relative to l = 0
   Exact(const std::vector<double>& F, const std::vector<double>& B, double A, int y) {
     const int k = static_cast<int>(F.size());
     std::vector<long double> l(F.size());
     for (int j = 0; j < k; ++j)
       l[j] = F[j] - static_cast<long double>(A) * B[j] + (j == y ? A : 0.0L);
     const long double largest = *std::max_element(l.begin(), l.end());
-    long double Z = 0, N = 0;
+    long double Z = 0, N = 0, squares = 0;
     for (const long double value : l) {
       const long double w = exp2l(value - largest);
       Z += w;
+      squares += w * w;
       N += w > 0 ? w * (value - largest) : 0;
     }
     entropy = log2l(Z) - N / Z;
     top = 1 / Z;
+    gini = 1 - squares / (Z * Z);
     log_sum = largest + log2l(Z);
   }
 };
@@ -198,10 +201,13 @@ void labels(Path path, double step, double spread, int k, std::uint32_t seed) {
   const std::vector<double> F_(F.begin(), F.end()), B_(B.begin(), B.end());
   std::vector<V> scratch(2 * F.size());
   struct Body {
-    std::vector<T> Z, N, top, reference;
+    std::vector<T> Z, N, squares, top, reference;
     void operator()(int, const LabelSums<V>& l) {
-      for (auto [to, from] :
-           {std::pair{&Z, l.Z}, {&N, l.N}, {&top, l.top}, {&reference, l.reference}}) {
+      for (auto [to, from] : {std::pair{&Z, l.Z},
+                              {&N, l.N},
+                              {&squares, l.squares},
+                              {&top, l.top},
+                              {&reference, l.reference}}) {
         T lanes[Lanes<V>::count];
         Lanes<V>::store(from, lanes);
         for (const T value : lanes)
@@ -242,6 +248,8 @@ void labels(Path path, double step, double spread, int k, std::uint32_t seed) {
                 std::string("entropy") + text);
     expect_near(body.top[y] / Z, static_cast<double>(exact.top), std::min(tolerance, 1.0),
                 std::string("largest probability") + text);
+    expect_near(1 - body.squares[y] / (Z * Z), static_cast<double>(exact.gini),
+                std::min(2 * tolerance, 1.0), std::string("squares") + text);
     expect_near(body.reference[y] + std::log2(Z), static_cast<double>(exact.log_sum), tolerance * 2,
                 std::string("log Z") + text);
   }
@@ -276,7 +284,7 @@ FOR_EVERY_REGISTER(softmax_rank_one)
 
 // --- Criteria ---
 
-/// Every number of one pair (x, c), and the literal definition of each criterion.
+/// Every number of one pair (x, c).
 struct Pair {
   int k;
   bool cross_entropy;
@@ -307,76 +315,22 @@ struct Pair {
   CandidateInputs candidate() const { return {F_c.data(), f_c.data(), P.data(), s_c, noise}; }
   Settings settings() const { return {k, cross_entropy, label_scale, temperature, ridge}; }
 
-  std::vector<long double> f_plus(int y) const {
-    long double total = 0;
-    for (const double value : F_c) total += expl(static_cast<long double>(value));
-    std::vector<long double> result;
-    for (int j = 0; j < k; ++j) {
-      const long double B = cross_entropy ? expl(static_cast<long double>(F_c[j])) / total : F_c[j];
-      result.push_back(F_x[j] + static_cast<long double>(S) / (s_c + noise) * label_scale *
-                                    ((j == y ? 1 : 0) - B));
-    }
-    return result;
+  double value(const std::string& criterion, bool look_ahead) const {
+    const auto wide = [](const std::vector<double>& v) {
+      return oracle::Vector(v.begin(), v.end());
+    };
+    if (!look_ahead)
+      return static_cast<double>(
+          oracle::of_covariance(criterion, S, s_c, s_c + noise, s_x, s_x + ridge));
+    const auto after = [&](int y) {
+      auto f_plus = wide(F_x);
+      const auto r = oracle::residual(y, wide(F_c), cross_entropy, label_scale);
+      for (int j = 0; j < k; ++j) f_plus[j] += static_cast<long double>(S) / (s_c + noise) * r[j];
+      return f_plus;
+    };
+    return static_cast<double>(
+        oracle::look_ahead(criterion, after, wide(f_x), wide(q), wide(f_c), wide(P), temperature));
   }
-  std::vector<long double> log_softmax(int y) const {
-    auto l = f_plus(y);
-    for (auto& value : l) value /= temperature;
-    const long double largest = *std::max_element(l.begin(), l.end());
-    long double Z = 0;
-    for (const auto value : l) Z += expl(value - largest);
-    for (auto& value : l) value -= largest + logl(Z);
-    return l;
-  }
-  long double change(int y) const {
-    const auto f = f_plus(y);
-    long double sum = 0;
-    for (int j = 0; j < k; ++j) sum += (f[j] - f_x[j]) * (f[j] - f_x[j]);
-    return sqrtl(sum);
-  }
-  static int first_largest(const std::vector<long double>& values) {
-    return static_cast<int>(std::max_element(values.begin(), values.end()) - values.begin());
-  }
-  template <class Summand>
-  long double expected(Summand summand) const {
-    long double sum = 0;
-    for (int y = 0; y < k; ++y) sum += P[y] * summand(y);
-    return sum;
-  }
-
-  long double value(Mlmoc) const {
-    return change(static_cast<int>(std::max_element(f_c.begin(), f_c.end()) - f_c.begin()));
-  }
-  long double value(Emoc) const {
-    return expected([&](int y) { return change(y); });
-  }
-  long double value(ExpectedEntropy) const {
-    return expected([&](int y) {
-      long double sum = 0;
-      for (const auto l : log_softmax(y)) sum += expl(l) * l;
-      return sum;
-    });
-  }
-  long double value(ExpectedLogLoss) const {
-    return expected([&](int y) {
-      const auto l = log_softmax(y);
-      long double sum = 0;
-      for (int j = 0; j < k; ++j) sum += q[j] * l[j];
-      return sum;
-    });
-  }
-  long double value(ExpectedError) const {
-    return expected([&](int y) {
-      const auto l = log_softmax(y);
-      return expl(*std::max_element(l.begin(), l.end())) - 1;
-    });
-  }
-  long double value(LabelFlips) const {
-    const std::vector<long double> f(f_x.begin(), f_x.end());
-    return expected(
-        [&](int y) { return first_largest(f_plus(y)) != first_largest(f) ? 1.0L : 0.0L; });
-  }
-  long double value(VarianceReduction) const { return S * S / (s_c + noise); }
-  long double value(Epig) const { return -0.5L * log1pl(-S * S / ((s_c + noise) * (s_x + ridge))); }
 };
 
 template <class V, int K, class Criterion>
@@ -388,7 +342,7 @@ double found(const Pair& pair) {
   Criterion::prepare_candidate(pair.settings(), pair.candidate(), Prepared<T>{candidate.data(), 1});
   for (const T value : point) expect(std::isfinite(value), "a prepared point is not finite");
   for (const T value : candidate) expect(std::isfinite(value), "a candidate is not finite");
-  std::vector<V> scratch(Criterion::kScratch && K == 0 ? 2 * static_cast<std::size_t>(pair.k) : 0);
+  std::vector<V> scratch(2 * static_cast<std::size_t>(pair.k));
   const V result =
       Criterion::template value<K>(pair.k, V(static_cast<T>(pair.S)), Values<V>{point.data()},
                                    Values<V>{candidate.data()}, scratch.data());
@@ -403,9 +357,9 @@ void criteria_of(int k, std::uint32_t seed) {
   const double spread = seed % 2 ? 1.0 : 6.0;
   const Pair pair(random, k, spread);
   for (int index = 0; index < Criteria::size; ++index) {
-    visit_criterion(index, [&](auto criterion) {
+    visit_scalar(index, [&](auto criterion) {
       using Criterion = decltype(criterion);
-      const double expected = static_cast<double>(pair.value(criterion));
+      const double expected = pair.value(Criterion::name, has<Criterion>(kLookAhead));
       // f+ is rounded at its own size, divided by the temperature; a flip is exact or wrong.
       const double size = 40 * spread / pair.temperature;
       const double tolerance = epsilon<scalar_of<V>>() * (8 * std::fabs(expected) + k * size);

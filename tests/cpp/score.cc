@@ -6,6 +6,8 @@
 
 #include "cpu/score_dense.h"
 #include "cpu/score_features.h"
+#include "math/criteria.h"
+#include "oracle.h"
 #include "test.h"
 
 namespace ntkfast {
@@ -67,7 +69,7 @@ struct Problem {
     result.weights = view(weights);
     if (criterion == "expected_log_loss") result.log_loss_targets = targets.view();
     result.label_scale = label_scale();
-    result.cross_entropy = cross_entropy;
+    result.loss = cross_entropy ? "cross_entropy" : "squared";
     result.temperature = kTemperature;
     result.ridge = kRidge;
     result.utilities = view(utilities);
@@ -77,62 +79,24 @@ struct Problem {
   static constexpr double kTemperature = 0.4, kRidge = 0.3;
   double label_scale() const { return cross_entropy ? 5 : 1; }
 
-  std::vector<double> softmax(const double* values, double temperature) const {
-    std::vector<double> p(static_cast<std::size_t>(k));
-    const double largest = *std::max_element(values, values + k);
-    double total = 0;
-    for (std::int64_t j = 0; j < k; ++j)
-      total += p[j] = std::exp((values[j] - largest) / temperature);
-    for (double& value : p) value /= total;
-    return p;
-  }
-
   /// The summand of (candidate i, evaluation point x), and in *slack what a decision that is closer
   /// than `near` may change.
   double summand(const std::string& criterion, std::int64_t i, std::int64_t x, double S,
                  double near, double* slack) const {
     const std::int64_t c = candidates[i], point = evaluation[x];
     const double total = variance[c] + noise[i];
-    if (criterion == "variance_reduction") return S * S / total;
-    if (criterion == "epig")
-      return -0.5 * std::log1p(-std::min(S * S, variance[c] * variance[point]) /
-                               (total * (variance[point] + kRidge)));
-    const double* F = &mean.data[point * k];
-    const double* f = &outputs.data[point * k];
-    const double* f_c = &outputs.data[c * k];
-    std::vector<double> B(&mean.data[c * k], &mean.data[c * k] + k);
-    if (cross_entropy) B = softmax(&mean.data[c * k], 1);
-    double sum = 0;
-    for (std::int64_t y = 0; y < k; ++y) {
-      double P = label_probs(i, y);
-      if (criterion == "mlmoc") P = y == std::max_element(f_c, f_c + k) - f_c;
-      std::vector<double> f_plus(static_cast<std::size_t>(k));
-      double change = 0;
-      for (std::int64_t j = 0; j < k; ++j) {
-        f_plus[j] = F[j] + S / total * label_scale() * ((j == y) - B[j]);
-        change += (f_plus[j] - f[j]) * (f_plus[j] - f[j]);
-      }
-      const auto p = softmax(f_plus.data(), kTemperature);
-      const auto top = std::max_element(f_plus.begin(), f_plus.end());
-      double value = 0;
-      if (criterion == "mlmoc" || criterion == "emoc") {
-        value = std::sqrt(change);
-      } else if (criterion == "expected_entropy") {
-        for (const double q : p) value += q > 0 ? q * std::log(q) : 0;
-      } else if (criterion == "expected_log_loss") {
-        for (std::int64_t j = 0; j < k; ++j)
-          value += targets(x, j) *
-                   ((f_plus[j] - *top) / kTemperature + std::log(p[top - f_plus.begin()]));
-      } else if (criterion == "expected_error") {
-        value = *std::max_element(p.begin(), p.end()) - 1;
-      } else {
-        value = top - f_plus.begin() != std::max_element(f, f + k) - f;
-        for (const double other : f_plus)
-          if (&other != &*top && *top - other < near) *slack += P;
-      }
-      sum += P * value;
-    }
-    return sum;
+    if (!(criterion_traits(criterion_index(criterion)) & kLookAhead))
+      return static_cast<double>(oracle::of_covariance(criterion, S, variance[c], total,
+                                                       variance[point], variance[point] + kRidge));
+    const auto after = [&](int y) {
+      auto f_plus = mean.row(point);
+      const auto r = oracle::residual(y, mean.row(c), cross_entropy, label_scale());
+      for (std::size_t j = 0; j < r.size(); ++j) f_plus[j] += S / total * r[j];
+      return f_plus;
+    };
+    return static_cast<double>(oracle::look_ahead(criterion, after, outputs.row(point),
+                                                  targets.row(x), outputs.row(c),
+                                                  label_probs.row(i), kTemperature, near, slack));
   }
 
   /// Compares the utilities of the first, the last and a few candidates between.

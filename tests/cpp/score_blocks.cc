@@ -6,7 +6,8 @@
 #include <limits>
 
 #include "cpu/score.h"
-#include "math/block_criteria.h"
+#include "math/criteria.h"
+#include "oracle.h"
 #include "test.h"
 
 namespace ntkfast {
@@ -96,7 +97,7 @@ struct Problem {
     result.weights = view(weights);
     if (criterion == "expected_log_loss") result.log_loss_targets = targets.view();
     result.label_scale = label_scale();
-    result.cross_entropy = cross_entropy;
+    result.loss = cross_entropy ? "cross_entropy" : "squared";
     result.temperature = kTemperature;
     result.ridge = kRidge;
     result.utilities = view(utilities);
@@ -128,16 +129,6 @@ struct Problem {
       for (std::int64_t j = 0; j < B.cols; ++j) B(i, j) /= A(i, i);
   }
 
-  std::vector<double> softmax(const double* values, double temperature) const {
-    std::vector<double> p(static_cast<std::size_t>(k));
-    const double largest = *std::max_element(values, values + k);
-    double total = 0;
-    for (std::int64_t j = 0; j < k; ++j)
-      total += p[j] = std::exp((values[j] - largest) / temperature);
-    for (double& value : p) value /= total;
-    return p;
-  }
-
   double summand(const std::string& criterion, std::int64_t i, std::int64_t x, double near,
                  double* slack) const {
     const std::int64_t c = candidates[i], point = evaluation[x];
@@ -167,41 +158,16 @@ struct Problem {
       eliminate(A, nothing, &after);
       return 0.5 * (before - after) / static_cast<double>(k);
     }
-    const double* f = &outputs.data[point * k];
-    const double* f_c = &outputs.data[c * k];
-    std::vector<double> B(&mean.data[c * k], &mean.data[c * k] + k);
-    if (cross_entropy) B = softmax(B.data(), 1);
-    double sum = 0;
-    for (std::int64_t y = 0; y < k; ++y) {
-      double P = label_probs(i, y);
-      if (criterion == "mlmoc") P = y == std::max_element(f_c, f_c + k) - f_c;
-      std::vector<double> f_plus(&mean.data[point * k], &mean.data[point * k] + k);
-      double change = 0, value = 0;
-      for (std::int64_t j = 0; j < k; ++j) {
-        for (std::int64_t a = 0; a < k; ++a)
-          f_plus[j] += gain(a, j) * label_scale() * ((a == y) - B[a]);
-        change += (f_plus[j] - f[j]) * (f_plus[j] - f[j]);
-      }
-      const auto p = softmax(f_plus.data(), kTemperature);
-      const auto top = std::max_element(f_plus.begin(), f_plus.end());
-      if (criterion == "mlmoc" || criterion == "emoc") {
-        value = std::sqrt(change);
-      } else if (criterion == "expected_entropy") {
-        for (const double q : p) value += q > 0 ? q * std::log(q) : 0;
-      } else if (criterion == "expected_log_loss") {
-        for (std::int64_t j = 0; j < k; ++j)
-          value += targets(x, j) *
-                   ((f_plus[j] - *top) / kTemperature + std::log(p[top - f_plus.begin()]));
-      } else if (criterion == "expected_error") {
-        value = *std::max_element(p.begin(), p.end()) - 1;
-      } else {
-        value = top - f_plus.begin() != std::max_element(f, f + k) - f;
-        for (const double other : f_plus)
-          if (&other != &*top && *top - other < near) *slack += P;
-      }
-      sum += P * value;
-    }
-    return sum;
+    const auto after = [&](int y) {
+      auto f_plus = mean.row(point);
+      const auto r = oracle::residual(y, mean.row(c), cross_entropy, label_scale());
+      for (std::int64_t j = 0; j < k; ++j)
+        for (std::int64_t a = 0; a < k; ++a) f_plus[j] += gain(a, j) * r[a];
+      return f_plus;
+    };
+    return static_cast<double>(oracle::look_ahead(criterion, after, outputs.row(point),
+                                                  targets.row(x), outputs.row(c),
+                                                  label_probs.row(i), kTemperature, near, slack));
   }
 };
 
@@ -219,12 +185,7 @@ void blocks(std::int64_t candidates, std::int64_t evaluation, std::int64_t k) {
       panel(i, j) = S(problem.candidates[i / k] * k + i % k, problem.evaluation[j / k] * k + j % k);
   for (int index = 0; index < criterion_count(); ++index) {
     const std::string criterion = criterion_name(index);
-    bool uses_labels = false;
-    visit_criterion(index, [&](auto c) { uses_labels = decltype(c)::kUsesLabels; });
-    visit_criterion(
-        index, [&](auto c) { expect(criterion == decltype(c)::name, "the order of the lists"); },
-        BlockCriteria{});
-    if (uses_labels && k < 2) continue;
+    if ((criterion_traits(index) & kLookAhead) && k < 2) continue;
     const TensorView diagonal = blocks_view(problem.evaluation_variance, evaluation, k);
     const ScoreCall call = problem.call(criterion);
     score_blocks_cpu(S.view(), view(problem.candidates), view(problem.evaluation), diagonal, call,

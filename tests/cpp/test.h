@@ -72,6 +72,11 @@ struct Matrix {
   T& operator()(std::int64_t i, std::int64_t j) { return data[i * row_stride + j]; }
   const T& operator()(std::int64_t i, std::int64_t j) const { return data[i * row_stride + j]; }
 
+  std::vector<long double> row(std::int64_t i) const {
+    const auto first = data.begin() + i * row_stride;
+    return std::vector<long double>(first, first + cols);
+  }
+
   TensorView view() {
     TensorView result;
     result.data = data.data();

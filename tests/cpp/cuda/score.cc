@@ -53,7 +53,7 @@ NTKFAST_TEST(score_features_large_steps) {  // every pair takes the guarded path
   }
 }
 NTKFAST_TEST(score_features_any_order_of_threads) {
-  const Problem problem(2, 10, 140, 33, 135, 18);
+  const Problem problem(kEntropy, 10, 140, 33, 135, 18);
   const auto expected = run_features<float>(problem, {}, 1);
   compare(problem, expected, 2e-5);
   for (const emulation::Order order : emulation::kOrders)
@@ -62,11 +62,12 @@ NTKFAST_TEST(score_features_any_order_of_threads) {
 }
 NTKFAST_TEST(score_features_empty) {
   for (const int depth : {0, 4}) {
-    const Problem no_points(2, 3, 5, 4, 0, depth), no_candidates(2, 3, 5, 0, 4, depth);
+    const Problem no_points(kEntropy, 3, 5, 4, 0, depth),
+        no_candidates(kEntropy, 3, 5, 0, 4, depth);
     for (const double u : run_features<float>(no_points, {})) test::expect(u == 0, "not zero");
     test::expect(run_features<float>(no_candidates, {}).empty(), "not empty");
   }
-  const Problem no_depth(2, 3, 20, 8, 11, 0);
+  const Problem no_depth(kEntropy, 3, 20, 8, 11, 0);
   compare(no_depth, run_features<float>(no_depth, {}), 2e-5);
 }
 
@@ -97,29 +98,5 @@ NTKFAST_TEST(score_dense_with_downdate) {
     }
   }
 }
-NTKFAST_TEST(downdate_then_score) {  // all points are candidates and evaluation points; S is
-                                     // updated in the same pass
-  const Problem problem(2, 10, 67, 67, 67, 12, 1.0, true);
-  std::vector<double> S = problem.covariance(0);
-  const auto V = problem.downdate(2);
-  ScoreArgs<double> args = problem.args<double>();
-  args.candidates = args.evaluation = nullptr;
-  args.dense = args.updated = S.data();
-  args.dense_stride = problem.N;
-  args.subtract = true;
-  args.depth = 2;
-  args.candidate_factor = args.evaluation_factor = {V.data(), 1, problem.N, nullptr};
-  const auto result = run_score(
-      problem, args, kTileSize, sizeof(double),
-      [&](auto& launcher, void* workspace) { launch_score(launcher, args, workspace); }, {});
-  compare_values(result, problem.expected_dense(2), 1e-11, "downdate then score");
-  compare_values(S, problem.covariance(2), 1e-13, "downdated covariance");
-  for (int i = 0; i < problem.N; ++i)
-    for (int j = 0; j < i; ++j)
-      test::expect(S[static_cast<std::size_t>(i * problem.N + j)] ==
-                       S[static_cast<std::size_t>(j * problem.N + i)],
-                   "the downdated covariance is not symmetric");
-}
-
 }  // namespace
 }  // namespace ntkfast

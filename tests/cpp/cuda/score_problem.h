@@ -17,6 +17,9 @@
 namespace ntkfast {
 namespace {
 
+/// A criterion for tests that one will do for.
+const int kEntropy = criterion_index(ExpectedEntropy::name);
+
 template <class T>
 DType dtype_of() {
   return sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
@@ -98,7 +101,7 @@ struct Problem {
   template <class T>
   ScoreArgs<T> args() const {
     ScoreArgs<T> result{};
-    result.settings = {k, cross_entropy, label_scale, temperature, ridge};
+    static_cast<Settings&>(result) = {k, cross_entropy, label_scale, temperature, ridge};
     result.criterion = criterion;
     result.candidates = candidates.data();
     result.evaluation = evaluation.data();
@@ -151,7 +154,7 @@ struct Problem {
     result.weights = view(weights, {Nx});
     result.log_loss_targets = view(targets, {Nx, k});
     result.label_scale = label_scale;
-    result.cross_entropy = cross_entropy;
+    result.loss = cross_entropy ? "cross_entropy" : "squared";
     result.temperature = temperature;
     result.ridge = ridge;
     utilities.resize(static_cast<std::size_t>(Nc));

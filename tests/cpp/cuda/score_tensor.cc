@@ -50,19 +50,18 @@ void check_every_criterion(int classes, int d) {
   const auto check = [&](auto criterion) {
     using Criterion = decltype(criterion);
     const Problem problem(index++, classes, 150, 37, 133, d);
-    constexpr int kClasses = Criterion::kUsesLabels ? K : 1;
+    constexpr int kClasses = has<Criterion>(kLookAhead) ? K : 1;
     compare(problem, run_tensor<Products, As<Criterion, kClasses>>(problem, {}), 2e-5);
   };
-  for (int i = 0; i < Criteria::size; ++i) visit_criterion(i, check);
+  for (int i = 0; i < Criteria::size; ++i) visit_scalar(i, check);
 }
 // The problems' features have eight significant bits: every kind of products is exact.
 NTKFAST_TEST(score_tensor_bf16) { check_every_criterion<Bf16Products, kAnyClasses>(3, 19); }
 NTKFAST_TEST(score_tensor_tf32) { check_every_criterion<Tf32Products, 2>(2, 37); }
 
-using Entropy = As<ExpectedEntropy, kAnyClasses>;
-constexpr int kEntropy = 2;
-using Mutual = As<Epig, 1>;
-constexpr int kMutual = 7;
+using Entropy = As<Scalar<ExpectedEntropy>, kAnyClasses>;
+using Mutual = As<Scalar<Epig>, 1>;
+const int kMutual = criterion_index(Epig::name);
 /// Three slices in shared memory, or two.
 constexpr int kSharedMemory[] = {emulation::kLargeSharedMemory, emulation::kSmallSharedMemory};
 
@@ -71,7 +70,7 @@ NTKFAST_TEST(score_tensor_split_tf32) {
   std::mt19937 random(3);
   std::normal_distribution<double> normal;
   for (double& value : problem.psi) value = static_cast<float>(0.25 * normal(random));
-  using Ten = As<ExpectedEntropy, 10>;
+  using Ten = As<Scalar<ExpectedEntropy>, 10>;
   compare(problem, run_tensor<SplitTf32Products, Ten>(problem, {}), 2e-6);
   // One tf32 product is visibly worse; were it not, the test would show nothing.
   const auto single = run_tensor<Tf32Products, Entropy>(problem, {});
@@ -118,7 +117,7 @@ NTKFAST_TEST(score_tensor_any_order_of_threads) {
 }
 NTKFAST_TEST(score_tensor_fits_shared_memory) {
   for (int i = 0; i < Criteria::size; ++i) {
-    visit_criterion(i, [&](auto criterion) {
+    visit_scalar(i, [&](auto criterion) {
       using Kernel = ScorePairsTensor<Tf32Products, decltype(criterion), 10>;  // the most
       test::expect(Kernel::shared_bytes(10, 3) <= emulation::kLargeSharedMemory &&
                        Kernel::shared_bytes(10, 3) > emulation::kSmallSharedMemory &&
