@@ -895,11 +895,13 @@ def table(results: list[Result]) -> str:
     for kind in sorted(counts):
         lines.append(f"{kind:24}" + "".join(f"{counts[kind][v]:9}" for v in VERDICTS))
     lines.append(f"{'all':24}" + "".join(f"{total[v]:9}" for v in VERDICTS))
-    messages: collections.Counter[str] = collections.Counter()
+    messages: dict[str, list[int]] = {}
     for result in results:
         if result.verdict in ("refused", "void"):
-            messages[f"{result.verdict}: {_general(result.message)}"] += 1
-    lines += [f"{count:6}  {message}" for message, count in messages.most_common(25)]
+            message = f"{result.verdict}: {_general(result.message)}"
+            messages.setdefault(message, []).append(result.case.seed)
+    for message, seeds in sorted(messages.items(), key=lambda item: -len(item[1]))[:25]:
+        lines.append(f"{len(seeds):6}  {message} (seed {seeds[0]})")
     return "\n".join(lines)
 
 

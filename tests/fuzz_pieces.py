@@ -284,7 +284,9 @@ class ChannelNorm(Piece):
             nn.init.uniform_(p, 0.5, 1.5)
 
     def forward(self, x, key):
-        return self.f(x)
+        # torch 2.13 takes wrong gradients of BatchNorm in eval mode for a single image whose
+        # channels are last in memory.
+        return self.f(x.contiguous())
 
 
 @piece()
