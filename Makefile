@@ -77,7 +77,7 @@ sanitize: .venv/build-tools
 	  -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" \
 	  -DNTKFAST_CPP_TESTS=ON -DNTKFAST_SANITIZE=ON
 	$(BIN)/cmake --build build/sanitize
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j $(shell getconf _NPROCESSORS_ONLN)
 
 clean:
 	rm -rf .venv build
