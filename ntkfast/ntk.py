@@ -203,7 +203,7 @@ class EmpiricalNTK:
         )
         self.n_parameters = self._layout.total
         self._warned = False
-        self._plans: dict[str, tuple[Plan, Tensor]] = {}
+        self._plans: dict[str, tuple[Plan, Tensor, list[Any]]] = {}
         devices = sorted({str(p.device) for p in parameters.values()})
         if len(devices) > 1:
             raise ValueError(f"the model's parameters are on several devices: {', '.join(devices)}")
@@ -564,11 +564,12 @@ class EmpiricalNTK:
         """
         probe = inputs.probe(_PROBE)
         parameters = {name: self._net.get_parameter(name) for name in self._names}
-        # What is known of a network holds for inputs of the same kind as long as its tensors lie
-        # where they did: whatever it may do differently shows in its operations.
-        lies = [(p.data_ptr(), p.dtype, p.requires_grad) for p in self._net.parameters()]
+        # What is known of a network holds for inputs of the same kind, as long as modules, their
+        # settings and their tensors are the same ones and lie where they did: whatever else may be
+        # done differently shows in the operations.
+        state, settings = capture.identity(self._net)
         kind = [(leaf.shape[1:], leaf.dtype) for leaf in leaves(probe)]
-        key = repr((lies, kind, sorted(probe) if isinstance(probe, dict) else 0))
+        key = repr((settings, kind, sorted(probe) if isinstance(probe, dict) else 0))
         kept = None if explaining else self._plans.get(key)
         if kept is not None:
             return _Setup(net, kept[1], kept[0].copy(net), {})
@@ -576,7 +577,8 @@ class EmpiricalNTK:
             net, lambda: replica(self._net), parameters, probe, self._weights, self._dtype
         )
         setup = _Setup(net, weights, plan, parts)
-        self._plans = {key: (plan.copy(), weights)}
+        # (Whose ids these are must live as long.)
+        self._plans = {key: (plan.copy(), weights, state)}
         if plan.fallback and not self._warned:
             self._warn_if_dear(setup, probe, inputs)
         return setup

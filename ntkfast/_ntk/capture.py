@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -26,6 +26,7 @@ from .inputs import Batch, batch_length, concatenate, leaves, map_batch, take
 from .layers import Dense, Site, Unsupported
 from .owners import Owners, extend, find_owners, merge, narrowest, scales
 from .record import Recorder, Use, stand_in
+from .replica import PLAIN
 from .trace import Trace
 
 Gradient: TypeAlias = "list[Site] | Dense"
@@ -96,7 +97,7 @@ class Plan:
     precision: torch.dtype = torch.float64
     activation_bytes: float = 0.0
     resident_bytes: float = 0.0
-    owners: dict[int, list[Owners]] = field(default_factory=dict)
+    owners: dict[Hashable, list[Owners]] = field(default_factory=dict)
     samples: dict[int, list[_Sample]] = field(default_factory=dict)
     rejected: dict[int, dict[str, str]] = field(default_factory=dict)
     moving: str = ""
@@ -595,6 +596,29 @@ def _state(net: nn.Module) -> list[Tensor]:
     for module in net.modules():
         state += [value for value in vars(module).values() if isinstance(value, Tensor)]
     return state
+
+
+def identity(net: nn.Module) -> tuple[list[Any], list[Any]]:
+    """Modules and tensors of a network, and what tells them, as they are now, from others.
+
+    The latter as long as the former live: it holds their ids.
+    """
+    held: list[Any] = list(net.modules())
+    settings: list[Any] = []
+    for module in net.modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, PLAIN) and k != "training"}
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        held.append(hooks)
+        settings.append((id(module), id(type(module)), plain, [id(hook) for hook in hooks]))
+    for tensor in _state(net):
+        if not tensor.is_leaf:
+            continue  # made of others by the last call
+        held.append(tensor)
+        # (Its numbers may place rows.)
+        kind = (id(tensor), tensor._version, tensor.dtype, tensor.shape, tensor.requires_grad)
+        strided = tensor.layout == torch.strided
+        settings.append((*kind, tensor.data_ptr(), tensor.stride()) if strided else kind)
+    return held, settings
 
 
 def plan(

@@ -25,7 +25,7 @@ __all__ = ["isolated", "replica"]
 
 # Containers of more entries (vocabularies, say) are copied without a look at what is in them.
 _LARGEST_CONTAINER = 10_000
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 
 
 def _class_of(module: nn.Module) -> type[nn.Module]:
@@ -70,7 +70,7 @@ class _Copier:
         return result
 
     def copy(self, value: Any) -> Any:
-        if isinstance(value, (*_PLAIN, nn.Parameter)):
+        if isinstance(value, (*PLAIN, nn.Parameter)):
             return value
         if id(value) in self._memo:
             return self._memo[id(value)]

@@ -10,7 +10,7 @@ shapes, and no operation places rows by numbers that depend on the input. This i
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ class Trace(TorchDispatchMode):
     Attributes
     ----------
     numbers : list
-        All shapes, numbers and tensors of the model among their arguments.
+        All shapes and numbers among their arguments, and which tensors these are.
     uniform : bool
         Whether no operation places rows by numbers at all, whatever they depend on.
     moving : str
@@ -153,6 +153,8 @@ class Trace(TorchDispatchMode):
             self._add(self._fixed, tensor)
             self._state.setdefault(_address(tensor), f"tensor {i}")
         self._noisy: dict[int, Any] = {}  # whose numbers are random
+        # Which operation made a storage: a list of tensors may be in an order that no number shows.
+        self._made: dict[int, int] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -164,9 +166,9 @@ class Trace(TorchDispatchMode):
         return hash(tuple(self._operations))
 
     @property
-    def exact(self) -> int:
-        """Hash of the operations and of all :attr:`numbers`."""
-        return hash((self.kind, *map(_hashable, self.numbers)))
+    def exact(self) -> Hashable:
+        """The operations and all :attr:`numbers`."""
+        return self.kind, tuple(map(_hashable, self.numbers))
 
     @staticmethod
     def _add(known: dict[int, Any], tensor: Tensor) -> None:
@@ -186,7 +188,7 @@ class Trace(TorchDispatchMode):
         self._operations.append(what.number)
         if what.same:
             return output
-        numbers, state, fixed = self.numbers, self._state, self._fixed
+        numbers, state, fixed, made = self.numbers, self._state, self._fixed, self._made
         addresses: list[int] = []  # of storages, 0 without one
         places: list[int] = []  # number of the argument that each is in
         all_fixed = what.creates
@@ -196,10 +198,17 @@ class Trace(TorchDispatchMode):
                     address = _address(entry)
                     addresses.append(address)
                     places.append(place)
+                    if address in state:
+                        numbers.append(state[address])
+                    else:
+                        if address not in made:  # from outside
+                            made[address] = -len(numbers)
+                        numbers.append(made[address])
+                    if address:
+                        numbers.append(entry.storage_offset())
+                        numbers.extend(entry.stride())
                     if address not in fixed:
                         all_fixed = False
-                    elif address in state:
-                        numbers.append(state[address])
                 else:
                     numbers.append(entry)
         if what.special:
@@ -225,11 +234,14 @@ class Trace(TorchDispatchMode):
     def _note(self, value: Tensor, is_fixed: bool, is_noisy: bool, sources: list[int]) -> None:
         """Note what the numbers of an output depend on."""
         address = _address(value)
+        if address not in sources:
+            self._made[address] = len(self._operations)
         if is_fixed:
             if address not in self._fixed:
                 self._add(self._fixed, value)
         elif address in self._fixed:
             del self._fixed[address]
+            self._state.pop(address, None)
         if is_noisy:
             self._add(self._noisy, value)
         elif self._noisy and address in self._noisy and address not in sources:
