@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ntkfast import EmpiricalNTK
 from ntkfast._ntk import choose, contract
-from ntkfast._ntk.layers import LinearSite
 from ntkfast._ntk.gram import Panel
+from ntkfast._ntk.layers import LinearSite
 from ntkfast._ntk.sketch import CountSketch, KroneckerSketch, TensorSketch
 
 DIM, POINTS, SEEDS, ROWS = 4096, 16, 8, 14

@@ -81,6 +81,10 @@ class Plan:
         Whether the network needs two points at a time; None until that matters.
     precision : torch.dtype
         Narrowest type of the gradients of the last batch: autocast mixes them.
+    largest : int
+        Number of points of the largest batch so far.
+    spare : Module, optional
+        A replica for evaluations.
     activation_bytes : float
         Activations and output gradients alive in the forward and backward pass of one point.
     resident_bytes : float
@@ -102,12 +106,15 @@ class Plan:
     rejected: dict[int, dict[str, str]] = field(default_factory=dict)
     moving: str = ""
     n_moving: int = 0
+    largest: int = 0
+    spare: nn.Module | None = None
 
     def copy(self, net: nn.Module | None = None) -> Plan:
         """Return the plan with all that is known of a network, for another replica of it."""
         return replace(
             self,
             state=[] if net is None else _state(net),
+            spare=None,
             leaves=dict(self.leaves),
             fallback=dict(self.fallback),
             owners=dict(self.owners),
@@ -246,6 +253,10 @@ def _attempt(
         if rejected is not None:
             plan.rejected.setdefault(trace.kind, {}).update(rejected)
             refused |= rejected
+    if trace.moving or n > plan.largest:
+        plan.largest = max(n, plan.largest)
+        if n > 3:
+            _check_half(plan, batch, outputs)
     plan.fallback = refused
     return outputs, result
 
@@ -461,11 +472,28 @@ def _check_company(
             expected = None
     if few is None or expected is None:
         few, expected = take(batch, some), outputs[some]
-    # First in the same company again: a network may remember what it was called with.
-    same = [list(range(len(some)))] * repeats
-    for group in (*same, *([1, 0, 1], [3, 2, 3])[: len(some) // 2]):
+    # First in the same company again: a network may remember what it was called with. Then with
+    # copies of one point alone, which no largest or nearest of others can replace.
+    groups = [list(range(len(some)))] * repeats
+    groups += [[0, 0, 0], [1, 0], [1, 1]] if len(some) == 2 else [[1, 0, 1], [3, 2, 3], [2, 2]]
+    for group in groups:
         if not _close(functional.evaluate_only(net, take(few, group)), expected[group], precision):
             raise ValueError(_COMPANY)
+
+
+def _check_half(plan: Plan, batch: Batch, outputs: Tensor) -> None:
+    """Raise a ValueError if outputs of half of a batch are others without the other half.
+
+    What is shared out among many (experts of limited capacity) does not show with few points.
+    """
+    n = batch_length(batch)
+    generator = torch.Generator().manual_seed(n + plan.n_moving)
+    half = torch.randperm(n, generator=generator)[: n // 2].to(outputs.device)
+    if plan.spare is None:
+        plan.spare = plan.fresh()
+    found = functional.evaluate_only(plan.spare, take(batch, half))
+    if not _close(found, outputs[half], plan.precision):
+        raise ValueError(_COMPANY)
 
 
 def _jittered(batch: Batch) -> Batch | None:

@@ -22,23 +22,26 @@ __all__ = ["Owners", "extend", "find_owners", "merge", "narrowest", "scales"]
 
 @dataclass(frozen=True)
 class _Kind:
-    """What gradients of a type bear: exponents of scales, relative error of a row, and passes."""
+    """What gradients of a type bear.
+
+    Exponents of scales, relative error of a row, size beside the largest row of one that may be
+    nothing but rounding, and passes.
+    """
 
     low: float
     high: float
     error: float
+    noise: float
     passes: int
 
 
 # (Gradients in float16 are near the smallest numbers it has.)
 _KINDS = {
-    torch.float64: _Kind(-100, 100, 1e-6, 1),
-    torch.float32: _Kind(-30, 30, 2e-3, 2),
-    torch.bfloat16: _Kind(-30, 30, 5e-2, 3),
-    torch.float16: _Kind(0, 8, 2e-2, 3),
+    torch.float64: _Kind(-100, 100, 1e-6, 1e-12, 2),
+    torch.float32: _Kind(-30, 30, 2e-3, 1e-6, 2),
+    torch.bfloat16: _Kind(-30, 30, 5e-2, 1e-3, 3),
+    torch.float16: _Kind(0, 8, 2e-2, 1e-3, 3),
 }
-# A row so much smaller than the largest may be nothing but rounding.
-_NOISE = 1e-4
 
 
 @dataclass
@@ -164,12 +167,15 @@ def extend(first: Owners, second: Owners, n: int, rows: int) -> Owners | None:
 def scales(n: int, precision: torch.dtype) -> list[Tensor]:
     """Weights (n,) of the points for each pass, float64."""
     kind, generator = _KINDS[precision], torch.Generator().manual_seed(n)
-    result = []
+    result: list[Tensor] = []
+    order = torch.randperm(n, generator=generator, dtype=torch.float64)
     for _ in range(kind.passes):
-        # Apart from each other, so that one is found by its size, and in random order.
-        places = torch.randperm(n, generator=generator, dtype=torch.float64)
-        places += 0.6 * torch.rand(n, generator=generator, dtype=torch.float64)
+        # Apart from each other, so that one is found by its size, in random order, and back: points
+        # that share a row and cancel, but for the one of the largest weight, show when it has the
+        # smallest.
+        places = order + 0.6 * torch.rand(n, generator=generator, dtype=torch.float64)
         result.append(torch.exp2(kind.low + (kind.high - kind.low) * places / n))
+        order = n - 1 - order
     return result
 
 
@@ -189,7 +195,7 @@ def find_owners(
     `weights` (n,) are those of the passes, `precision` the :func:`narrowest` type, which they were
     made for.
     """
-    tolerance, n = _KINDS[precision].error, len(weights[0])
+    bears, n = _KINDS[precision], len(weights[0])
     rows, device = len(plain), plain.device
     nonzero = (plain != 0).any(1)
     dead = None if bool(nonzero.all()) else (~nonzero).nonzero()[:, 0]
@@ -212,9 +218,9 @@ def find_owners(
         scale = weight.double()[owner]
         # |b / s - a|^2
         gap = size[:, i] / scale**2 - 2 * cross[:, i] / scale + energy
-        right &= gap <= tolerance**2 * energy
+        right &= gap <= bears.error**2 * energy
     assert owner is not None
-    noise = energy <= _NOISE**2 * energy.max()
+    noise = energy <= bears.noise**2 * energy.max()
     shared = bool((nonzero & ~right & ~noise).any())
     return Owners(torch.where(right, owner, -1), n, shared, dead)
 
