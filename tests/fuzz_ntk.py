@@ -621,8 +621,9 @@ def _judge(case: Case) -> Result:
         if J is not None:
             if not all(bool(torch.isfinite(v).all()) for v in J):
                 raise VoidCase("gradients are not finite")
-            if case.dtype == "float32" and max(float(v.abs().amax()) for v in J) > 1e15:
-                raise VoidCase("a kernel in float32 would overflow")
+            largest = max(float(v.abs().amax()) for v in J)
+            if case.dtype == "float32" and not 1e-12 < largest < 1e15:
+                raise VoidCase("a kernel in float32 would overflow, or underflow")
             _check_together(twin, wide, weights, alone, J, bool(effect))
             if case.dtype != "float64" and not effect:
                 # Some operations are others in float32, and refuse what those in float64 bear.
