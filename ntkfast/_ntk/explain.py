@@ -10,7 +10,14 @@ from torch import Tensor
 from . import contract
 from .capture import Gradient, Plan, resident_bytes
 from .choose import Sketches
-from .layers import ConvolutionSite, EmbeddingSite, LinearSite, Site, TransposedSite
+from .layers import (
+    ConvolutionSite,
+    EmbeddingSite,
+    LinearSite,
+    Site,
+    SwappedSite,
+    TransposedSite,
+)
 from .sketch import mix_int
 
 # Random halves of the points on which the error of a sketch is compared.
@@ -45,6 +52,7 @@ def _number(count: float) -> str:
 _KINDS: dict[type[Site], str] = {
     LinearSite: "linear",
     ConvolutionSite: "convolution",
+    SwappedSite: "linear, transposed",
     TransposedSite: "transposed",
     EmbeddingSite: "embedding",
 }

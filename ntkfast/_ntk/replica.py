@@ -8,9 +8,11 @@ the copy are its own. So a failed or interrupted call, or one of several threads
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import random
 import types
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,8 @@ __all__ = ["isolated", "replica"]
 
 # Containers of more entries (vocabularies, say) are copied without a look at what is in them.
 _LARGEST_CONTAINER = 10_000
+# Steps from an attribute to a module that are followed.
+_DEEPEST = 4
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 
 
@@ -90,24 +94,62 @@ class _Copier:
             if all(a is b for a, b in zip(entries, value, strict=True)):
                 return value
             return value._make(entries) if hasattr(value, "_make") else type(value)(entries)
+        if isinstance(value, weakref.ref) and isinstance(value(), nn.Module):
+            return weakref.ref(self.copy(value()))
+        if type(value) in weakref.ProxyTypes and isinstance(value, nn.Module):
+            method: Any = value.__repr__
+            return weakref.proxy(self.copy(method.__self__))
         if isinstance(value, types.MethodType):
-            owner = self.copy(value.__self__) if isinstance(value.__self__, nn.Module) else None
+            owner = self.copy(value.__self__) if self._reaches(value.__self__) else None
             return value if owner is None else types.MethodType(value.__func__, owner)
         if isinstance(value, functools.partial):
             arguments = [self.copy(a) for a in value.args]
             keywords = {key: self.copy(v) for key, v in value.keywords.items()}
             return type(value)(self.copy(value.func), *arguments, **keywords)
-        if isinstance(value, types.FunctionType) and value.__closure__:
-            return self._function(value)
-        if isinstance(value, (torch.Generator, np.random.Generator, np.random.RandomState)):
-            if isinstance(value, torch.Generator):
-                twin = torch.Generator(value.device)
-                twin.set_state(value.get_state())
-                return twin
+        if isinstance(value, types.FunctionType):
+            return self._function(value) if self._reaches(value) else value
+        if isinstance(value, torch.Generator):
+            twin = torch.Generator(value.device)
+            twin.set_state(value.get_state())
+            return twin
+        if isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
             return copy.deepcopy(value)
-        if isinstance(value, random.Random):
-            return copy.deepcopy(value)
+        if isinstance(value, np.ndarray):
+            return value.copy()
+        if isinstance(value, torch.jit.ScriptModule) or not _is_plain_object(value):
+            return value
+        # (A module that is none of the model's, in a list, say, is not put in eval mode, either.)
+        if isinstance(value, nn.Module) or _is_record(value) or self._reaches(value):
+            kind: Any = _class_of(value) if isinstance(value, nn.Module) else type(value)
+            result = kind.__new__(kind)
+            self._memo[id(value)] = result  # before its entries: it may refer to itself
+            vars(result).update({name: self.copy(v) for name, v in vars(value).items()})
+            return result
         return value
+
+    def _reaches(self, value: Any, depth: int = _DEEPEST) -> bool:
+        """Whether an object refers to a module, at no great distance."""
+        if isinstance(value, nn.Module):
+            return not isinstance(value, torch.jit.ScriptModule)
+        if isinstance(value, (*PLAIN, Tensor)) or depth == 0:
+            return False
+        inside: list[Any] = []
+        if isinstance(value, weakref.ref):
+            inside = [value()]
+        elif isinstance(value, types.MethodType):
+            inside = [value.__self__]
+        elif isinstance(value, functools.partial):
+            inside = [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, types.FunctionType):
+            cells = [cell for cell in value.__closure__ or () if _is_bound(cell)]
+            inside = [cell.cell_contents for cell in cells]
+            inside += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        elif isinstance(value, (list, tuple, set, deque, dict)):
+            if len(value) <= _LARGEST_CONTAINER:
+                inside = [*value, *value.values()] if isinstance(value, dict) else list(value)
+        elif _is_plain_object(value):
+            inside = list(vars(value).values())
+        return any(self._reaches(entry, depth - 1) for entry in inside)
 
     def _container(self, value: Any) -> Any:
         result = copy.copy(value)
@@ -126,26 +168,40 @@ class _Copier:
                     result[i] = new
         return result
 
-    def _function(self, value: types.FunctionType) -> Any:
-        """Copy a function whose closure refers to a module of the model."""
-        cells, changed = [], False
-        for cell in value.__closure__ or ():
-            try:
-                contents = cell.cell_contents
-            except ValueError:  # not bound yet
-                cells.append(cell)
-                continue
-            refers = isinstance(contents, (nn.Module, types.MethodType, functools.partial))
-            new = self.copy(contents) if refers else contents
-            changed |= new is not contents
-            cells.append(types.CellType(new))
-        if not changed:
-            return value
+    def _function(self, value: types.FunctionType) -> types.FunctionType:
+        """Copy a function whose closure or defaults refer to a module."""
+        cells = [types.CellType() if _is_bound(cell) else cell for cell in value.__closure__ or ()]
         twin = types.FunctionType(
-            value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(cells)
+            value.__code__, value.__globals__, value.__name__, None, tuple(cells) or None
         )
-        twin.__kwdefaults__ = value.__kwdefaults__
-        return functools.update_wrapper(twin, value)
+        functools.update_wrapper(twin, value)
+        self._memo[id(value)] = twin  # before what it refers to, which may be itself
+        for cell, new in zip(value.__closure__ or (), cells, strict=True):
+            if new is not cell:
+                contents = cell.cell_contents
+                new.cell_contents = self.copy(contents) if self._reaches(contents) else contents
+        twin.__defaults__ = self.copy(value.__defaults__)
+        twin.__kwdefaults__ = self.copy(value.__kwdefaults__)
+        return twin
+
+
+def _is_bound(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether all there is of an object is its attributes."""
+    kind: Any = type(value)
+    ours = kind is types.SimpleNamespace or kind.__new__ is object.__new__
+    return ours and hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType))
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, types.SimpleNamespace) or dataclasses.is_dataclass(value)
 
 
 def replica(model: nn.Module) -> nn.Module:
