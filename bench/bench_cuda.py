@@ -120,13 +120,13 @@ def tuned(function: Any, tensors: tuple[torch.Tensor, ...], count: int, chunks: 
 
 
 def scoring(
-    case: str, candidates: int, points: int, d: int, k: int, precision: str, sample: int
+    case: str, candidates: int, points: int, d: int, k: int, products: str, sample: int
 ) -> list[dict[str, Any]]:
     """Expected entropy; `sample` candidates for the opponents, fewer for k^2."""
     flops, labels = 2 * candidates * points * d, candidates * points * k
     print(f"case {case}: GEMM {flops:.3g} FLOP, {labels:.3g} (point, candidate, label) triples")
-    # Opponents in the same precision of products.
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    # Opponents with the same products.
+    torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
     generator = torch.Generator(device=DEVICE).manual_seed(0)
     psi = torch.randn(points, d, device=DEVICE, generator=generator) / d**0.5
     mean = torch.randn(points, k, device=DEVICE, generator=generator)
@@ -142,9 +142,9 @@ def scoring(
         label_probs=probs.double(), weights=ones, label_scale=1.0, loss="squared", temperature=1.0,
     )  # fmt: skip
 
-    def own(precision: str) -> Callable[[], Any]:
+    def own(products: str) -> Callable[[], Any]:
         return lambda: cuda_ops.score_features(
-            "expected_entropy", psi, inputs, variance=variance, precision=precision
+            "expected_entropy", psi, inputs, variance=variance, products=products
         )
 
     def gemm() -> None:
@@ -168,21 +168,21 @@ def scoring(
     def error(found: torch.Tensor) -> float:
         return float(((found[: len(exact)] - exact).abs().max() / exact.abs().max()).item())
 
-    others = [p for p in ("tf32x3", "tf32", "float32") if p != precision]
-    found = own(precision)()
-    errors = {f"ntkfast, {precision}": error(found), "trick, torch.compile": error(compiled())}
-    assert errors[f"ntkfast, {precision}"] < (1e-5 if precision != "tf32" else 1e-3)
+    others = [p for p in ("tf32x3", "tf32", "fma32") if p != products]
+    found = own(products)()
+    errors = {f"ntkfast, {products}": error(found), "trick, torch.compile": error(compiled())}
+    assert errors[f"ntkfast, {products}"] < (1e-5 if products != "tf32" else 1e-3)
     scale = candidates / sample
     part = "" if scale == 1 else f" (timed on {sample} candidates)"
     providers: dict[str, tuple[Callable[[], Any], float]] = {
-        f"ntkfast, {precision}": (own(precision), 1.0),
+        f"ntkfast, {products}": (own(products), 1.0),
         f"trick, torch.compile{part}": (compiled, scale),
         f"trick, eager{part}": (eager, scale),
         f"k^2 labels, eager (timed on {few} candidates)": (k_squared, candidates / few),
         "GEMM alone, torch": (gemm, 1.0),
         "GEMM-bound criterion (variance_reduction)": (
             lambda: cuda_ops.score_features(
-                "variance_reduction", psi, inputs, variance=variance, precision=precision
+                "variance_reduction", psi, inputs, variance=variance, products=products
             ),
             1.0,
         ),

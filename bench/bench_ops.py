@@ -108,13 +108,6 @@ def test_cholesky_numpy(benchmark):
     benchmark(lambda: np.linalg.cholesky(A))
 
 
-def test_cholesky_append(benchmark):
-    A, n = spd(2000), 1980
-    L = ops.cholesky(A[:n, :n])
-    found = benchmark(lambda: ops.cholesky_append(L, A[n:, :n], A[n:, n:]))
-    close(found, np.linalg.cholesky(A))
-
-
 @pytest.mark.parametrize("transpose", [False, True])
 def test_triangular_solve(benchmark, transpose):
     A = spd(1000)

@@ -10,7 +10,6 @@ import typing
 __all__: list[str] = [
     "View",
     "cholesky",
-    "cholesky_append",
     "compiler",
     "condition_dense",
     "condition_features",
@@ -18,7 +17,6 @@ __all__: list[str] = [
     "criteria",
     "cuda_available",
     "cuda_cholesky",
-    "cuda_cholesky_append",
     "cuda_compiled",
     "cuda_condition_dense",
     "cuda_condition_features",
@@ -76,9 +74,6 @@ class View:
         """
 
 def cholesky(A: numpy.ndarray) -> None: ...
-def cholesky_append(
-    L: numpy.ndarray, cross: numpy.ndarray, corner: numpy.ndarray, out: numpy.ndarray
-) -> None: ...
 def compiler() -> str: ...
 def condition_dense(S: numpy.ndarray, V: numpy.ndarray) -> None: ...
 def condition_features(psi: numpy.ndarray, U: numpy.ndarray, C: numpy.ndarray) -> None: ...
@@ -87,14 +82,6 @@ def criteria() -> list[tuple[str, list[str]]]: ...
 def cuda_available() -> bool: ...
 def cuda_cholesky(
     A: View, failed: View, stream: typing.SupportsInt | typing.SupportsIndex
-) -> None: ...
-def cuda_cholesky_append(
-    L: View,
-    cross: View,
-    corner: View,
-    out: View,
-    failed: View,
-    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_compiled() -> bool: ...
 def cuda_condition_dense(
@@ -113,7 +100,7 @@ def cuda_gram_add(
     B: View,
     out: View,
     lower: bool,
-    precision: str,
+    products: str,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_gram_ghost(
@@ -123,7 +110,7 @@ def cuda_gram_ghost(
     right2: View,
     out: View,
     lower: bool,
-    precision: str,
+    products: str,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def cuda_problem() -> str: ...
@@ -150,7 +137,7 @@ def cuda_score_dense_workspace(
 def cuda_score_features(
     psi: View,
     call: dict[str, typing.Any],
-    precision: str,
+    products: str,
     workspace: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
@@ -159,7 +146,7 @@ def cuda_score_features_workspace(
     num_classes: typing.SupportsInt | typing.SupportsIndex,
     num_candidates: typing.SupportsInt | typing.SupportsIndex,
     num_evaluation: typing.SupportsInt | typing.SupportsIndex,
-    precision: str,
+    products: str,
 ) -> int: ...
 def cuda_select_variance_reduction(
     psi: View,

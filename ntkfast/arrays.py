@@ -3,14 +3,15 @@
 Everything behind this module works on numpy arrays, but for the large ones on a GPU (`engines`). A
 torch tensor on the CPU, or any other array that speaks DLPack, is viewed without a copy; results go
 back to the library of the caller, on its device. torch and cupy are never imported here: their
-arrays can only be met where their user has imported them.
+arrays can only be met where their user has imported them. Errors name the argument, see
+`ArgumentError`.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ArgumentValueError",
     "Array",
     "Library",
+    "as_choice",
     "as_floats",
     "as_indices",
     "as_noise",
@@ -45,6 +50,31 @@ _DLPACK_CPU = 1
 _GPU_TYPES: tuple[str, ...] = ("cuda",)
 # Rows summed at once when looking for NaN: the temporary mask stays around a megabyte.
 _CHECK_ENTRIES = 1 << 20
+
+
+class ArgumentError(Exception):
+    """Something is wrong with one argument of a call; also a ValueError or a TypeError.
+
+    Attributes
+    ----------
+    argument : str
+        Its name.
+    """
+
+    def __init__(self, argument: str, message: str) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+    def __reduce__(self) -> tuple[type[ArgumentError], tuple[str, str]]:
+        return type(self), (self.argument, str(self))
+
+
+class ArgumentValueError(ArgumentError, ValueError):
+    """An argument has a value that it must not have."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument has a type that it must not have."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +208,11 @@ def _is_tensor(array: Any) -> bool:
 def check_dense(name: str, tensor: Any) -> None:
     """Raise a TypeError for a sparse, quantised or nested tensor."""
     if tensor.is_nested:
-        raise TypeError(f"{name} is a nested tensor; pass a dense one")
+        raise ArgumentTypeError(name, f"{name} is a nested tensor; pass a dense one")
     if tensor.layout != sys.modules["torch"].strided or tensor.is_quantized:
-        raise TypeError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}; pass a dense one")
+        raise ArgumentTypeError(
+            name, f"{name} is a {tensor.layout} tensor of {tensor.dtype}; pass a dense one"
+        )
 
 
 def _of_tensor(name: str, tensor: Any) -> Array:
@@ -244,14 +276,20 @@ def as_numpy(name: str, array: Any) -> Array:
     try:
         result = np.asarray(array)
     except ValueError as error:  # a ragged list
-        raise TypeError(f"{name} is not a rectangular array of numbers: {error}") from None
+        raise ArgumentTypeError(
+            name, f"{name} is not a rectangular array of numbers: {error}"
+        ) from None
     if result.dtype == object:
-        raise TypeError(f"{name} is not a dense array of numbers: got {type(array).__name__}")
+        raise ArgumentTypeError(
+            name, f"{name} is not a dense array of numbers: got {type(array).__name__}"
+        )
     return result
 
 
-def unmasked(name: str, array: Array) -> Array:
+def unmasked(name: str, array: Array, at: str = "") -> Array:
     """Return a numpy array, of a masked one its data if nothing is masked.
+
+    `at`: where in the argument `name` it is, if it is a part.
 
     Raises
     ------
@@ -264,21 +302,22 @@ def unmasked(name: str, array: Array) -> Array:
         if mask.ndim:
             first = ", ".join(str(int(i)) for i in np.argwhere(mask)[0])
             where = f" with {int(mask.sum())} of {mask.size} entries masked, first at [{first}]"
-        raise TypeError(
-            f"{name} is a masked array{where}: masks are not heeded; leave those points out, or "
-            "put numbers there with .filled(value)"
+        raise ArgumentTypeError(
+            name,
+            f"{name}{at} is a masked array{where}: masks are not heeded; leave those points out, "
+            "or put numbers there with .filled(value)",
         )
     return np.asarray(np.ma.getdata(array))
 
 
-def _refuse_masks_inside(name: str, array: Any) -> None:
+def _refuse_masks_inside(name: str, array: Any, at: str = "") -> None:
     """Raise for masked arrays in (nested) lists, of which numpy would take the data."""
     if isinstance(array, (list, tuple)):
         for i, part in enumerate(array):
             if isinstance(part, np.ma.MaskedArray):
-                unmasked(f"{name}[{i}]", part)
+                unmasked(name, part, f"{at}[{i}]")
             elif isinstance(part, (list, tuple)):
-                _refuse_masks_inside(f"{name}[{i}]", part)
+                _refuse_masks_inside(name, part, f"{at}[{i}]")
 
 
 def is_frame(value: Any) -> bool:
@@ -310,10 +349,11 @@ def of_frame(name: str, frame: Any) -> Array:
             wrong.append(f"{label!r} ({kind})" if label is not None else f"it ({kind})")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise TypeError(
+        raise ArgumentTypeError(
+            name,
             f"{name} is a {type(frame).__name__}, and {', '.join(wrong[:3])}{more} "
             f"hold{'s' if len(wrong) == 1 else ''} no numbers: encode or leave out what is not a "
-            "number"
+            "number",
         )
     dtype = np.result_type(*types) if types else np.dtype(float)
     missing = np.asarray(frame.isna())
@@ -367,9 +407,10 @@ def as_floats(
     view = as_numpy(name, array)
     if view.dtype.kind != "f" or view.dtype.itemsize not in (4, 8):
         hint = ": convert with .astype(np.float32), in torch with .float()"
-        raise TypeError(
+        raise ArgumentTypeError(
+            name,
             f"{name} has dtype {view.dtype}; expected float32 or float64"
-            + (hint if view.dtype.kind in "biu" or view.dtype == np.float16 else "")
+            + (hint if view.dtype.kind in "biu" or view.dtype == np.float16 else ""),
         )
     check_shape(name, view, shape)
     result = _native(view, dtype)
@@ -395,7 +436,9 @@ def as_noise(name: str, array: Any, length: int) -> Array:
     wrong = np.flatnonzero(~(result > 0))
     if len(wrong):
         at = int(wrong[0])
-        raise ValueError(f"{name} must be in (0, inf]; it is {result[at]:g} at index {at}")
+        raise ArgumentValueError(
+            name, f"{name} must be in (0, inf]; it is {result[at]:g} at index {at}"
+        )
     return result
 
 
@@ -405,7 +448,7 @@ def as_weights(name: str, array: Any, length: int) -> Array:
     wrong = np.flatnonzero(result < 0)
     if len(wrong):
         at = int(wrong[0])
-        raise ValueError(f"{name} must be >= 0; it is {result[at]:g} at index {at}")
+        raise ArgumentValueError(name, f"{name} must be >= 0; it is {result[at]:g} at index {at}")
     return result
 
 
@@ -419,13 +462,16 @@ def check_shape(name: str, array: Any, shape: tuple[int | str | None, ...]) -> N
         expected = ", ".join("n" if want is None else str(want) for want in shape)
         expected += "," if len(shape) == 1 else ""
         empty = " with no empty dimension" if 0 in array.shape and 0 not in shape else ""
-        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected ({expected}){empty}")
+        raise ArgumentValueError(
+            name, f"{name} has shape {tuple(array.shape)}; expected ({expected}){empty}"
+        )
 
 
-def check_finite(name: str, array: Array, numbers: Array | None = None) -> None:
+def check_finite(name: str, array: Array, numbers: Array | None = None, note: str = "") -> None:
     """Raise a ValueError that locates the first NaN or infinity of `array`.
 
-    `numbers`: what to call its rows, if it is a part of the caller's array.
+    `numbers`: what to call its rows, if it is a part of the caller's array; `note`: what has
+    become of that array.
     """
     rows = array.reshape(len(array), -1) if array.size else array
     step = max(1, _CHECK_ENTRIES // max(1, rows[:1].size))
@@ -438,21 +484,31 @@ def check_finite(name: str, array: Array, numbers: Array | None = None) -> None:
         at = start + row if numbers is None else numbers[start + row]
         what = "NaN" if np.isnan(value) else "inf" if value > 0 else "-inf"
         where = f"row {at}, column {column}" if array.ndim > 1 else f"index {at}"
-        raise ValueError(f"{name} contains {what} at {where}")
+        raise ArgumentValueError(name, f"{name}{note} contains {what} at {where}")
+
+
+def as_choice(name: str, value: Any, known: Sequence[str]) -> str:
+    """Return `value` if it is one of the names `known`."""
+    if not isinstance(value, str) or value not in known:
+        *most, last = (f'"{choice}"' for choice in known)
+        raise ArgumentValueError(name, f"{name} must be {', '.join(most)} or {last}; got {value!r}")
+    return value
 
 
 def as_positive(name: str, value: Any) -> float:
     """Return `value` as a finite number > 0."""
     if getattr(value, "ndim", 0) != 0:
-        raise TypeError(f"{name} must be a number; got an array of shape {tuple(value.shape)}")
+        raise ArgumentTypeError(
+            name, f"{name} must be a number; got an array of shape {tuple(value.shape)}"
+        )
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number; got {value!r}") from None
+        raise ArgumentTypeError(name, f"{name} must be a number; got {value!r}") from None
     except OverflowError:  # an int beyond float64
         number = np.inf
     if not 0 < number < np.inf:
-        raise ValueError(f"{name} must be finite and > 0; got {number:g}")
+        raise ArgumentValueError(name, f"{name} must be finite and > 0; got {number:g}")
     return number
 
 
@@ -465,12 +521,14 @@ def as_probabilities(name: str, array: Any, shape: tuple[int | str | None, ...])
     result = as_floats(name, array, shape, np.float64)
     if (result < 0).any():
         row, column = (int(i) for i in np.argwhere(result < 0)[0])
-        raise ValueError(f"{name} is negative at row {row}, column {column}")
+        raise ArgumentValueError(name, f"{name} is negative at row {row}, column {column}")
     sums = result.sum(1)
     wrong = np.flatnonzero(np.abs(sums - 1) > 1e-4)
     if len(wrong):
         row = int(wrong[0])
-        raise ValueError(f"{name} must have rows that sum to one; row {row} sums to {sums[row]:g}")
+        raise ArgumentValueError(
+            name, f"{name} must have rows that sum to one; row {row} sums to {sums[row]:g}"
+        )
     return result
 
 
@@ -501,28 +559,34 @@ def as_indices(
     """
     view = as_numpy(name, array)
     if view.ndim != 1:
-        raise ValueError(
-            f"{name} has shape {view.shape}; expected (m,) indices or a ({size},) mask"
+        raise ArgumentValueError(
+            name, f"{name} has shape {view.shape}; expected (m,) indices or a ({size},) mask"
         )
     if view.dtype.kind == "b":
         if len(view) != size:
-            raise ValueError(
-                f"{name} is a mask of length {len(view)}; expected {size}, one per point"
+            raise ArgumentValueError(
+                name, f"{name} is a mask of length {len(view)}; expected {size}, one per point"
             )
         view = np.flatnonzero(view)
     if len(view) == 0:
         if empty:
             return np.empty(0, np.int64)
-        raise ValueError(f"{name} is empty")
+        raise ArgumentValueError(name, f"{name} is empty")
     if view.dtype.kind not in "iu":
-        raise TypeError(f"{name} has dtype {view.dtype}; expected integers or a boolean mask")
+        raise ArgumentTypeError(
+            name, f"{name} has dtype {view.dtype}; expected integers or a boolean mask"
+        )
     outside = np.flatnonzero((view < 0) | (view >= size))
     if len(outside):
         at = int(outside[0])
-        raise ValueError(f"{name}[{at}] = {view[at]} is out of range for {size} points")
+        raise ArgumentValueError(
+            name, f"{name}[{at}] = {view[at]} is out of range for {size} points"
+        )
     result = _native(view, np.int64)
     if not duplicates:
         values, counts = np.unique(result, return_counts=True)
         if len(values) < len(result):
-            raise ValueError(f"{name} contains {values[counts.argmax()]} more than once")
+            raise ArgumentValueError(
+                name, f"{name} contains {values[counts.argmax()]} more than once"
+            )
     return result

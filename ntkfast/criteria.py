@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from ntkfast import ops
 
-__all__ = ["CriteriaTable", "Criterion", "criteria", "find"]
+from .arrays import ArgumentValueError
+
+__all__ = ["CriteriaTable", "Criterion", "automatic", "criteria", "find"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ class Criterion:
     moments: bool = False
     fisher: bool = False
     float32_limit: float = math.inf
+
+    def check_outputs(self, k: int, owner: str) -> None:
+        """Raise a ValueError if it compares classes and `owner` has one output."""
+        if k == 1 and (self.look_ahead or self.fisher):
+            raise ArgumentValueError(
+                "criterion",
+                f"{self.name} compares classes, and {owner} has one output: use "
+                "variance_reduction or epig, or give a one-logit classifier two columns, "
+                "[0, logit]",
+            )
 
 
 _ARGUMENTS = ("label_probs", "temperature", "log_loss_targets")
@@ -184,4 +196,10 @@ def find(name: str) -> Criterion:
     for row in _TABLE:
         if row.name == name:
             return row
-    raise ValueError(f"unknown criterion {name!r}; known: {', '.join(r.name for r in _TABLE)}")
+    known = ", ".join(row.name for row in _TABLE)
+    raise ArgumentValueError("criterion", f"unknown criterion {name!r}; known: {known}")
+
+
+def automatic(loss: str) -> str:
+    """Return the name of the criterion that "auto" stands for: the best one for this loss."""
+    return "fisher_variance_reduction" if loss == "cross_entropy" else "variance_reduction"

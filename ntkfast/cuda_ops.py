@@ -27,7 +27,6 @@ from ntkfast.ops import ScoreInputs
 __all__ = [
     "available",
     "cholesky",
-    "cholesky_append",
     "condition_dense",
     "condition_features",
     "gram_add",
@@ -197,8 +196,18 @@ def _matrix(name: str, array: Array) -> tuple[int, int]:
     return array.shape[0], array.shape[1]
 
 
+def _products(products: str | None, array: Array) -> str:
+    """How to form products of `array`: as the caller says, else as exactly as its type allows."""
+    return products or {"float32": "tf32x3", "bfloat16": "bf16"}.get(_dtype(array), "fma64")
+
+
 def score_features(
-    criterion: str, psi: Array, inputs: ScoreInputs, *, variance: Array, precision: str = "auto"
+    criterion: str,
+    psi: Array,
+    inputs: ScoreInputs,
+    *,
+    variance: Array,
+    products: str | None = None,
 ) -> Array:
     r"""Utilities of candidates with the covariance in weight space, ``S(x, c) = <psi(x), psi(c)>``.
 
@@ -214,10 +223,12 @@ def score_features(
         Everything else, with arrays on the device. Indices must be in range.
     variance : (N,) float64
         S(x, x).
-    precision : {"auto", "float32", "float64", "tf32", "tf32x3", "bf16"}
-        How products are formed. "auto": tf32 for float32 features, bf16 for bfloat16, float64 for
-        float64. "tf32x3": three tf32 products, nearly float32's accuracy; "float32": without tensor
-        cores. Products are summed in float32 (float64 for float64), points in float64.
+    products : {"fma32", "fma64", "bf16", "tf32", "tf32x3"}, optional
+        How the products of features are formed. Without tensor cores: "fma32" of float32, "fma64"
+        of float64 features. On tensor cores: "bf16" of bfloat16 features, "tf32" of float32
+        features, "tf32x3" as three of the latter, nearly as exact as "fma32". Default: "tf32x3",
+        "fma64" or "bf16", by the features. Sums of products are float32 ("fma64": float64), those
+        over points float64.
 
     Returns
     -------
@@ -233,13 +244,12 @@ def score_features(
     """
     library = _library("psi", psi)
     num_points, _ = _matrix("psi", psi)
-    if precision == "auto":
-        precision = {"float32": "tf32", "bfloat16": "bf16"}.get(_dtype(psi), "float64")
+    products = _products(products, psi)
     call, utilities, sizes = _call(library, num_points, criterion, inputs, variance)
-    size = _core.cuda_score_features_workspace(criterion, *sizes, precision)
+    size = _core.cuda_score_features_workspace(criterion, *sizes, products)
     workspace = _workspace(library, size)
     _core.cuda_score_features(
-        _view("psi", psi), call, precision, _view("workspace", workspace), library.stream()
+        _view("psi", psi), call, products, _view("workspace", workspace), library.stream()
     )
     return utilities
 
@@ -424,18 +434,6 @@ def cholesky(A: Array) -> tuple[Array, Array]:
     return L, failed
 
 
-def cholesky_append(L: Array, cross: Array, corner: Array) -> tuple[Array, Array]:
-    """Cholesky factor of ``[[L L^T, cross^T], [cross, corner]]``, and `failed` as in `cholesky`."""
-    library = _library("L", L)
-    size = L.shape[0] + corner.shape[0]
-    out, failed = library.empty((size, size), "float64"), library.zeros((1,), "int64")
-    _core.cuda_cholesky_append(
-        _view("L", L), _view("cross", cross), _view("corner", corner), _view("out", out),
-        _view("failed", failed), library.stream(),
-    )  # fmt: skip
-    return out, failed
-
-
 def triangular_solve(L: Array, B: Array, *, transpose: bool = False) -> Array:
     """``L^-1 B``, or ``L^-T B`` when `transpose`; L (n, n) lower triangular, B (n, m), float64."""
     library = _library("L", L)
@@ -444,14 +442,8 @@ def triangular_solve(L: Array, B: Array, *, transpose: bool = False) -> Array:
     return X
 
 
-def _product_precision(precision: str, array: Array) -> str:
-    if precision != "auto":
-        return precision
-    return {"float32": "tf32x3", "bfloat16": "bf16"}.get(_dtype(array), "float64")
-
-
 def gram_add(
-    A: Array, B: Array, out: Array, *, lower: bool = False, precision: str = "auto"
+    A: Array, B: Array, out: Array, *, lower: bool = False, products: str | None = None
 ) -> None:
     """``out += A B^T`` in place.
 
@@ -463,9 +455,8 @@ def gram_add(
         Changed.
     lower : bool
         Entries above the diagonal are left undefined.
-    precision : {"auto", "float32", "float64", "tf32", "tf32x3", "bf16"}
-        How products are formed, see `score_features`. "auto": tf32x3 for float32, bf16 for
-        bfloat16. Sums in the type of `out`, the same from run to run.
+    products : {"fma32", "fma64", "bf16", "tf32", "tf32x3"}, optional
+        As in `score_features`. Sums in the type of `out`, the same from run to run.
     """
     library = _library("A", A)
     _core.cuda_gram_add(
@@ -473,7 +464,7 @@ def gram_add(
         _view("B", B),
         _view("out", out),
         lower,
-        _product_precision(precision, A),
+        _products(products, A),
         library.stream(),
     )
 
@@ -486,7 +477,7 @@ def gram_ghost(
     out: Array,
     *,
     lower: bool = False,
-    precision: str = "auto",
+    products: str | None = None,
 ) -> None:
     """``out[i, j] += sum_ts <left[i, t], left2[j, s]> <right[i, t], right2[j, s]>`` in place.
 
@@ -501,7 +492,7 @@ def gram_ghost(
         Of the same type.
     out : (n, m) or (n R, m R2) float32, or float64 for float64
         Changed; rows contiguous.
-    lower, precision
+    lower, products
         As in `gram_add`.
     """
     library = _library("left", left)
@@ -512,7 +503,7 @@ def gram_ghost(
         _view("right2", right2),
         _view("out", out),
         lower,
-        _product_precision(precision, left),
+        _products(products, left),
         library.stream(),
     )
 

@@ -12,15 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ._ntk.fields import InputFields
-from ._ntk.inputs import as_tensor
-from ._posterior.engines import missing_for
-from ._posterior.labels import missing
-from ._posterior.lock import Lock
-from .arrays import Array, Library, as_floats, as_indices, as_numpy, library_of
-from .criteria import find
-from .ntk import EmpiricalNTK, SketchName
-from .posterior import Loss, Posterior
+from .arrays import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    Array,
+    Library,
+    as_floats,
+    as_indices,
+    as_numpy,
+    library_of,
+)
+from .criteria import automatic, find
+from .lock import Lock
+from .loss import Loss, as_loss
+from .ntk import EmpiricalNTK, InputFields, SketchName, as_tensor
+from .posterior import Posterior, missing, missing_for
 from .selection import Selection, select
 
 __all__ = ["LookAheadLearner"]
@@ -105,24 +111,22 @@ class LookAheadLearner:
         inputs: InputFields = None,
         memory_budget: int = 2**31,
     ) -> None:
-        if loss not in ("squared", "cross_entropy"):
-            raise ValueError(f'loss must be "squared" or "cross_entropy"; got {loss!r}')
-        if criterion == "auto":
-            criterion = (
-                "fisher_variance_reduction" if loss == "cross_entropy" else "variance_reduction"
-            )
+        as_loss(loss)
+        criterion = automatic(loss) if criterion == "auto" else criterion
         if "log_loss_targets" in find(criterion).needs:
-            raise ValueError(
+            raise ArgumentValueError(
+                "criterion",
                 f"{criterion} needs log_loss_targets, which a learner does not have: call "
-                "ntkfast.select(learner.posterior, ...)"
+                "ntkfast.select(learner.posterior, ...)",
             )
         if evaluation_size is not None and (
             isinstance(evaluation_size, bool)
             or not isinstance(evaluation_size, (int, np.integer))
             or evaluation_size < 1
         ):
-            raise ValueError(
-                f"evaluation_size must be an int >= 1 or None; got {evaluation_size!r}"
+            raise ArgumentValueError(
+                "evaluation_size",
+                f"evaluation_size must be an int >= 1 or None; got {evaluation_size!r}",
             )
         self.loss: Loss = loss
         self.criterion = criterion
@@ -231,15 +235,17 @@ class LookAheadLearner:
             self._check_width(k)
             labels, classes, targets = self._read_labels(y_labeled, k)
             if len(labeled_outputs) != len(labelled):
-                raise ValueError(
+                raise ArgumentValueError(
+                    "y_labeled",
                     f"y_labeled has {len(labelled)} labels; X_labeled has {len(labeled_outputs)} "
-                    "points"
+                    "points",
                 )
             self._refuse_shifted_labels(labels, labeled_outputs, labelled)
         elif X_labeled is not None and len(X_labeled):
-            raise ValueError(
+            raise ArgumentValueError(
+                "y_labeled",
                 "y_labeled is empty, and X_labeled is not: labels are not read from a dataset or "
-                "loader, pass them as y_labeled"
+                "loader, pass them as y_labeled",
             )
         outputs, features = ntk.outputs_and_features(X_pool)
         if labels is None:
@@ -319,11 +325,13 @@ class LookAheadLearner:
             indices, y = posterior._library.fetch(indices=indices, y=y)
             y, labelled = _without_missing("y", y)
             targets = self._targets("y", y, fitted.classes)
-            block = as_indices("indices", indices, len(posterior), duplicates=True)
-            if len(labelled) != len(block):
-                raise ValueError(f"y has {len(labelled)} labels; indices name {len(block)} points")
+            points = as_indices("indices", indices, len(posterior), duplicates=True)
+            if len(labelled) != len(points):
+                raise ArgumentValueError(
+                    "y", f"y has {len(labelled)} labels; indices name {len(points)} points"
+                )
             if labelled.any():
-                posterior.condition(block[labelled], targets)
+                posterior.condition(points[labelled], targets)
 
     def predict(self, X: Any) -> Any:
         """Return outputs (m, k) of the updated model at any points, float64.
@@ -355,17 +363,12 @@ class LookAheadLearner:
     def _check_width(self, k: int) -> None:
         """Refuse a network with so few outputs that loss and criterion mean nothing."""
         if self.loss != "cross_entropy":
-            row = find(self.criterion)
-            if k == 1 and (row.look_ahead or row.fisher):
-                raise ValueError(
-                    f"{self.criterion} compares classes, and the model has one output: use "
-                    "variance_reduction or epig, or give a one-logit classifier two columns, "
-                    "[0, logit]"
-                )
+            find(self.criterion).check_outputs(k, "the model")
             if k == 1 and self.classes is not None:
-                raise ValueError(
+                raise ArgumentValueError(
+                    "classes",
                     f"classes is {self.classes!r}; a model with one output and squared loss has "
-                    "none: its labels are numbers"
+                    "none: its labels are numbers",
                 )
         elif k == 1:
             raise ValueError(
@@ -418,11 +421,12 @@ class LookAheadLearner:
         found = (found.cpu().numpy() if isinstance(found, torch.Tensor) else found)[labelled]
         as_they_are, shifted = (int((found == labels - by).sum()) for by in (0, 1))
         if 2 * as_they_are < len(labels) < 2 * shifted:
-            raise ValueError(
+            raise ArgumentValueError(
+                "y_labeled",
                 f"y_labeled has no label 0, and the network puts {shifted} of {len(labels)} points "
                 f"where labels counted from 1 would be, {as_they_are} where labels from 0 are: "
                 f"pass classes=range(1, {k + 1}) if they are counted from 1, and "
-                f"classes=range({k}) if not"
+                f"classes=range({k}) if not",
             )
 
     def _warn_of_strange_labels(self, posterior: Posterior, classes: Array | None) -> None:
@@ -464,26 +468,30 @@ class LookAheadLearner:
         if self.classes is not None:
             classes = _labels("classes", self.classes)
             if classes.shape != (k,) or len(set(classes.tolist())) < k:
-                raise ValueError(
-                    f"classes must name the model's {k} outputs once each; got {self.classes!r}"
+                raise ArgumentValueError(
+                    "classes",
+                    f"classes must name the model's {k} outputs once each; got {self.classes!r}",
                 )
             return classes
         try:
             found = np.unique(labels)
         except TypeError:  # objects without an order
-            raise TypeError(
-                "y_labeled holds labels that have no order: name them with classes=[...]"
+            raise ArgumentTypeError(
+                "y_labeled",
+                "y_labeled holds labels that have no order: name them with classes=[...]",
             ) from None
         whole = labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all())
         if labels.dtype.kind == "f" and not whole:
-            raise ValueError(
+            raise ArgumentValueError(
+                "y_labeled",
                 f"y_labeled holds {labels[labels != np.floor(labels)][0]:g}, which is no class: "
-                "pass integers, strings, or name the values in order with classes=[...]"
+                "pass integers, strings, or name the values in order with classes=[...]",
             )
         if labels.dtype.kind == "b" and k != 2:
-            raise ValueError(
+            raise ArgumentValueError(
+                "y_labeled",
                 f"y_labeled is boolean, and the model has {k} outputs: pass classes, or is a "
-                "comparison in the place of labels?"
+                "comparison in the place of labels?",
             )
         if labels.dtype.kind in "iub" or whole or len(labels) == 0:
             classes = np.arange(k)
@@ -492,9 +500,10 @@ class LookAheadLearner:
         else:
             for label in found.tolist():
                 if label in _SPELT_MISSING:
-                    raise ValueError(
+                    raise ArgumentValueError(
+                        "y_labeled",
                         f"y_labeled holds {label!r}: if that is a missing label, pass None in its "
-                        "place; if it is a class, name all of them in order with classes=[...]"
+                        "place; if it is a class, name all of them in order with classes=[...]",
                     )
             raise ValueError(
                 f"the model has {k} outputs and y_labeled {len(found)} different labels: which "
@@ -556,11 +565,15 @@ def _labels(name: str, y: Any) -> Array:
         try:
             labels = np.asarray(y)
         except ValueError:  # a ragged list
-            raise TypeError(f"{name} is not a sequence of labels, one per point, (n,)") from None
+            raise ArgumentTypeError(
+                name, f"{name} is not a sequence of labels, one per point, (n,)"
+            ) from None
     else:
         labels = as_numpy(name, y)
     if labels.ndim != 1:
-        raise ValueError(f"{name} has shape {labels.shape}; expected one label per point, (n,)")
+        raise ArgumentValueError(
+            name, f"{name} has shape {labels.shape}; expected one label per point, (n,)"
+        )
     if labels.dtype.kind == "O" and all(
         isinstance(label, (int, float, np.number)) for label in labels
     ):
@@ -569,13 +582,14 @@ def _labels(name: str, y: Any) -> Array:
     if labels.dtype.kind == "O" or (labels.dtype.kind in "US" and not isinstance(y, np.ndarray)):
         for i, label in enumerate(y):
             if label is None:
-                raise ValueError(f"{name}[{i}] is None: every point needs a label")
+                raise ArgumentValueError(name, f"{name}[{i}] is None: every point needs a label")
         first = next(iter(y), None)
         for i, label in enumerate(y):
             if isinstance(label, str) != isinstance(first, str):
-                raise TypeError(
+                raise ArgumentTypeError(
+                    name,
                     f"{name} mixes strings and other labels: {name}[0] = {first!r}, "
-                    f"{name}[{i}] = {label!r}"
+                    f"{name}[{i}] = {label!r}",
                 )
     return labels
 
@@ -587,8 +601,9 @@ def _numbers(name: str, y: Any) -> Array:
     except TypeError:  # objects, among them None
         values = np.asarray(None)
     if values.dtype.kind not in "iuf":
-        raise TypeError(
-            f"{name} must be numbers, (n,) or (n, 1): the model has one output and squared loss"
+        raise ArgumentTypeError(
+            name,
+            f"{name} must be numbers, (n,) or (n, 1): the model has one output and squared loss",
         )
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -625,5 +640,5 @@ def _encode(name: str, labels: Array, classes: Array, *, named: bool) -> Array:
                 f", which are counted from 0; pass classes=range(1, {k + 1}) if yours are counted "
                 "from 1, else name them in the order of the model's outputs with classes=[...]"
             )
-        raise ValueError(message)
+        raise ArgumentValueError(name, message)
     return np.array([number[label] for label in values], np.int64)

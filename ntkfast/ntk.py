@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import warnings
@@ -19,13 +20,13 @@ from ._ntk.explain import SketchReport
 from ._ntk.features import FeatureSum, Layout
 from ._ntk.fields import Fields, InputFields
 from ._ntk.files import GramFile, PathLike, Rows, fingerprint
-from ._ntk.inputs import Batch, Inputs, batch_length, leaves, take
+from ._ntk.inputs import Batch, Inputs, as_tensor, batch_length, leaves, take
 from ._ntk.replica import isolated, replica
 from ._ntk.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
 from ._ntk.unwrap import unwrap
 from .progress import track
 
-__all__ = ["EmpiricalNTK"]
+__all__ = ["EmpiricalNTK", "InputFields", "SketchName", "as_tensor"]
 
 Outputs = Literal["sum", "single", "random", "full"]
 SketchName = Literal["sparse", "kronecker", "auto"]
@@ -194,6 +195,11 @@ class EmpiricalNTK:
         self._names = _select(self._net, layers)
         parameters = dict(self._net.named_parameters())
         for name in self._names:
+            if parameters[name].is_complex():
+                raise ValueError(
+                    f"parameter {name!r} is complex: keep real numbers, (..., 2), and use "
+                    "torch.view_as_complex of them in forward"
+                )
             if isinstance(parameters[name], nn.parameter.UninitializedParameter):
                 raise ValueError(
                     f"parameter {name!r} is not initialised; run the lazy model once before"
@@ -257,7 +263,10 @@ class EmpiricalNTK:
             room = self.memory_budget // (64 * inputs.bytes_per_point() + 1)
             start = 0
             for batch in self._progress(inputs, max(2, min(_LARGEST_BATCH, room)), "outputs"):
-                parts.append(functional.evaluate_only(net, batch).to(self._dtype))
+                # The first batch is watched: it may write to parameters.
+                with contextlib.nullcontext() if start else capture.watched(net):
+                    value = functional.evaluate_only(net, batch)
+                parts.append(value.to(self._dtype))
                 self._check_finite([parts[-1]], start, batch, "X")
                 start += batch_length(batch)
         return _result(torch.cat(parts), inputs)

@@ -358,23 +358,6 @@ def cholesky(A: Float64) -> Float64:
     return L
 
 
-def cholesky_append(L: Float64, cross: Float64, corner: Float64) -> Float64:
-    """Cholesky factor of ``[[L L^T, cross^T], [cross, corner]]`` from L, in O(n^2 m).
-
-    L (n, n), cross (m, n), corner (m, m), result (n + m, n + m), all float64.
-
-    Raises
-    ------
-    ValueError
-        The grown matrix is not positive definite.
-    """
-    corner = _float64(corner)
-    L = _float64(L)
-    out = np.empty((len(L) + len(corner),) * 2, dtype=np.float64)
-    _core.cholesky_append(L, _float64(cross), corner, out)
-    return out
-
-
 def triangular_solve(L: Float64, B: Float64, *, transpose: bool = False) -> Float64:
     """``L^-1 B``, or ``L^-T B`` when `transpose`; L (n, n) lower triangular, B (n, m), float64."""
     X = np.array(B, dtype=np.float64, order="C")

@@ -15,17 +15,18 @@ import numpy as np
 
 from ._posterior import file
 from ._posterior.blocks import (
-    BlockSpace,
+    Space,
     expanded,
     in_blocks,
     outputs_per_point,
     points_of_rows,
 )
 from ._posterior.covariance import FunctionSpace, WeightSpace
-from ._posterior.engines import Engine, engine_of
-from ._posterior.labels import refuse_missing
-from ._posterior.lock import Lock, exclusive
+from ._posterior.engines import Engine, engine_of, missing_for
+from ._posterior.labels import missing, refuse_missing
 from .arrays import (
+    ArgumentTypeError,
+    ArgumentValueError,
     Array,
     Library,
     as_floats,
@@ -38,35 +39,15 @@ from .arrays import (
     library_named,
     library_of,
 )
+from .lock import Lock, exclusive
+from .loss import Loss, as_loss, softmax
 
-__all__ = ["Posterior", "probabilities", "softmax"]
-
-Loss = Literal["squared", "cross_entropy"]
-
-
-def softmax(z: Array) -> Array:
-    """Row-wise soft-max, float64."""
-    exponentials = np.exp(z - z.max(1, keepdims=True))
-    result: Array = exponentials / exponentials.sum(1, keepdims=True)
-    return result
-
-
-def probabilities(outputs: Array, loss: str) -> Array:
-    """Class probabilities (N, k) of outputs (N, k).
-
-    Cross-entropy: the soft-max of the logits. Squared loss: outputs clipped to >= 1e-3 and
-    normalised, because the soft-max of nearly one-hot outputs is nearly flat.
-    """
-    if loss == "cross_entropy":
-        return softmax(outputs)
-    clipped = np.maximum(outputs, 1e-3)
-    result: Array = clipped / clipped.sum(1, keepdims=True)
-    return result
+__all__ = ["Posterior", "missing", "missing_for"]
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block is done (Python delivers it to the main thread only)."""
+    """Hold a Ctrl-C back until the body is done (Python delivers it to the main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -87,7 +68,9 @@ def _uninterrupted() -> Iterator[None]:
 def _as_targets(targets: Any, n: int, k: int, loss: str) -> Array:
     """Rows (n, k), float64, from classes (n,) or rows (n, k)."""
     if targets is None:
-        raise ValueError(f"targets is missing; expected the labels of {n} points")
+        raise ArgumentValueError(
+            "targets", f"targets is missing; expected the labels of {n} points"
+        )
     refuse_missing("targets", targets)
     view = as_numpy("targets", targets)
     if view.ndim == 1 and k == 1 and view.dtype.kind == "f":
@@ -102,12 +85,15 @@ def _as_targets(targets: Any, n: int, k: int, loss: str) -> Array:
     if n == 0:
         return np.zeros((0, k))
     if view.dtype.kind not in "iu":
-        raise TypeError(
+        raise ArgumentTypeError(
+            "targets",
             f"targets has dtype {view.dtype}; expected integer classes of shape ({n},) or "
-            f"rows of shape ({n}, {k})"
+            f"rows of shape ({n}, {k})",
         )
     if k == 1:
-        raise ValueError("with one output targets are numbers: pass floats of shape (n, 1)")
+        raise ArgumentValueError(
+            "targets", "with one output targets are numbers: pass floats of shape (n, 1)"
+        )
     wrong = np.flatnonzero((view < 0) | (view >= k))
     if len(wrong):
         at = int(wrong[0])
@@ -116,8 +102,8 @@ def _as_targets(targets: Any, n: int, k: int, loss: str) -> Array:
             hint = f": they are numbered 0 to {k - 1}, not from 1, so pass targets - 1"
         elif view[at] < 0 and (view[view >= 0] < k).all():
             hint = ": if it means that a point has no label, leave that point out"
-        raise ValueError(
-            f"targets[{at}] = {view[at]} is no class of a model with {k} outputs{hint}"
+        raise ArgumentValueError(
+            "targets", f"targets[{at}] = {view[at]} is no class of a model with {k} outputs{hint}"
         )
     rows = np.zeros((n, k))
     rows[np.arange(n), view.astype(np.int64)] = 1.0
@@ -142,7 +128,9 @@ def _check_kernel(name: str, K: Any, engine: Engine) -> None:
     diagonal = engine.host(engine.cast(K.diagonal(), np.float64))
     if diagonal.min() < 0:
         at = int(diagonal.argmin())
-        raise ValueError(f"{name} is no kernel matrix: entry ({at}, {at}) is {diagonal[at]:g} < 0")
+        raise ArgumentValueError(
+            name, f"{name} is no kernel matrix: entry ({at}, {at}) is {diagonal[at]:g} < 0"
+        )
     tolerance, root = 1e-3 * float(diagonal.max()), np.sqrt(diagonal)
     roots = engine.put(root)
     step = 256
@@ -151,19 +139,21 @@ def _check_kernel(name: str, K: Any, engine: Engine) -> None:
         gap = abs(K[rows] - K[:, rows].T)
         if gap.max() > tolerance:
             i, j = divmod(int(gap.argmax()), len(K))
-            raise ValueError(
+            raise ArgumentValueError(
+                name,
                 f"{name} is not symmetric: entry ({start + i}, {j}) is "
                 f"{float(K[start + i, j]):g}, "
-                f"entry ({j}, {start + i}) is {float(K[j, start + i]):g}"
+                f"entry ({j}, {start + i}) is {float(K[j, start + i]):g}",
             )
         excess = abs(K[rows]) - roots[rows, None] * roots
         if excess.max() > tolerance:
             i, j = divmod(int(excess.argmax()), len(K))
-            raise ValueError(
+            raise ArgumentValueError(
+                name,
                 f"{name} is no kernel matrix: entry ({start + i}, {j}) is "
                 f"{float(K[start + i, j]):g}, "
                 f"beyond the root {root[start + i] * root[j]:g} of the product of the diagonal "
-                f"entries {diagonal[start + i]:g} and {diagonal[j]:g}"
+                f"entries {diagonal[start + i]:g} and {diagonal[j]:g}",
             )
 
 
@@ -181,20 +171,22 @@ def _check_underflow(name: str, diagonal: Array, dtype: np.dtype[Any]) -> None:
     smallest = max(_SMALLEST, kept**2 if name == "features" else kept)
     largest = float(diagonal.max(initial=0.0))
     if 0 < largest < smallest:
-        raise ValueError(
+        raise ArgumentValueError(
+            name,
             f"{name}: K(x, x) is at most {largest:g}, and below {smallest:.0e} the numbers "
             f"computed from {dtype} are too small to be told apart: multiply the features (and by "
-            "its square the kernel, ridge and noise) by a constant, which changes no ranking"
+            "its square the kernel, ridge and noise) by a constant, which changes no ranking",
         )
 
 
 def _check_noise(name: str, smallest: float) -> None:
     """Raise a ValueError for noises that leave so little of S that its square would vanish."""
     if smallest < _SMALLEST_NOISE:
-        raise ValueError(
+        raise ArgumentValueError(
+            name,
             f"{name} is {smallest:g}; below {_SMALLEST_NOISE:g} what labels leave of the kernel is "
             "too small to be told apart: multiply the features by a constant, and ridge and noise "
-            "by its square, which changes no ranking"
+            "by its square, which changes no ranking",
         )
 
 
@@ -245,14 +237,14 @@ class _Inputs:
         labeled_indices: Any,
     ) -> _Inputs:
         """`diagonal`: K(x, x) of the labelled points, or of all points when n = 0."""
-        if loss not in ("squared", "cross_entropy"):
-            raise ValueError(f'loss must be "squared" or "cross_entropy"; got {loss!r}')
+        as_loss(loss)
         f = as_floats("outputs", outputs, (N, "k"), np.float64)
         k = f.shape[1]
         if loss == "cross_entropy" and k == 1:
-            raise ValueError(
+            raise ArgumentValueError(
+                "outputs",
                 "outputs has one column, and the soft-max of one logit is always 1: give a "
-                "one-logit classifier two columns, [0, logit], and classes 0 and 1"
+                "one-logit classifier two columns, [0, logit], and classes 0 and 1",
             )
         if n == 0 and labeled_outputs is None:
             labeled_outputs = np.zeros((0, k))
@@ -263,9 +255,10 @@ class _Inputs:
         if isinstance(ridge, str) and ridge == "auto":
             lam = 1e-2 * float(diagonal.mean())
             if not 0 < lam < np.inf:
-                raise ValueError(
-                    f'ridge="auto" is 1e-2 times the mean of K(x, x), which is {100 * lam:g} here: '
-                    "give ridge > 0"
+                raise ArgumentValueError(
+                    "ridge",
+                    f'ridge="auto" is 1e-2 times the mean of K(x, x), which is {100 * lam:g}: '
+                    "give ridge > 0",
                 )
         else:
             lam = as_positive("ridge", ridge)
@@ -274,8 +267,9 @@ class _Inputs:
         scale = 1.0 if automatic else as_positive("label_scale", label_scale)
         if loss == "squared":
             if scale != 1:
-                raise ValueError(
-                    f"label_scale belongs to cross-entropy; squared loss has 1, not {scale:g}"
+                raise ArgumentValueError(
+                    "label_scale",
+                    f"label_scale belongs to cross-entropy; squared loss has 1, not {scale:g}",
                 )
         elif automatic:
             logits, classes = (f_labeled, T.argmax(1)) if n else (f, f.argmax(1))
@@ -352,7 +346,7 @@ class Posterior:
 
     def __init__(
         self,
-        space: WeightSpace | FunctionSpace | BlockSpace,
+        space: Space,
         mean: Array,
         inputs: _Inputs,
         labels: int,
@@ -526,7 +520,7 @@ class Posterior:
         Raises
         ------
         ValueError
-            As `from_features`, and when the blocks are not symmetric or not of one kernel.
+            As `from_features`, and when a matrix is not symmetric, or they are not of one kernel.
         TypeError, RuntimeError
             As `from_features`.
 
@@ -547,17 +541,19 @@ class Posterior:
         K = engine.floats("K_uu", K_uu, ("N", "N"))
         rows = len(K)
         if K.shape[1] != rows:
-            raise ValueError(
-                f"K_uu has shape {tuple(K.shape)}; expected (N, N), or (N k, N k) for blocks"
+            raise ArgumentValueError(
+                "K_uu",
+                f"K_uu has shape {tuple(K.shape)}; expected (N, N), or (N k, N k) for blocks",
             )
         per_point = outputs_per_point("K_uu", rows, outputs, engine)
         if K_ll is None:
             K_ll = np.empty((0, 0))
         K_labeled = engine.floats("K_ll", K_ll, (None, None))
         if K_labeled.shape[1] != len(K_labeled):
-            raise ValueError(
+            raise ArgumentValueError(
+                "K_ll",
                 f"K_ll has shape {tuple(K_labeled.shape)}; expected (n, n), or (n k, n k) for "
-                "blocks"
+                "blocks",
             )
         n = points_of_rows("K_ll", len(K_labeled), per_point)
         if K_lu is None:
@@ -584,7 +580,7 @@ class Posterior:
         space, change = FunctionSpace.fit(
             K,
             engine.rows(K_cross, informative),
-            engine.block(K_labeled, informative, informative),
+            engine.part(K_labeled, informative, informative),
             noise,
             inputs.ridge,
             residual,
@@ -648,7 +644,7 @@ class Posterior:
         rows, cols = self._library.fetch(rows=rows, cols=cols)
         i = as_indices("rows", rows, len(self), duplicates=True)
         j = as_indices("cols", cols, len(self), duplicates=True)
-        return self._library.wrap(self._space.block(i, j))
+        return self._library.wrap(self._space.covariance(i, j))
 
     @exclusive
     def copy(self) -> Posterior:
@@ -664,7 +660,7 @@ class Posterior:
         # A copy, because it is written after the lock is free (`save` needs none).
         return self.copy().__dict__
 
-    def _twin(self, space: WeightSpace | FunctionSpace | BlockSpace, library: Library) -> Posterior:
+    def _twin(self, space: Space, library: Library) -> Posterior:
         """Return a copy of everything but the space, which is given."""
         twin = object.__new__(type(self))
         twin.__dict__ |= self.__dict__
@@ -709,9 +705,9 @@ class Posterior:
             F \leftarrow F + S_{\cdot B} (S_{BB} + D)^{-1} r_B, \qquad
             S \leftarrow S - S_{\cdot B} (S_{BB} + D)^{-1} S_{B \cdot}
 
-        with the residuals of the whole block, label_scale * (targets - B), taken before the step
-        (B = F for squared loss, soft-max F for cross-entropy). For squared loss one by one, in a
-        block and from scratch are the same. The points count as labelled afterwards.
+        with the residuals of all these labels B, label_scale * (targets - E), taken before the step
+        (E = F for squared loss, soft-max F for cross-entropy). For squared loss one by one, all at
+        once and from scratch are the same. The points count as labelled afterwards.
 
         Parameters
         ----------
@@ -736,11 +732,11 @@ class Posterior:
 
     def _condition(self, indices: Any, targets: Any, noise: Any) -> None:
         indices, targets, noise = self._library.fetch(indices=indices, targets=targets, noise=noise)
-        block = as_indices("indices", indices, len(self), duplicates=True)
-        b, k = len(block), self._mean.shape[1]
+        points = as_indices("indices", indices, len(self), duplicates=True)
+        b, k = len(points), self._mean.shape[1]
         T = _as_targets(targets, b, k, self.loss)
         D = _as_noises(noise, self.ridge, b)
-        expected = self._mean[block]
+        expected = self._mean[points]
         if self.loss == "cross_entropy":
             expected = softmax(expected)
         residual = self.label_scale * (T - expected)
@@ -748,12 +744,12 @@ class Posterior:
         mean, commit = self._mean, None
         if informative.any():
             change = self._space.condition(
-                block[informative], D[informative], residual[informative]
+                points[informative], D[informative], residual[informative]
             )
             mean, commit = mean + change.mean, change.commit
             _check_overflow(mean)  # variances only shrink
         is_labeled = self._is_labeled.copy()
-        is_labeled[block] = True
+        is_labeled[points] = True
         with _uninterrupted():
             if commit is not None:
                 commit()
@@ -811,9 +807,10 @@ class Posterior:
         for name, K in kernels.items():
             rows, is_needed, of = needed[name]
             if K is None and is_needed:
-                raise ValueError(
+                raise ArgumentValueError(
+                    name,
                     f"{name} is missing: the kernel of {of} and the new points, of shape "
-                    f"({rows}, {m * per_point})"
+                    f"({rows}, {m * per_point})",
                 )
             shape = (rows, m * per_point)
             read.append(None if K is None else space.engine.floats(name, K, shape))
@@ -852,12 +849,14 @@ class Posterior:
         kernels = {"K_lv": K_lv, "K_uv": K_uv, "K_vv": K_vv}
         read, f = self._new_points("extend", features, outputs, kernels)
         space = self._rows
-        extended: WeightSpace | FunctionSpace | BlockSpace
+        extended: Space
         if isinstance(space, WeightSpace):
             with np.errstate(over="ignore"):  # reported as what it is
                 converted = space.engine.cast(read[0], space.dtype)
-            space.engine.check_finite(f"features, converted to {space.dtype},", converted)
-            extended = cast(WeightSpace, self._space).extended(converted)  # or blocks of one
+            space.engine.check_finite("features", converted, f", converted to {space.dtype},")
+            extended = cast(WeightSpace, self._space).extended(
+                converted
+            )  # or a space of blocks of one
         else:
             _check_kernel("K_vv", read[2], space.engine)
             extended = cast(FunctionSpace, self._space).extended(*read)
@@ -961,7 +960,7 @@ class Posterior:
             residual=np.empty((0, stored.outputs.shape[1])),
             is_labeled=stored.is_labeled,
             ridge=stored.ridge,
-            loss=cast(Loss, stored.loss),
+            loss=stored.loss,
             label_scale=stored.label_scale,
         )
         return cls(stored.space, stored.mean, inputs, stored.labels, Library("numpy"))

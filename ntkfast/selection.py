@@ -9,18 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from . import ops
-from ._posterior.blocks import BlockMoments, BlockScorer, BlockSpace
-from ._posterior.covariance import (
-    FLOAT32_LIMIT,
-    FeatureScorer,
-    FunctionSpace,
-    KernelScorer,
-    WeightSpace,
-)
-from ._posterior.engines import GpuEngine, stored_type
-from ._posterior.lock import exclusive
+from ._posterior.blocks import BlockScorer
+from ._posterior.covariance import FeatureScorer, KernelScorer
+from ._posterior.moments import Moments, moments
+from ._posterior.precision import Precision, resolve
 from .arrays import (
+    ArgumentTypeError,
+    ArgumentValueError,
     Array,
+    as_choice,
     as_indices,
     as_noise,
     as_positive,
@@ -28,17 +25,12 @@ from .arrays import (
     as_weights,
 )
 from .criteria import Criterion, find
-from .posterior import Posterior, probabilities, softmax
+from .lock import exclusive
+from .loss import probabilities, softmax
+from .posterior import Posterior
 from .progress import track
 
 __all__ = ["Selection", "select", "utilities"]
-
-Precision = Literal["auto", "float32", "float64", "tf32", "bf16"]
-
-# max S / noise up to which a batch is built from moments. Where picks leave S of the size of their
-# noise, C psi is smaller than psi by this ratio and q by its square, and both are differences: of q
-# about 1e-5 is lost at 1e5, 1e-3 at 1e6 and everything at 1e8, whatever the type of psi.
-_MOMENTS_LIMIT = 1e5
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,7 @@ class _Task:
         mode: str = "top",
     ) -> _Task:
         if not isinstance(post, Posterior):
-            raise TypeError(f"post must be a Posterior; got {type(post).__name__}")
+            raise ArgumentTypeError("post", f"post must be a Posterior; got {type(post).__name__}")
         row = find(criterion)
         N, k = post._mean.shape
         candidates, evaluation, label_probs, weights, noise, log_loss_targets = post._library.fetch(
@@ -101,11 +93,7 @@ class _Task:
             noise=noise,
             log_loss_targets=log_loss_targets,
         )
-        if k == 1 and (row.look_ahead or row.fisher):
-            raise ValueError(
-                f"{criterion} compares classes, and this posterior has one output: use "
-                "variance_reduction or epig, or give a one-logit classifier two columns, [0, logit]"
-            )
+        row.check_outputs(k, "this posterior")
         if candidates is None:
             chosen = np.flatnonzero(~post._is_labeled)
             if len(chosen) == 0:
@@ -123,10 +111,11 @@ class _Task:
         if log_loss_targets is not None:
             log_loss_targets = as_probabilities("log_loss_targets", log_loss_targets, (N_x, k))
         elif "log_loss_targets" in row.needs:
-            raise ValueError(
+            raise ArgumentValueError(
+                "log_loss_targets",
                 f"{criterion} needs log_loss_targets of shape ({N_x}, {k}): the distributions that "
                 "the evaluation points should have (with the model's own, the best candidate would "
-                "be the one that changes nothing)"
+                "be the one that changes nothing)",
             )
         if row.fisher:
             h = np.maximum(1 - (probabilities(post._outputs, post.loss) ** 2).sum(1), 0.0)
@@ -136,7 +125,14 @@ class _Task:
         return cls(
             row=row,
             post=post,
-            precision=_precision(post, row, precision, lam, mode),
+            precision=resolve(
+                precision,
+                post._space,
+                float32_limit=row.float32_limit,
+                ridge=post.ridge,
+                noise=lam,
+                sequential=mode == "sequential",
+            ),
             candidates=chosen,
             evaluation=points,
             mean=post._mean,
@@ -183,64 +179,6 @@ class _Task:
         return scorer.score(self.row.compiled, inputs)
 
 
-def _precision(post: Posterior, row: Criterion, precision: str, noise: Array, mode: str) -> str:
-    """How pairs are computed, never "auto"; `noise` (N_c,) is that of the candidates."""
-    space = post._space
-    in_blocks = isinstance(space, BlockSpace)
-    dense = isinstance(space.inner if isinstance(space, BlockSpace) else space, FunctionSpace)
-    if precision not in ("auto", "float32", "float64", "tf32", "bf16"):
-        raise ValueError(
-            f'precision must be "auto", "float32", "float64", "tf32" or "bf16"; got {precision!r}'
-        )
-    if precision in ("tf32", "bf16"):
-        if not space.engine.on_gpu:
-            raise ValueError(
-                f'precision="{precision}" needs tensor cores; on a CPU it would be slower and less '
-                'exact than "float32"'
-            )
-        if dense:
-            raise ValueError(
-                f'precision="{precision}" would lose the ranking: a covariance that came from a '
-                'kernel matrix needs "float32" at least'
-            )
-        if precision == "bf16" and post._library.module != "torch":
-            raise ValueError('precision="bf16" needs torch tensors; cupy has no bfloat16')
-    if precision == "float64":
-        return precision
-    variance, ridge = float(np.max(space.variance)), post.ridge
-    fits = _fits_float32(variance, ridge, float(noise.min()))
-    if precision != "auto":
-        if not fits:
-            raise ValueError(
-                f'precision="{precision}" cannot hold the products of variances up to '
-                f"{variance:g} and noises from {min(ridge, noise.min()):g} (ridge: {ridge:g}) on: "
-                "rescale the features or the kernel, and the ridge with it, or leave precision out"
-            )
-        return precision
-    limit, smallest = row.float32_limit, ridge
-    if in_blocks or (mode == "sequential" and dense):
-        # The picks' noises are subtracted down to, whatever the ridge; blocks are multiplied by the
-        # inverse of S(c, c) + lam_c I, where as much cancels.
-        limit, smallest = min(limit, FLOAT32_LIMIT), min(ridge, float(noise.min()))
-    if not fits or variance > limit * smallest or space.dtype == np.float64:
-        return "float64"
-    # What cannot take float32 everywhere takes no tf32: its products are rounded 2^13 times more.
-    return "tf32" if space.engine.on_gpu and not dense and np.isinf(limit) else "float32"
-
-
-def _fits_float32(variance: float, ridge: float, noise: float) -> bool:
-    """Whether S, its squares and 1 / (S + lam) are far from the ends of float32's range.
-
-    `variance`: the largest S(x, x), which bounds every S(x, c); `noise`: the smallest lam_c. What
-    overflows may be finite again in a utility, so that nothing but this would tell.
-    """
-    if max(variance, ridge) > 1e30 or min(ridge, noise) < 1e-30:
-        return False
-    share = variance / (variance + ridge)
-    # Of variance_reduction S^2 / (S + lam), of epig S^2 / (S + lam)^2; all zero is exact.
-    return variance == 0 or min(variance, share * variance, share * share) >= 1e-30
-
-
 def _checked(utility: Array, candidates: Array) -> Array:
     """Refuse utilities that are NaN or infinite: a ranking by them would mean nothing."""
     wrong = np.flatnonzero(~np.isfinite(utility))
@@ -252,112 +190,27 @@ def _checked(utility: Array, candidates: Array) -> Array:
     return utility
 
 
-class _Moments:
-    """Criteria of the form q_c / (s_c + lam_c) in weight space, without pairs.
-
-    With frozen psi, G = sum_x v psi_x psi_x^T and C = I - sum_picks g g^T / D:
-    q_x = psi_x^T C G C psi_x, s_x = psi_x^T C psi_x. All of it float64 (the downdates subtract),
-    only psi may be float32. O((N_x + N_c) d^2) once, O(N_c d) per pick.
-    """
-
-    def __init__(self, task: _Task, space: WeightSpace, picks: int) -> None:
-        engine, N = space.engine, space.size
-        psi = space.psi  # in float64 all sums are, whatever its type
-        if task.precision != "float64":
-            psi = engine.cast(psi, stored_type(task.precision))
-        # Gather rows only where that is a minority: a pool is not copied to leave out a few points.
-        if 2 * len(task.evaluation) >= N:
-            weights = np.zeros(N)
-            weights[task.evaluation] = task.weights
-            self._G = engine.weighted_gram(psi, weights)
-        else:
-            self._G = engine.weighted_gram(engine.rows(psi, task.evaluation), task.weights)
-        self._rows = task.candidates
-        self._psi, self._s = psi, space.variance.copy()
-        if 2 * len(task.candidates) < N:
-            self._rows = np.arange(len(task.candidates))
-            self._psi = engine.rows(psi, task.candidates)
-            self._s = space.variance[task.candidates]
-        self._q = engine.host(engine.quadratic_form(self._psi, self._G))
-        self._noise = task.noise
-        self._picks = np.empty((picks, psi.shape[1]))  # g / sqrt(D)
-        self._count = 0
-
-    @staticmethod
-    def pay_off(task: _Task, space: WeightSpace, rounds: int) -> bool:
-        """Whether moments cost less than `rounds` times all pairs, and G is no larger than psi."""
-        N_c, N_x, d = len(task.candidates), len(task.evaluation), space.psi.shape[1]
-        cost = (N_c + N_x) * d * (1 if task.precision == "float64" else space.engine.float64_cost)
-        return bool(d <= space.size and cost < rounds * N_c * N_x)
-
-    def utilities(self) -> Array:
-        """Utilities (N_c,)."""
-        q, s = self._q[self._rows], self._s[self._rows]
-        utility: Array = np.maximum(q, 0.0) / (np.maximum(s, 0.0) + self._noise)
-        return utility
-
-    def pick(self, candidate: int) -> None:
-        """Condition on a candidate (its position among the candidates)."""
-        noise = self._noise[candidate]
-        if np.isinf(noise):
-            return
-        picks = self._picks[: self._count]
-        psi_c = self._psi[self._rows[candidate]].astype(np.float64)
-        g = psi_c - (picks @ psi_c) @ picks
-        D = max(float(psi_c @ g), 0.0) + noise
-        G_g = self._G @ g
-        h = G_g - (picks @ G_g) @ picks
-        ops.downdate_moments(self._psi, g, h, float(g @ G_g), D, self._q, self._s)
-        self._picks[self._count] = g / np.sqrt(D)
-        self._count += 1
-
-    def select_on_gpu(self, engine: GpuEngine, count: int) -> tuple[Array, Array]:
-        """Return positions among the candidates, and utilities, of a whole batch."""
-        order = np.argsort(self._rows)  # of equal utilities the first of them wins
-        rows = self._rows[order]
-        picked, utility = engine.select_variance_reduction(
-            self._psi,
-            rows,
-            count,
-            gram=self._G,
-            q=engine.put(self._q[rows]),
-            s=engine.put(self._s[rows]),
-            noise=self._noise[order],
-        )
-        # -1: all that was left had become NaN.
-        return order[picked], np.where(picked < 0, np.nan, utility)
-
-
-def _moments(task: _Task, rounds: int) -> _Moments | BlockMoments | None:
-    """Return what scores so many rounds of picks without pairs; None: no gain, or not exact."""
-    space = task.post._space
+def _moments(task: _Task, rounds: int) -> Moments | None:
+    """Return what scores so many rounds of picks without pairs, if that is possible and pays."""
     if not task.row.moments:
         return None
-    if rounds > 1 and space.variance.max() > _MOMENTS_LIMIT * task.noise.min():
-        return None
-    if isinstance(space, WeightSpace) and _Moments.pay_off(task, space, rounds):
-        return _Moments(task, space, rounds - 1)
-    sizes = len(task.candidates), len(task.evaluation)
-    if isinstance(space, BlockSpace) and BlockMoments.pay_off(space, *sizes, rounds):
-        return BlockMoments(
-            space,
-            task.candidates,
-            task.evaluation,
-            weights=task.weights,
-            noise=task.noise,
-            picks=rounds - 1,
-            precision=task.precision,
-        )
-    return None
+    return moments(
+        task.post._space,
+        task.candidates,
+        task.evaluation,
+        weights=task.weights,
+        noise=task.noise,
+        rounds=rounds,
+        precision=task.precision,
+    )
 
 
 def _utilities(task: _Task) -> Array:
-    moments = _moments(task, 1)
-    utility = (
-        task.score(task.post._space.scorer(task.precision))
-        if moments is None
-        else moments.utilities()
-    )
+    scorer = _moments(task, 1)
+    if scorer is None:
+        utility = task.score(task.post._space.scorer(task.precision))
+    else:
+        utility = scorer.utilities()
     return _checked(utility, task.candidates)
 
 
@@ -367,34 +220,32 @@ def _best(utility: Array, candidates: Array) -> int:
     return int(ties[candidates[ties].argmin()])
 
 
-def _sequential_by_moments(
-    task: _Task, moments: _Moments | BlockMoments, b: int
-) -> tuple[list[int], list[float]]:
-    engine = task.post._space.engine
-    if isinstance(engine, GpuEngine) and isinstance(moments, _Moments):
-        _checked(moments.utilities(), task.candidates)
-        picked, utility = moments.select_on_gpu(engine, b)
+def _sequential_by_moments(task: _Task, of: Moments, b: int) -> tuple[list[int], list[float]]:
+    first = _checked(of.utilities(), task.candidates)
+    batch = of.batch(b)
+    if batch is not None:
+        picked, utility = batch
         chosen = task.candidates[picked]
         return chosen.tolist(), _checked(utility, chosen).tolist()
     free = np.ones(len(task.candidates), bool)
     indices, values = [], []
     for i in track(range(b), description=task.row.name):
-        utility = _checked(moments.utilities(), task.candidates)
+        utility = first if i == 0 else _checked(of.utilities(), task.candidates)
         best = _best(np.where(free, utility, -np.inf), task.candidates)
         free[best] = False
         indices.append(int(task.candidates[best]))
         values.append(float(utility[best]))
         if i + 1 < b:
-            moments.pick(best)
+            of.pick(best)
     return indices, values
 
 
 def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
     """Pick, condition on the pick with its pseudo-label argmax F, score again."""
     post, space = task.post, task.post._space
-    moments = _moments(task, b)
-    if moments is not None:
-        return _sequential_by_moments(task, moments, b)
+    without_pairs = _moments(task, b)
+    if without_pairs is not None:
+        return _sequential_by_moments(task, without_pairs, b)
     points = np.union1d(task.candidates, task.evaluation)
     scorer, rows = space.scratch(points, b - 1, task.precision)
     task.move(rows)
@@ -469,12 +320,12 @@ def utilities(
     log_loss_targets : array (N_x, k), optional
         q of `expected_log_loss`, which needs it, in the order of `evaluation`.
     precision : {"auto", "float32", "float64", "tf32", "bf16"}
-        Type of the pairwise computations; "auto": that of the features or of S (float64 where the
-        criterion's `float32_limit` is exceeded, and where variances, ridge or noises lie beyond
-        1e-30 to 1e30, which "float32" refuses). Sums are float64. On a GPU with float32 features
-        "auto" is "tf32" for criteria without a `float32_limit`, and "float32" is three products in
-        tf32; "tf32" and "bf16", which rounds a copy of the features (torch only), need features on
-        a GPU.
+        Of what is computed for pairs; sums are float64 always. "auto": the type of the features or
+        of S; float64 where the criterion's `float32_limit` is exceeded, or where variances, ridge
+        or noises lie beyond 1e-30 to 1e30, which "float32" refuses; "tf32" for float32 features on
+        a GPU and criteria without a `float32_limit`. "float32": as exact as float32 on any device
+        (a GPU multiplies features on its tensor cores, three times in tf32). "tf32" and "bf16",
+        which rounds a copy of the features (torch only), need features on a GPU.
 
     Returns
     -------
@@ -560,22 +411,23 @@ def select(
 
     Notes
     -----
-    Sequential costs `batch_size` times the scoring plus a copy of the points concerned (features),
-    or a row of N numbers per pick (kernel; a float32 S with max S / noise > 1e4 is copied in
-    float64 under "auto": picks subtract). Where moments pay off, see `utilities`, a pick costs
-    one pass over psi; on a GPU without a word to the host between picks. They subtract as well, and
-    are left alone where max S / noise > 1e5.
+    Sequential costs `batch_size` times the scoring, plus a copy of the points concerned (features)
+    or a row of N numbers per pick (kernel). A float32 S with max S / noise > 1e4 is copied in
+    float64 under "auto", because picks subtract. Where `utilities` needs no pairs, a pick costs one
+    pass over the features; a GPU makes all picks without the host. That subtracts as well, and is
+    not done where max S / noise > 1e5.
     """
     if isinstance(batch_size, (bool, np.bool_)):
-        raise TypeError("batch_size must be an integer")
+        raise ArgumentTypeError("batch_size", "batch_size must be an integer")
     try:
         b = operator.index(batch_size)
     except TypeError:
-        raise TypeError(f"batch_size must be an integer; got {batch_size!r}") from None
+        raise ArgumentTypeError(
+            "batch_size", f"batch_size must be an integer; got {batch_size!r}"
+        ) from None
     if b < 1:
-        raise ValueError(f"batch_size must be >= 1; got {b}")
-    if mode not in ("top", "sequential"):
-        raise ValueError(f'mode must be "top" or "sequential"; got {mode!r}')
+        raise ArgumentValueError("batch_size", f"batch_size must be >= 1; got {b}")
+    as_choice("mode", mode, ("top", "sequential"))
     task = _Task.read(
         post,
         criterion,
@@ -591,8 +443,9 @@ def select(
     )
     task.keep(~post._is_labeled[task.candidates])
     if b > len(task.candidates):
-        raise ValueError(
-            f"batch_size is {b}, but only {len(task.candidates)} unlabelled candidates are left"
+        raise ArgumentValueError(
+            "batch_size",
+            f"batch_size is {b}, but only {len(task.candidates)} unlabelled candidates are left",
         )
     indices: Any
     values: Any

@@ -66,13 +66,13 @@ class Operations:
             L, failed = np.full(A.shape, np.nan), 1
         return _like(A, L), _like(A, np.array([failed]))
 
-    def score_features(self, criterion, psi, inputs, *, variance, precision):
+    def score_features(self, criterion, psi, inputs, *, variance, products):
         rounded = {
-            "float64": lambda a: _typed(a, "float64"),
+            "fma64": lambda a: _typed(a, "float64"),
             "tf32x3": lambda a: _typed(a, "float32"),
             "tf32": lambda a: tf32(_typed(a, "float32")),
             "bf16": lambda a: _typed(a, "bfloat16").astype(np.float32),
-        }[precision](psi)
+        }[products](psi)
         inputs, variance = _scoring(inputs), _vector(variance)
         return _like(psi, ops.score_features(criterion, rounded, inputs, variance=variance))
 

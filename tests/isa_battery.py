@@ -81,7 +81,6 @@ def linear_algebra(ops, X, G, V, w):
         product=ops.product(X, G[:, :3].copy()),
         weighted_gram=ops.weighted_gram(X, w),
         cholesky=L,
-        cholesky_append=ops.cholesky_append(L[:200, :200].copy(), A[200:, :200], A[200:, 200:]),
         solve=ops.triangular_solve(L, X.astype(np.float64)),
         solve_transposed=ops.triangular_solve(L, X.astype(np.float64), transpose=True),
     )

@@ -188,15 +188,6 @@ def cholesky(A):
         raise ValueError("the matrix is not positive definite") from error
 
 
-def cholesky_append(L, cross, corner):
-    n, m = len(L), len(corner)
-    out = np.zeros((n + m, n + m))
-    out[:n, :n] = L
-    out[n:, :n] = triangular_solve(L, np.ascontiguousarray(cross.T)).T
-    out[n:, n:] = cholesky(corner - out[n:, :n] @ out[n:, :n].T)
-    return out
-
-
 def triangular_solve(L, B, *, transpose=False):
     return np.linalg.solve(np.tril(L).T if transpose else np.tril(L), B)
 

@@ -1,5 +1,6 @@
 """Arrays of any library, layout and byte order come in; results go back where they came from."""
 
+import pickle
 import subprocess
 import sys
 
@@ -269,3 +270,44 @@ def test_data_frames_of_numbers():
     ):
         with pytest.raises(TypeError, match=message):
             arrays.as_numpy("x", frame)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "argument"),
+    [
+        (lambda p: p.condition([40], [0]), ValueError, "indices"),
+        (lambda p: p.condition([0], [7]), ValueError, "targets"),
+        (lambda p: p.condition([0], [None]), ValueError, "targets"),
+        (lambda p: p.condition([0], ["a"]), TypeError, "targets"),
+        (lambda p: p.condition([0], [0], [-1.0]), ValueError, "noise"),
+        (lambda p: p.covariance([0.5], [0]), TypeError, "rows"),
+        (lambda p: p.extend(np.full((1, 3), np.nan), np.zeros((1, 2))), ValueError, "features"),
+        (lambda p: p.extend(np.full((1, 3), 1e300), np.zeros((1, 2))), ValueError, "features"),
+        (lambda p: p.extend(np.zeros((1, 3)), np.zeros((1, 4))), ValueError, "outputs"),
+        (lambda p: nf.utilities(p, "emok"), ValueError, "criterion"),
+        (lambda p: nf.utilities(p, "epig", weights=[1.0]), ValueError, "weights"),
+        (lambda p: nf.utilities(p, "epig", temperature="warm"), TypeError, "temperature"),
+        (lambda p: nf.utilities(p, "epig", precision="half"), ValueError, "precision"),
+        (lambda p: nf.utilities(p, "epig", precision="bf16"), ValueError, "precision"),
+        (lambda p: nf.utilities(p, "expected_log_loss"), ValueError, "log_loss_targets"),
+        (lambda p: nf.select(p, "epig", 0), ValueError, "batch_size"),
+        (lambda p: nf.select(p, "epig", 1.5), TypeError, "batch_size"),
+        (lambda p: nf.select(p, "epig", 1, "middle"), ValueError, "mode"),
+    ],
+)
+def test_errors_name_their_argument(call, kind, argument):
+    phi = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    post = nf.Posterior.from_features(phi, np.zeros((6, 2)), None, None, None)
+    with pytest.raises(kind) as caught:
+        call(post)
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert isinstance(error, arrays.ArgumentError) and isinstance(error, kind)
+        assert error.argument == argument
+        assert str(error) == str(caught.value)
+
+
+def test_a_masked_array_in_a_list_belongs_to_its_argument():
+    masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    with pytest.raises(TypeError, match=r"^x\[1\]\[0\] is a masked array") as caught:
+        arrays.as_numpy("x", [[[0.0, 1.0]], [masked]])
+    assert caught.value.argument == "x"

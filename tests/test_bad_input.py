@@ -330,7 +330,7 @@ BAD_KERNELS = {
     "other kernels": (
         dict(K_uu=lambda a: a / 100),
         ValueError,
-        "K_uu, K_lu and K_ll are not blocks of one kernel matrix",
+        "K_uu, K_lu and K_ll are not parts of one kernel matrix",
     ),
     "float16": (dict(K_uu=lambda a: a.astype(np.float16)), TypeError, "K_uu has dtype float16"),
     "neither a scalar kernel nor one with blocks": (

@@ -9,7 +9,7 @@ import torch
 from problems import REPRESENTATIONS, random_problem, relative_error
 
 import ntkfast as nf
-from ntkfast._posterior import blocks
+from ntkfast._posterior import blocks, moments
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
 
@@ -232,7 +232,7 @@ def test_panels_in_portions(criterion, representation, monkeypatch):
     whole = nf.utilities(posterior(p, representation), criterion, **options)
     batch = nf.select(posterior(p, representation), criterion, 3, **options)
     for size in (1, 3 * 9 * 8, 40 * 9 * 8):
-        monkeypatch.setattr(blocks, "_PANEL_BYTES", size)
+        monkeypatch.setattr(blocks, "PANEL_BYTES", size)
         found = nf.utilities(posterior(p, representation), criterion, **options)
         assert relative_error(found, whole) <= 1e-12
         again = nf.select(posterior(p, representation), criterion, 3, **options)
@@ -251,14 +251,12 @@ def test_moments_are_the_pairs(criterion, dtype, share, monkeypatch):
     options["noise"][rng.permutation(size)[:3]] = np.inf
     post = posterior(p, dtype=dtype)
     found = nf.utilities(post, criterion, **options), nf.select(post, criterion, 9, **options)
-    monkeypatch.setattr(blocks, "_PANEL_BYTES", 7 * 3 * 10 * 8)
+    monkeypatch.setattr(blocks, "PANEL_BYTES", 7 * 3 * 10 * 8)
     portions = nf.utilities(post, criterion, **options)
     assert relative_error(portions, found[0]) <= 1e-12
     paid_off = []
-    pay_off = blocks.BlockMoments.pay_off
-    monkeypatch.setattr(
-        blocks.BlockMoments, "pay_off", lambda *a: paid_off.append(pay_off(*a)) and False
-    )
+    pay_off = moments.pay_off
+    monkeypatch.setattr(moments, "pay_off", lambda *a: paid_off.append(pay_off(*a)) and False)
     pairs = nf.utilities(post, criterion, **options), nf.select(post, criterion, 9, **options)
     assert paid_off == [True, True]
     tolerance = 1e-11 if dtype == np.float64 else 1e-5

@@ -365,14 +365,14 @@ def test_ties_go_to_the_lowest_point(device):
             assert expected.indices[0] < 20
 
 
-def precision_of(device, post, criterion, mode="top", **options):
+def products_of(device, post, criterion, mode="top", **options):
     """What "auto" hands to the compiled scoring."""
     seen = []
     for name in ("score_features", "score_dense"):
         original = getattr(type(device.ops), name)
 
         def spy(self, criterion, X, *arguments, original=original, **keywords):
-            seen.append(keywords.get("precision", str(X.dtype).removeprefix("torch.")))
+            seen.append(keywords.get("products", str(X.dtype).removeprefix("torch.")))
             return original(self, criterion, X, *arguments, **keywords)
 
         device.ops.__dict__[name] = spy.__get__(device.ops)
@@ -387,20 +387,20 @@ def test_automatic_precision(device):
         pytest.skip("about what is called")
     p = random_problem(6, n=4, d=40)
     single, double = (posterior(p, "features", t, device.put) for t in (np.float32, np.float64))
-    assert precision_of(device, single, "emoc") == {"tf32"}
-    assert precision_of(device, single, "epig") == {"tf32x3"}
-    assert precision_of(device, single, "emoc", precision="float32") == {"tf32x3"}
-    assert precision_of(device, double, "emoc", precision="float32") == {"tf32x3"}
-    assert precision_of(device, double, "emoc") == {"float64"}
+    assert products_of(device, single, "emoc") == {"tf32"}
+    assert products_of(device, single, "epig") == {"tf32x3"}
+    assert products_of(device, single, "emoc", precision="float32") == {"tf32x3"}
+    assert products_of(device, double, "emoc", precision="float32") == {"tf32x3"}
+    assert products_of(device, double, "emoc") == {"fma64"}
     tiny = posterior(p, "features", np.float32, device.put, ridge=1e-5)
-    assert precision_of(device, tiny, "epig") == {"float64"}
-    assert precision_of(device, tiny, "emoc") == {"tf32"}
+    assert products_of(device, tiny, "epig") == {"fma64"}
+    assert products_of(device, tiny, "emoc") == {"tf32"}
     dense = posterior(p, "kernel", np.float32, device.put)
-    assert precision_of(device, dense, "emoc", "sequential") == {"float32"}
+    assert products_of(device, dense, "emoc", "sequential") == {"float32"}
     options = dict(noise=np.full(16, 1e-6))
-    assert precision_of(device, dense, "emoc", "sequential", **options) == {"float64"}
+    assert products_of(device, dense, "emoc", "sequential", **options) == {"float64"}
     options = dict(precision="tf32", candidates=[0, 1])
-    assert precision_of(device, single, "emoc", "sequential", **options) == {"tf32"}
+    assert products_of(device, single, "emoc", "sequential", **options) == {"tf32"}
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32", "tf32", "bf16"])
@@ -596,7 +596,7 @@ def test_out_of_memory_changes_nothing(device, representation, labels, monkeypat
 
         monkeypatch.setattr(owner, name, allocate)
 
-    for name in ("put", "empty", "eye", "copy", "rows", "block", "stack", "column_norms"):
+    for name in ("put", "empty", "eye", "copy", "rows", "part", "stack", "column_norms"):
         limited(engines.GpuEngine, name)
     for name in (
         "squared_norms", "product", "weighted_gram", "whiten", "condition_features",

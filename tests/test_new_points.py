@@ -299,9 +299,9 @@ def test_what_is_refused():
     refused(ValueError, r"K_uv is missing: .* \(14, 5\)$", K_uv=None)
     refused(ValueError, r"K_vv is missing: .* \(5, 5\)$", K_vv=None)
     refused(ValueError, "K_vv is not symmetric", K_vv=np.triu(everything["K_vv"]))
-    refused(ValueError, "no blocks of one kernel matrix", K_vv=0.1 * everything["K_vv"])
-    refused(ValueError, "no blocks of one kernel matrix", K_uv=20 * everything["K_uv"])
-    refused(ValueError, "no blocks of one kernel matrix", K_lv=20 * everything["K_lv"])
+    refused(ValueError, "are not parts of one kernel matrix", K_vv=0.1 * everything["K_vv"])
+    refused(ValueError, "are not parts of one kernel matrix", K_uv=20 * everything["K_uv"])
+    refused(ValueError, "are not parts of one kernel matrix", K_lv=20 * everything["K_lv"])
     post.predict(**case.new(names=("K_lv",)))  # K_uv is not read yet
     post.condition([3], [0])
     refused(ValueError, r"K_uv is missing: the kernel of the N points", post.predict, K_uv=None)

@@ -192,18 +192,6 @@ BAD_SHAPES = {
     "quadratic_form G": (lambda: ops.quadratic_form(matrix(N, D), matrix(D, N)), "G"),
     "squared_norms X": (lambda: ops.squared_norms(matrix(N)), "X"),
     "cholesky A": (lambda: ops.cholesky(matrix(N, D)), "A"),
-    "cholesky_append L": (
-        lambda: ops.cholesky_append(matrix(D, D - 1), matrix(1, D), matrix(1, 1)),
-        "L",
-    ),
-    "cholesky_append cross": (
-        lambda: ops.cholesky_append(np.eye(D), matrix(1, D - 1), matrix(1, 1)),
-        "cross",
-    ),
-    "cholesky_append corner": (
-        lambda: ops.cholesky_append(np.eye(D), matrix(2, D), matrix(2, 1)),
-        "corner",
-    ),
     "triangular_solve L": (lambda: ops.triangular_solve(matrix(D, N), matrix(D, 1)), "L"),
     "triangular_solve B": (lambda: ops.triangular_solve(np.eye(D), matrix(N, 1)), "B"),
     "triangular_solve B vector": (lambda: ops.triangular_solve(np.eye(D), matrix(D)), "B"),
@@ -298,15 +286,6 @@ def test_not_positive_definite(row, value):
     with pytest.raises(ValueError, match=rf"not positive definite \(row {row}\)"):
         ops.cholesky(A)
     assert np.array_equal(A, before, equal_nan=True)
-
-
-def test_appended_rows_that_are_not_positive_definite():
-    """The row named is that of the grown matrix."""
-    L, cross, corner = np.eye(70), np.zeros((3, 70)), np.eye(3)
-    cross[1, 5] = 1.0  # row 71 is row 5 again
-    with pytest.raises(ValueError, match=r"not positive definite \(row 71\)"):
-        ops.cholesky_append(L, cross, corner)
-    assert np.array_equal(L, np.eye(70)) and np.array_equal(corner, np.eye(3))
 
 
 @pytest.mark.parametrize("transpose", [False, True])

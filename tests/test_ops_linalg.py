@@ -236,26 +236,6 @@ def test_cholesky(seed, n):
         assert_close(L, np.linalg.cholesky(A), np.ones_like(A), factor=1e3 * (n + 8.0))
 
 
-@settings(max_examples=20)
-@given(seed=seeds, n=orders, m=st.sampled_from([0, 1, 2, 20, 64, 65, 130, 300]))
-def test_cholesky_append(seed, n, m):
-    A = positive_definite(np.random.default_rng(seed), n + m)
-    L = np.linalg.cholesky(A[:n, :n]) if n else np.zeros((0, 0))
-    corner = A[n:, n:] + np.triu(np.full((m, m), np.nan), 1)
-    found = ops.cholesky_append(L, A[n:, :n], corner)
-    assert np.array_equal(found[:n, :n], L)
-    assert np.array_equal(found, np.tril(found))
-    assert_close(found @ found.T, A, np.ones_like(A), factor=n + m + 20.0)
-
-
-def test_cholesky_one_row_at_a_time():
-    A = positive_definite(np.random.default_rng(0), 130)
-    L = np.zeros((0, 0))
-    for n in range(130):
-        L = ops.cholesky_append(L, A[n : n + 1, :n], A[n : n + 1, n : n + 1])
-    assert_close(L, np.linalg.cholesky(A), np.ones_like(A), factor=1e5)
-
-
 @pytest.mark.parametrize("transpose", [False, True])
 @settings(max_examples=20)
 @given(seed=seeds, n=orders, m=st.sampled_from([0, 1, 2, 63, 64, 65, 129, 255, 257, 513]))

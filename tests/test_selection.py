@@ -9,7 +9,7 @@ from problems import REPRESENTATIONS, keywords, posterior, random_problem, relat
 from score_problems import check
 
 import ntkfast as nf
-from ntkfast import selection
+from ntkfast._posterior import moments
 
 NAMES = tuple(row.name for row in nf.criteria())
 SETTINGS = dict(
@@ -142,13 +142,11 @@ def test_moments_are_the_pairs(criterion, dtype, share, monkeypatch):
     options = dict(candidates=candidates, evaluation=evaluation)
     options["weights"] = rng.uniform(0.1, 1, len(options["evaluation"]))
     paid_off = []
-    pay_off = selection._Moments.pay_off
-    monkeypatch.setattr(
-        selection._Moments, "pay_off", lambda *a: paid_off.append(pay_off(*a)) or paid_off[-1]
-    )
+    pay_off = moments.pay_off
+    monkeypatch.setattr(moments, "pay_off", lambda *a: paid_off.append(pay_off(*a)) or paid_off[-1])
     u, picked = nf.utilities(post, criterion, **options), nf.select(post, criterion, 15, **options)
     assert paid_off == [True, True]
-    monkeypatch.setattr(selection._Moments, "pay_off", lambda *a: False)
+    monkeypatch.setattr(moments, "pay_off", lambda *a: False)
     tolerance = 1e-11 if dtype == np.float64 else 1e-5
     assert relative_error(nf.utilities(post, criterion, **options), u) <= tolerance
     pairs = nf.select(post, criterion, 15, **options)

@@ -15,7 +15,7 @@ from problems import REPRESENTATIONS, relative_error
 from torch import nn
 
 import ntkfast as nf
-from ntkfast._posterior.lock import Lock
+from ntkfast.lock import Lock
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter", "ignore:.*hardly above")
 N = 120

@@ -29,8 +29,8 @@ struct MatrixView {
   std::int64_t col_stride = 1;
 
   MatrixView transposed() const { return {data, cols, rows, col_stride, row_stride}; }
-  MatrixView block(std::int64_t i, std::int64_t j, std::int64_t num_rows,
-                   std::int64_t num_cols) const {
+  MatrixView part(std::int64_t i, std::int64_t j, std::int64_t num_rows,
+                  std::int64_t num_cols) const {
     return {data + i * row_stride + j * col_stride, num_rows, num_cols, row_stride, col_stride};
   }
   T& operator()(std::int64_t i, std::int64_t j) const {

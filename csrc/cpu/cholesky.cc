@@ -8,7 +8,7 @@
 namespace ntkfast {
 namespace {
 
-void factor_block(const MatrixView<double>& L, std::int64_t first_row) {
+void factor_triangle(const MatrixView<double>& L, std::int64_t first_row) {
   for (std::int64_t j = 0; j < L.rows; ++j) {
     double diagonal = L(j, j);
     for (std::int64_t p = 0; p < j; ++p) diagonal -= L(j, p) * L(j, p);
@@ -27,18 +27,19 @@ void factor_block(const MatrixView<double>& L, std::int64_t first_row) {
 
 }  // namespace
 
-void cholesky(const MatrixView<double>& L, std::int64_t first_row, const Interrupt& interrupted) {
-  constexpr std::int64_t kBlock = 64;
+void cholesky_cpu(const TensorView& L_view, const Interrupt& interrupted) {
+  constexpr std::int64_t kTriangle = 64;
   constexpr std::int64_t kStripe = 256;
   const LinalgKernels& linalg = kernels().linalg;
-  const std::int64_t n = L.rows;
-  const Buffer memory(kBlock * n * std::int64_t{sizeof(double)});
-  for (std::int64_t j = 0; j < n; j += kBlock) {
-    const std::int64_t width = std::min(kBlock, n - j), below = n - j - width;
-    factor_block(L.block(j, j, width, width), first_row + j);
+  const std::int64_t n = L_view.ndim == 2 ? L_view.shape[0] : -1;
+  const MatrixView<double> L = matrix<double>(L_view, "A", n, n);
+  const Buffer memory(kTriangle * n * std::int64_t{sizeof(double)});
+  for (std::int64_t j = 0; j < n; j += kTriangle) {
+    const std::int64_t width = std::min(kTriangle, n - j), below = n - j - width;
+    factor_triangle(L.part(j, j, width, width), j);
     if (below == 0) break;
     // The panel is solved transposed, so that its rows lie along the lanes.
-    const MatrixView<double> panel = L.block(j + width, j, below, width);
+    const MatrixView<double> panel = L.part(j + width, j, below, width);
     const MatrixView<double> flipped{memory.as<double>(), width, below, below, 1};
     parallel_for(
         ceil_div(below, kStripe),
@@ -46,22 +47,17 @@ void cholesky(const MatrixView<double>& L, std::int64_t first_row, const Interru
           const std::int64_t begin = stripe * kStripe, end = std::min(below, begin + kStripe);
           for (std::int64_t i = begin; i < end; ++i)
             for (std::int64_t p = 0; p < width; ++p) flipped(p, i) = panel(i, p);
-          linalg.solve_block(&L(j, j), L.row_stride, width, flipped.data, flipped.row_stride, begin,
-                             end, false);
+          linalg.solve_triangle(&L(j, j), L.row_stride, width, flipped.data, flipped.row_stride,
+                                begin, end, false);
           for (std::int64_t i = begin; i < end; ++i)
             for (std::int64_t p = 0; p < width; ++p) panel(i, p) = flipped(p, i);
         },
         interrupted);
     gemm(linalg.dddd, operand(panel), operand(panel), width,
-         L.block(j + width, j + width, below, below), -1.0, 1.0, true, interrupted);
+         L.part(j + width, j + width, below, below), -1.0, 1.0, true, interrupted);
   }
   for (std::int64_t i = 0; i < n; ++i)
     for (std::int64_t j = i + 1; j < n; ++j) L(i, j) = 0;
-}
-
-void cholesky_cpu(const TensorView& L_view, const Interrupt& interrupted) {
-  const std::int64_t n = L_view.ndim == 2 ? L_view.shape[0] : -1;
-  cholesky(matrix<double>(L_view, "A", n, n), 0, interrupted);
 }
 
 }  // namespace ntkfast

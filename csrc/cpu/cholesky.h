@@ -10,7 +10,4 @@ namespace ntkfast {
 /// diagonal. Throws InvalidArgument naming the row at which A is found not to be positive definite.
 void cholesky_cpu(const TensorView& L, const Interrupt& interrupted);
 
-/// The same on a plain view; `first_row` is added to the row an error names.
-void cholesky(const MatrixView<double>& L, std::int64_t first_row, const Interrupt& interrupted);
-
 }  // namespace ntkfast

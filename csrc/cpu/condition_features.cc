@@ -30,7 +30,7 @@ void condition(const GemmKernels<T, double, double, double>& project,
   }
   const Buffer memory(std::min(kRows, psi.rows) * rank * std::int64_t{sizeof(double)});
   for (std::int64_t i = 0; i < psi.rows; i += kRows) {
-    const MatrixView<T> rows = psi.block(i, 0, std::min(kRows, psi.rows - i), psi.cols);
+    const MatrixView<T> rows = psi.part(i, 0, std::min(kRows, psi.rows - i), psi.cols);
     const MatrixView<double> projection{memory.as<double>(), rows.rows, rank, rank, 1};
     gemm(project, operand(rows), operand(U), psi.cols, projection, 1.0, 0.0);
     gemm(update, operand(projection), operand(C.transposed()), rank, rows, -1.0, 1.0);

@@ -1,5 +1,5 @@
-// The register-blocked matrix product under everything: pack rows into panels, multiply panels into
-// a tile.
+// The matrix product under everything, by tiles of registers: pack rows into panels, multiply
+// panels into a tile.
 //
 // A tile is kTileRows x kTileCols numbers in the compute type, in cache; what happens to it next
 // (scoring, storing) is the caller's business. Products are summed over the depth in a fixed order,
@@ -87,7 +87,7 @@ NTKFAST_INLINE void multiply_tile(int64_t depth, int64_t rows, const T* left, co
 
 #if defined(__AVX512F__)
 /// 16 rows of 16 floats -> 16 columns, in registers.
-NTKFAST_INLINE void transpose_block(__m512 (&r)[16]) {
+NTKFAST_INLINE void transpose_square(__m512 (&r)[16]) {
   __m512 t[16];
   NTKFAST_UNROLL
   for (int g = 0; g < 16; g += 4) {  // 4 x 4 within each quarter
@@ -125,15 +125,15 @@ NTKFAST_INLINE void pack_contiguous(const float* const* source, int64_t rows, in
     for (int64_t k = 0; k < depth; k += 16) {
       const int64_t steps = depth - k < 16 ? depth - k : 16;
       const __mmask16 part = static_cast<__mmask16>((1u << steps) - 1);
-      __m512 block[16];
+      __m512 square[16];
       NTKFAST_UNROLL
       for (int r = 0; r < 16; ++r)
-        block[r] =
+        square[r] =
             r < present ? _mm512_maskz_loadu_ps(part, source[group + r] + k) : _mm512_setzero_ps();
-      transpose_block(block);
+      transpose_square(square);
       NTKFAST_UNROLL
       for (int i = 0; i < 16; ++i) {
-        if (i < steps) _mm512_mask_storeu_ps(out + (k + i) * width + group, lanes, block[i]);
+        if (i < steps) _mm512_mask_storeu_ps(out + (k + i) * width + group, lanes, square[i]);
       }
     }
   }

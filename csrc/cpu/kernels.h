@@ -118,9 +118,9 @@ struct LinalgKernels {
   GemmKernels<float, float, double, double> ffdd;
   GemmKernels<float, double, double, double> fddd;
   GemmKernels<float, float, float, float> ffff;
-  /// X <- L^-1 X (or L^-T X) for a lower triangular block L (n, n) and columns [begin, end) of X.
-  void (*solve_block)(const double* L, int64_t ld, int64_t n, double* X, int64_t ldx, int64_t begin,
-                      int64_t end, bool transpose);
+  /// X <- L^-1 X (or L^-T X) for a lower triangle L (n, n) and columns [begin, end) of X.
+  void (*solve_triangle)(const double* L, int64_t ld, int64_t n, double* X, int64_t ldx,
+                         int64_t begin, int64_t end, bool transpose);
   /// out[i] = <a_i, b_i>, products and sums in double.
   void (*dot_rows_ff)(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t rows,
                       int64_t cols, double* out);
@@ -166,7 +166,7 @@ struct Gathered {
   const Run* runs;  // of every 16 positions
 };
 
-/// left_i^T right_i of every sample i, group by group: `groups` blocks of (rows, size), flattened.
+/// left_i^T right_i of every sample i, group by group: `groups` matrices (rows, size), flattened.
 template <class T>
 struct Gradients {
   Gathered<T> left, right;            // groups * rows and groups * size columns

@@ -98,27 +98,28 @@ void sketch_add(const Sketch& sketch, const T* values, int64_t count, T* out) {
 }
 
 #if defined(__AVX512F__)
-/// Positions [k, k + steps) of 16 columns, transposed: block[i] is position k + i.
+/// Positions [k, k + steps) of 16 columns, transposed: square[i] is position k + i.
 template <Run run>
-NTKFAST_INLINE void load_block(const float* data, const int32_t* positions, const int32_t* columns,
-                               int64_t present, int64_t steps, __m512 (&block)[16]) {
+NTKFAST_INLINE void load_square(const float* data, const int32_t* positions, const int32_t* columns,
+                                int64_t present, int64_t steps, __m512 (&square)[16]) {
   const __mmask16 part = static_cast<__mmask16>((1u << steps) - 1);
   const __m512i offsets = _mm512_maskz_loadu_epi32(part, positions);
   NTKFAST_UNROLL
   for (int r = 0; r < 16; ++r) {
     if (r >= present) {
-      block[r] = _mm512_setzero_ps();
+      square[r] = _mm512_setzero_ps();
     } else if (run == Run::kWhole) {
-      block[r] = _mm512_maskz_loadu_ps(part, data + columns[r] + positions[0]);
+      square[r] = _mm512_maskz_loadu_ps(part, data + columns[r] + positions[0]);
     } else if (run == Run::kHalves) {
-      block[r] = _mm512_insertf32x8(
+      square[r] = _mm512_insertf32x8(
           _mm512_castps256_ps512(_mm256_loadu_ps(data + columns[r] + positions[0])),
           _mm256_loadu_ps(data + columns[r] + positions[8]), 1);
     } else {
-      block[r] = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), part, offsets, data + columns[r], 4);
+      square[r] =
+          _mm512_mask_i32gather_ps(_mm512_setzero_ps(), part, offsets, data + columns[r], 4);
     }
   }
-  transpose_block(block);
+  transpose_square(square);
 }
 
 /// One panel of pack_gathered, columns anywhere.
@@ -132,21 +133,21 @@ NTKFAST_INLINE void pack_transposed(const float* data, const Gathered<float>& fr
     for (int64_t k = 0; k < depth; k += 16) {
       const int64_t steps = depth - k < 16 ? depth - k : 16;
       const int32_t *positions = from.positions + k, *column = columns + group;
-      __m512 block[16];
+      __m512 square[16];
       switch (from.runs[k / 16]) {
         case Run::kWhole:
-          load_block<Run::kWhole>(data, positions, column, present, steps, block);
+          load_square<Run::kWhole>(data, positions, column, present, steps, square);
           break;
         case Run::kHalves:
-          load_block<Run::kHalves>(data, positions, column, present, steps, block);
+          load_square<Run::kHalves>(data, positions, column, present, steps, square);
           break;
         case Run::kNone:
-          load_block<Run::kNone>(data, positions, column, present, steps, block);
+          load_square<Run::kNone>(data, positions, column, present, steps, square);
           break;
       }
       NTKFAST_UNROLL
       for (int i = 0; i < 16; ++i) {
-        if (i < steps) _mm512_mask_storeu_ps(out + (k + i) * width + group, lanes, block[i]);
+        if (i < steps) _mm512_mask_storeu_ps(out + (k + i) * width + group, lanes, square[i]);
       }
     }
   }

@@ -1,4 +1,4 @@
-// Matrix kernels for one instruction set: tiles of C = beta C + alpha A B^T, triangular blocks, dot
+// Matrix kernels for one instruction set: tiles of C = beta C + alpha A B^T, triangles, dot
 // products. Compiled once per instruction set with NTKFAST_ISA naming it; see kernels.h.
 #include "cpu/gemm_tile.h"
 
@@ -45,8 +45,8 @@ void gemm_rows(const Gemm<SA, SB, T, O>& gemm, int64_t tile, void* scratch) {
 }
 
 /// Substitution, vectorised over the columns of X.
-void solve_block(const double* L, int64_t ld, int64_t n, double* X, int64_t ldx, int64_t begin,
-                 int64_t end, bool transpose) {
+void solve_triangle(const double* L, int64_t ld, int64_t n, double* X, int64_t ldx, int64_t begin,
+                    int64_t end, bool transpose) {
   constexpr int64_t kColumns = 64;  // a stripe of X stays in cache
   for (int64_t j0 = begin; j0 < end; j0 += kColumns) {
     const int64_t cols = end - j0 < kColumns ? end - j0 : kColumns;
@@ -151,7 +151,7 @@ const LinalgKernels NTKFAST_JOIN(kLinalg_, NTKFAST_ISA) = {
     gemm_kernels<float, float, double, double>(),
     gemm_kernels<float, double, double, double>(),
     gemm_kernels<float, float, float, float>(),
-    solve_block,
+    solve_triangle,
     dot_rows<float, float>,
     dot_rows<float, double>,
     dot_rows<double, double>,

@@ -60,17 +60,17 @@ int64_t scratch_bytes(const Score<T>& score) {
 template <class T>
 void prepare_points(const Score<T>& score, int64_t x_tile) {
   const int64_t planes = point_size(score), k = score.classes;
-  T* block = score.points + x_tile * planes * kTileCols;
-  for (int64_t i = 0; i < planes * kTileCols; ++i) block[i] = T(0);
+  T* panel = score.points + x_tile * planes * kTileCols;
+  for (int64_t i = 0; i < planes * kTileCols; ++i) panel[i] = T(0);
   for (int64_t lane = 0; lane < kTileCols; ++lane) {
     const int64_t i = x_tile * kTileCols + lane;
     if (i >= score.num_evaluation)
       break;  // lanes beyond the last point have weight 0 and finite values
     const int64_t x = score.evaluation[i];
-    block[lane] = static_cast<T>(score.weights[i]);
+    panel[lane] = static_cast<T>(score.weights[i]);
     const PointInputs inputs{score.mean + x * k, score.outputs + x * k,
                              score.targets ? score.targets + i * k : nullptr, score.variance[x]};
-    const Prepared<T> out{block + kTileCols + lane, kTileCols};
+    const Prepared<T> out{panel + kTileCols + lane, kTileCols};
     visit_scalar(score.criterion, [&](auto c) { decltype(c)::prepare_point(score, inputs, out); });
   }
 }

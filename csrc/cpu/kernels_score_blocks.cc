@@ -1,7 +1,7 @@
 // Scoring of a matrix-valued kernel for one instruction set: blocks of a tile of points -> rows ->
 // criterion -> sum. Compiled once per instruction set with NTKFAST_ISA naming it; see kernels.h.
 //
-// A tile is one register-blocked panel of evaluation points along the lanes. For each candidate its
+// A tile is one panel of evaluation points along the lanes. For each candidate its
 // k x k blocks of covariances are transposed once into planes [a][b][point]; every row of the
 // candidate then is a product of them with k broadcast numbers.
 #include "cpu/gemm_tile.h"
@@ -94,19 +94,19 @@ void prepare_points(const ScoreBlocks<T>& score, int64_t x_tile, void* memory) {
   constexpr int kCols = tile_cols<T>();
   const Scratch<T> scratch(score, memory);
   const int64_t planes = point_size(score), k = score.classes;
-  T* block = score.points + x_tile * planes * kCols;
-  for (int64_t i = 0; i < planes * kCols; ++i) block[i] = T(0);
+  T* panel = score.points + x_tile * planes * kCols;
+  for (int64_t i = 0; i < planes * kCols; ++i) panel[i] = T(0);
   for (int64_t lane = 0; lane < kCols; ++lane) {
     const int64_t i = x_tile * kCols + lane;
     if (i >= score.num_evaluation)
       break;  // lanes beyond the last point have weight 0 and finite values
     const int64_t x = score.evaluation[i];
-    block[lane] = static_cast<T>(score.weights[i]);
+    panel[lane] = static_cast<T>(score.weights[i]);
     const BlockPoint point{
         {score.mean + x * k, score.outputs + x * k, score.targets ? score.targets + i * k : nullptr,
          0.0},
         score.evaluation_variance ? score.evaluation_variance + i * k * k : nullptr};
-    const Prepared<T> out{block + kCols + lane, kCols};
+    const Prepared<T> out{panel + kCols + lane, kCols};
     visit_block(score.criterion, [&](auto c) {
       score.point_is_wrong[i] = !decltype(c)::prepare_point(score, point, scratch.work, out);
     });

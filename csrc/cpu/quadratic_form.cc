@@ -17,7 +17,7 @@ void quadratic_form(const GemmKernels<T, double, double, double>& kernels, Dot d
   double* q = contiguous<double>(q_view, "q", {X.rows});
   const Buffer memory(std::min(kRows, X.rows) * X.cols * std::int64_t{sizeof(double)});
   for (std::int64_t i = 0; i < X.rows; i += kRows) {
-    const MatrixView<T> rows = X.block(i, 0, std::min(kRows, X.rows - i), X.cols);
+    const MatrixView<T> rows = X.part(i, 0, std::min(kRows, X.rows - i), X.cols);
     const MatrixView<double> image{memory.as<double>(), rows.rows, X.cols, X.cols, 1};
     gemm(kernels, operand(rows), operand(G.transposed()), X.cols, image, 1.0, 0.0, false,
          interrupted);

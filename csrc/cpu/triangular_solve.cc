@@ -7,36 +7,6 @@
 
 namespace ntkfast {
 
-void triangular_solve(const MatrixView<double>& L, const MatrixView<double>& X, bool transpose,
-                      const Interrupt& interrupted) {
-  constexpr std::int64_t kBlock = 64;    // rows solved by substitution; everything else is products
-  constexpr std::int64_t kStripe = 256;  // columns of one unit of work
-  const LinalgKernels& linalg = kernels().linalg;
-  const std::int64_t n = L.rows, blocks = ceil_div(n, kBlock);
-  for (std::int64_t step = 0; step < blocks; ++step) {
-    const std::int64_t i = (transpose ? blocks - 1 - step : step) * kBlock;
-    const std::int64_t rows = std::min(kBlock, n - i);
-    const MatrixView<double> X_i = X.block(i, 0, rows, X.cols);
-    if (step > 0) {
-      // X_i -= (row of L left of the block, or column below it) times what is solved; tall as X^T.
-      const std::int64_t from = transpose ? i + rows : 0;
-      const std::int64_t depth = transpose ? n - from : i;
-      const MatrixView<double> factor =
-          transpose ? L.block(from, i, depth, rows).transposed() : L.block(i, 0, rows, depth);
-      const MatrixView<double> solved = X.block(from, 0, depth, X.cols).transposed();
-      gemm(linalg.dddd, operand(solved), operand(factor), depth, X_i.transposed(), -1.0, 1.0, false,
-           interrupted);
-    }
-    parallel_for(
-        ceil_div(X.cols, kStripe),
-        [&](std::int64_t stripe, int) {
-          linalg.solve_block(&L(i, i), L.row_stride, rows, X_i.data, X.row_stride, stripe * kStripe,
-                             std::min(X.cols, (stripe + 1) * kStripe), transpose);
-        },
-        interrupted);
-  }
-}
-
 void triangular_solve_cpu(const TensorView& L_view, const TensorView& X_view, bool transpose,
                           const Interrupt& interrupted) {
   const std::int64_t n = L_view.ndim == 2 ? L_view.shape[0] : -1;
@@ -45,7 +15,35 @@ void triangular_solve_cpu(const TensorView& L_view, const TensorView& X_view, bo
   for (std::int64_t i = 0; i < n; ++i)
     require(std::isfinite(L(i, i)) && L(i, i) != 0,
             "L: diagonal element " + std::to_string(i) + " is zero or not finite");
-  triangular_solve(L, X, transpose, interrupted);
+
+  constexpr std::int64_t kTriangle = 64;  // rows solved by substitution; the rest is products
+  constexpr std::int64_t kStripe = 256;   // columns of one unit of work
+  const LinalgKernels& linalg = kernels().linalg;
+  const std::int64_t triangles = ceil_div(n, kTriangle);
+  for (std::int64_t step = 0; step < triangles; ++step) {
+    const std::int64_t i = (transpose ? triangles - 1 - step : step) * kTriangle;
+    const std::int64_t rows = std::min(kTriangle, n - i);
+    const MatrixView<double> X_i = X.part(i, 0, rows, X.cols);
+    if (step > 0) {
+      // X_i -= (row of L left of the triangle, or column below it) times what is solved; tall as
+      // X^T.
+      const std::int64_t from = transpose ? i + rows : 0;
+      const std::int64_t depth = transpose ? n - from : i;
+      const MatrixView<double> factor =
+          transpose ? L.part(from, i, depth, rows).transposed() : L.part(i, 0, rows, depth);
+      const MatrixView<double> solved = X.part(from, 0, depth, X.cols).transposed();
+      gemm(linalg.dddd, operand(solved), operand(factor), depth, X_i.transposed(), -1.0, 1.0, false,
+           interrupted);
+    }
+    parallel_for(
+        ceil_div(X.cols, kStripe),
+        [&](std::int64_t stripe, int) {
+          linalg.solve_triangle(&L(i, i), L.row_stride, rows, X_i.data, X.row_stride,
+                                stripe * kStripe, std::min(X.cols, (stripe + 1) * kStripe),
+                                transpose);
+        },
+        interrupted);
+  }
 }
 
 }  // namespace ntkfast

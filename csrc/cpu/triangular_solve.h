@@ -11,8 +11,4 @@ namespace ntkfast {
 void triangular_solve_cpu(const TensorView& L, const TensorView& X, bool transpose,
                           const Interrupt& interrupted);
 
-/// The same on plain views.
-void triangular_solve(const MatrixView<double>& L, const MatrixView<double>& X, bool transpose,
-                      const Interrupt& interrupted);
-
 }  // namespace ntkfast

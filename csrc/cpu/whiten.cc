@@ -31,7 +31,7 @@ void whiten(const GemmKernels<T, double, double, T>& kernels, const TensorView& 
   for (std::int64_t i = 0; i < psi.rows; i += kRows) {
     const std::int64_t rows = std::min(kRows, psi.rows - i);
     const MatrixView<double> sums{memory.as<double>(), rows, psi.cols, psi.cols, 1};
-    to_double(features.block(i, 0, rows, features.cols), sums);
+    to_double(features.part(i, 0, rows, features.cols), sums);
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t j = 0; j < psi.cols; ++j) psi(i + r, j) = static_cast<T>(sums(r, j));
   }

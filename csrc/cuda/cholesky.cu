@@ -9,7 +9,7 @@ void cholesky_cuda(const TensorView& L_view, const TensorView& failed_view, void
   std::int64_t* failed = device_array<std::int64_t>(failed_view, "failed", {1});
   const DeviceGuard guard(common_device({&L_view, &failed_view}));
   Launcher launcher(stream_of(stream));
-  launch_cholesky(launcher, L.data, L.row_stride, n, 0, failed);
+  launch_cholesky(launcher, L.data, L.row_stride, n, failed);
 }
 
 }  // namespace ntkfast

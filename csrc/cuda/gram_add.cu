@@ -4,8 +4,8 @@
 namespace ntkfast {
 
 void gram_add_cuda(const TensorView& A, const TensorView& B, const TensorView& out, bool lower,
-                   const std::string& precision, void* stream) {
-  visit_products(precision, [&](auto products) {
+                   const std::string& kind, void* stream) {
+  visit_products(kind, [&](auto products) {
     using Products = decltype(products);
     using Element = typename Products::Element;
     using T = typename Products::T;

@@ -27,8 +27,8 @@ GhostSide ghost_side(const Element* left, const TensorView& left_view, const Ele
 
 void gram_ghost_cuda(const TensorView& left, const TensorView& right, const TensorView& left2,
                      const TensorView& right2, const TensorView& out, bool lower,
-                     const std::string& precision, void* stream) {
-  visit_products(precision, [&](auto products) {
+                     const std::string& kind, void* stream) {
+  visit_products(kind, [&](auto products) {
     using Products = decltype(products);
     using Element = typename Products::Element;
     using T = typename Products::T;

@@ -86,22 +86,22 @@ struct TensorProducts : TensorTile<Products> {
   }
 };
 
-/// Calls visit with the kind of products of this name.
+/// Calls visit with the kind of products of this name (see operations.h).
 template <class Visit>
-void visit_products(const std::string& precision, const Visit& visit) {
-  if (precision == "float32") {
+void visit_products(const std::string& products, const Visit& visit) {
+  if (products == "fma32") {
     visit(PlainProducts<float>{});
-  } else if (precision == "float64") {
+  } else if (products == "fma64") {
     visit(PlainProducts<double>{});
-  } else if (precision == "bf16") {
+  } else if (products == "bf16") {
     visit(TensorProducts<Bf16Products>{});
-  } else if (precision == "tf32") {
+  } else if (products == "tf32") {
     visit(TensorProducts<Tf32Products>{});
-  } else if (precision == "tf32x3") {
+  } else if (products == "tf32x3") {
     visit(TensorProducts<SplitTf32Products>{});
   } else {
-    throw InvalidArgument("precision: unknown name '" + precision +
-                          "'; expected float32, float64, bf16, tf32 or tf32x3");
+    throw InvalidArgument("products: unknown name '" + products +
+                          "'; expected fma32, fma64, bf16, tf32 or tf32x3");
   }
 }
 

@@ -1,4 +1,4 @@
-// Matrix kernels: general product, quadratic forms, row norms, triangular blocks. Float64 sums
+// Matrix kernels: general product, quadratic forms, row norms, triangular systems. Float64 sums
 // wherever the CPU engine has them.
 #pragma once
 
@@ -135,10 +135,10 @@ struct QuadraticForm {
   }
 };
 
-// --- Triangular blocks ---
+// --- Triangles on the diagonal ---
 
-constexpr int kTriangle =
-    64;  // rows of a block solved by substitution; everything else is products
+/// Rows of a triangle that is solved by substitution; everything else is products.
+constexpr int kTriangle = 64;
 
 struct TriangleArgs {
   double* L;  // (n, n), row stride L_stride
@@ -146,12 +146,12 @@ struct TriangleArgs {
   double* X;  // element (i, j) at X[i * row_stride + j * col_stride]: (n, cols)
   int64_t row_stride, col_stride, cols;
   bool transpose;
-  int64_t first_row;  // of the block in the whole matrix
+  int64_t first_row;  // of the triangle in the whole matrix
   int64_t*
       failed;  // 1 + the first row at which the matrix shows not to be positive definite; 0: none
 };
 
-/// X <- L^-1 X or L^-T X for one block of at most 64 rows; a thread per column of X.
+/// X <- L^-1 X or L^-T X for one triangle of at most 64 rows; a thread per column of X.
 struct SolveTriangle {
   static constexpr int kThreads = 64;
   static constexpr int kStride = kTriangle + 1;
@@ -180,8 +180,8 @@ struct SolveTriangle {
   }
 };
 
-/// Cholesky factor of one block of at most 64 rows, in place; one block of threads. The upper part
-/// becomes zero.
+/// Cholesky factor of one triangle of at most 64 rows, in place, by one block of threads. The upper
+/// part becomes zero.
 struct FactorTriangle {
   static constexpr int kThreads = 64;
   static constexpr int kStride = kTriangle + 1;
@@ -219,43 +219,31 @@ struct FactorTriangle {
   }
 };
 
-struct FillArgs {
+struct ClearArgs {
   double* out;
   int64_t out_stride, rows, cols;
-  const double* from;  // nullptr: zeros
-  int64_t row_stride, col_stride;
-  bool lower;  // zeros above the diagonal
 };
-/// Copies a matrix; one thread per element.
-struct Fill {
+/// out <- 0; one thread per element.
+struct Clear {
   static constexpr int kThreads = 256;
   template <class Ctx>
-  static NTKFAST_DEVICE void body(const Ctx& ctx, const FillArgs& args) {
+  static NTKFAST_DEVICE void body(const Ctx& ctx, const ClearArgs& args) {
     const int64_t e = ctx.block_x() * kThreads + ctx.thread();
-    if (e >= args.rows * args.cols) return;
-    const int64_t i = e / args.cols, j = e % args.cols;
-    args.out[i * args.out_stride + j] = args.from == nullptr || (args.lower && j > i)
-                                            ? 0.0
-                                            : args.from[i * args.row_stride + j * args.col_stride];
+    if (e < args.rows * args.cols) args.out[e / args.cols * args.out_stride + e % args.cols] = 0.0;
   }
 };
 
 // --- Drivers ---
-
-template <class Launcher>
-void launch_fill(Launcher& launcher, const FillArgs& args) {
-  launcher.template run<Fill>({div_up(args.rows * args.cols, Fill::kThreads), 1}, 0, args);
-}
 
 /// X <- L^-1 X, or L^-T X: X (n, cols) with element (i, j) at X[i * row_stride + j * col_stride].
 template <class Launcher>
 void launch_triangular_solve(Launcher& launcher, const double* L, int64_t L_stride, int64_t n,
                              double* X, int64_t row_stride, int64_t col_stride, int64_t cols,
                              bool transpose) {
-  const int64_t blocks = div_up(n, kTriangle);
+  const int64_t triangles = div_up(n, kTriangle);
   if (cols == 0) return;
-  for (int64_t step = 0; step < blocks; ++step) {
-    const int64_t i = (transpose ? blocks - 1 - step : step) * kTriangle;
+  for (int64_t step = 0; step < triangles; ++step) {
+    const int64_t i = (transpose ? triangles - 1 - step : step) * kTriangle;
     const int64_t rows = n - i < kTriangle ? n - i : kTriangle;
     if (step > 0) {
       const int64_t from = transpose ? i + rows : 0, depth = transpose ? n - from : i;
@@ -282,14 +270,13 @@ void launch_triangular_solve(Launcher& launcher, const double* L, int64_t L_stri
 
 /// L <- Cholesky factor of the matrix whose lower part L holds; `failed` must be zero before.
 template <class Launcher>
-void launch_cholesky(Launcher& launcher, double* L, int64_t stride, int64_t n, int64_t first_row,
-                     int64_t* failed) {
+void launch_cholesky(Launcher& launcher, double* L, int64_t stride, int64_t n, int64_t* failed) {
   for (int64_t j = 0; j < n; j += kTriangle) {
     const int64_t width = n - j < kTriangle ? n - j : kTriangle, below = n - j - width;
     double* diagonal = L + j * stride + j;
     launcher.template run<FactorTriangle>(
         {1, 1}, FactorTriangle::shared_bytes(),
-        TriangleArgs{diagonal, stride, width, nullptr, 0, 0, 0, false, first_row + j, failed});
+        TriangleArgs{diagonal, stride, width, nullptr, 0, 0, 0, false, j, failed});
     if (below == 0) break;
     double* panel = diagonal + width * stride;
     // panel <- panel L^-T: its rows are the columns of the solve.
@@ -307,36 +294,9 @@ void launch_cholesky(Launcher& launcher, double* L, int64_t stride, int64_t n, i
                                                                    -1.0,
                                                                    1.0,
                                                                    Part::kLower});
-    launch_fill(launcher, {diagonal + width, stride, width, below, nullptr, 0, 0, false});
+    launcher.template run<Clear>({div_up(width * below, Clear::kThreads), 1}, 0,
+                                 ClearArgs{diagonal + width, stride, width, below});
   }
-}
-
-/// out <- factor of [[L L^T, cross^T], [cross, corner]].
-template <class Launcher>
-void launch_cholesky_append(Launcher& launcher, const double* L, int64_t L_stride, int64_t n,
-                            const double* cross, int64_t cross_stride, const double* corner,
-                            int64_t corner_stride, int64_t m, double* out, int64_t out_stride,
-                            int64_t* failed) {
-  double* rows = out + n * out_stride;
-  double* rest = rows + n;
-  launch_fill(launcher, {out, out_stride, n, n, L, L_stride, 1, true});
-  launch_fill(launcher, {out + n, out_stride, n, m, nullptr, 0, 0, false});
-  launch_fill(launcher, {rows, out_stride, m, n, cross, cross_stride, 1, false});
-  launch_fill(launcher, {rest, out_stride, m, m, corner, corner_stride, 1, false});
-  // The new rows are (L^-1 cross^T)^T: solved in place, transposed.
-  launch_triangular_solve(launcher, L, L_stride, n, rows, 1, out_stride, m, false);
-  launch_gemm<double>(launcher, GemmArgs<double, double, double>{{rows, out_stride, 1},
-                                                                 {rows, out_stride, 1},
-                                                                 m,
-                                                                 m,
-                                                                 n,
-                                                                 rest,
-                                                                 out_stride,
-                                                                 1,
-                                                                 -1.0,
-                                                                 1.0,
-                                                                 Part::kLower});
-  launch_cholesky(launcher, rest, out_stride, m, n, failed);
 }
 
 /// psi <- psi - (psi U^T) C; `projection` (rows, rank) is workspace. Products and sums in double: U

@@ -30,16 +30,16 @@ struct Workspace {
   std::int64_t bytes = 0;
 };
 
-/// How products of features are formed: "float32" and "float64" without tensor cores; "bf16" from
-/// bfloat16 features; "tf32" and "tf32x3" (three products, nearly float32's accuracy) from float32
-/// features. Sums of products are float32, or float64 for "float64"; sums over points are float64
-/// always.
+/// `products` says how the products of features are formed. Without tensor cores: "fma32" of
+/// float32 and "fma64" of float64 features. On tensor cores: "bf16" of bfloat16 features; "tf32"
+/// and "tf32x3" (three products, nearly as exact as "fma32") of float32 features. Sums of products
+/// are float32, or float64 for "fma64"; sums over points are float64 always.
 std::int64_t score_features_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
                                            std::int64_t num_candidates, std::int64_t num_evaluation,
-                                           const std::string& precision);
+                                           const std::string& products);
 /// Candidates and evaluation with ndim 0 stand for all points in order. Indices are not checked:
 /// that would need a synchronisation.
-void score_features_cuda(const TensorView& psi, const ScoreCall& call, const std::string& precision,
+void score_features_cuda(const TensorView& psi, const ScoreCall& call, const std::string& products,
                          const Workspace& workspace, void* stream);
 
 std::int64_t score_dense_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
@@ -81,17 +81,15 @@ void select_variance_reduction_cuda(const TensorView& psi, const TensorView& can
 /// In place; failed (1,) int64, zero before: 1 + the first row at which the matrix shows not to be
 /// positive definite.
 void cholesky_cuda(const TensorView& L, const TensorView& failed, void* stream);
-void cholesky_append_cuda(const TensorView& L, const TensorView& cross, const TensorView& corner,
-                          const TensorView& out, const TensorView& failed, void* stream);
 void triangular_solve_cuda(const TensorView& L, const TensorView& X, bool transpose, void* stream);
 
-/// Products as for scoring, of `precision` float32, float64, bf16, tf32 or tf32x3; sums in float32,
-/// or float64 for float64. See cpu/gram_add.h and cpu/gram_ghost.h.
+/// `products` as for scoring; sums in float32, or float64 for "fma64". See cpu/gram_add.h and
+/// cpu/gram_ghost.h.
 void gram_add_cuda(const TensorView& A, const TensorView& B, const TensorView& out, bool lower,
-                   const std::string& precision, void* stream);
+                   const std::string& products, void* stream);
 void gram_ghost_cuda(const TensorView& left, const TensorView& right, const TensorView& left2,
                      const TensorView& right2, const TensorView& out, bool lower,
-                     const std::string& precision, void* stream);
+                     const std::string& products, void* stream);
 
 /// Of both sketches, for `count` parameters.
 std::int64_t sketch_cuda_workspace(std::int64_t start, std::int64_t count, std::int64_t dim);

@@ -41,7 +41,6 @@ void select_variance_reduction_cuda(View, View, View, View, View, View, View, Vi
   fail();
 }
 void cholesky_cuda(View, View, void*) { fail(); }
-void cholesky_append_cuda(View, View, View, View, View, void*) { fail(); }
 void triangular_solve_cuda(View, View, bool, void*) { fail(); }
 void gram_add_cuda(View, View, View, bool, Text, void*) { fail(); }
 void gram_ghost_cuda(View, View, View, View, View, bool, Text, void*) { fail(); }

@@ -17,7 +17,6 @@
 #include "core/check.h"
 #include "core/score_call.h"
 #include "cpu/cholesky.h"
-#include "cpu/cholesky_append.h"
 #include "cpu/condition_dense.h"
 #include "cpu/condition_features.h"
 #include "cpu/dispatch.h"
@@ -260,7 +259,6 @@ PYBIND11_MODULE(_core, m) {
   cpu(m, "downdate_moments", downdate_moments_cpu, "psi", "g", "h", "g_G_g", "D", out("q"),
       out("s"));
   cpu(m, "cholesky", cholesky_cpu, out("A"));
-  cpu(m, "cholesky_append", cholesky_append_cpu, "L", "cross", "corner", out("out"));
   cpu(m, "triangular_solve", triangular_solve_cpu, "L", out("B"), "transpose");
   cpu(m, "sketch_add", sketch_add_cpu, "values", "start", "sign_key", "shift_key", out("out"));
   cpu(m, "sketch_gradients", sketch_gradients_cpu, "left", "right", "groups", "start", "sign_key",
@@ -281,8 +279,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("cuda_available", [] { return cuda_problem().empty(); }, no_gil);
 
   gpu(m, "cuda_score_features_workspace", score_features_cuda_workspace, "criterion", "num_classes",
-      "num_candidates", "num_evaluation", "precision");
-  gpu(m, "cuda_score_features", score_features_cuda, "psi", "call", "precision", "workspace",
+      "num_candidates", "num_evaluation", "products");
+  gpu(m, "cuda_score_features", score_features_cuda, "psi", "call", "products", "workspace",
       "stream");
   gpu(m, "cuda_score_dense_workspace", score_dense_cuda_workspace, "criterion", "num_classes",
       "num_candidates", "num_evaluation", "double_precision");
@@ -304,12 +302,10 @@ PYBIND11_MODULE(_core, m) {
       maybe("candidates"), "G", out("q"), out("s"), "noise", out("picked"), out("utilities"),
       "workspace", "stream");
   gpu(m, "cuda_cholesky", cholesky_cuda, out("A"), out("failed"), "stream");
-  gpu(m, "cuda_cholesky_append", cholesky_append_cuda, "L", "cross", "corner", out("out"),
-      out("failed"), "stream");
   gpu(m, "cuda_triangular_solve", triangular_solve_cuda, "L", out("B"), "transpose", "stream");
-  gpu(m, "cuda_gram_add", gram_add_cuda, "A", "B", out("out"), "lower", "precision", "stream");
+  gpu(m, "cuda_gram_add", gram_add_cuda, "A", "B", out("out"), "lower", "products", "stream");
   gpu(m, "cuda_gram_ghost", gram_ghost_cuda, "left", "right", "left2", "right2", out("out"),
-      "lower", "precision", "stream");
+      "lower", "products", "stream");
   gpu(m, "cuda_sketch_workspace", sketch_cuda_workspace, "start", "count", "dim");
   gpu(m, "cuda_sketch_add", sketch_add_cuda, "values", "start", "sign_key", "shift_key", out("out"),
       "workspace", "stream");

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import sys
 import tempfile
 import time
@@ -18,9 +17,17 @@ from rich.table import Table
 import ntkfast as nf
 from ntkfast import ops
 from ntkfast._cli.files import open_atomic, read_array
-from ntkfast.arrays import as_indices, as_positive, check_shape
+from ntkfast.arrays import (
+    ArgumentError,
+    ArgumentValueError,
+    as_choice,
+    as_indices,
+    as_positive,
+    check_shape,
+)
 from ntkfast.config import USES, show_config
-from ntkfast.criteria import find
+from ntkfast.criteria import automatic, find
+from ntkfast.loss import as_loss
 
 __all__ = ["app"]
 
@@ -148,7 +155,7 @@ def rank(
         str,
         typer.Option(
             help=f"What to look for: {', '.join(row.name for row in nf.criteria())}. auto: "
-            "fisher_variance_reduction for cross_entropy, variance_reduction for squared.",
+            f"{automatic('cross_entropy')} for cross_entropy, {automatic('squared')} for squared.",
             rich_help_panel="The question",
         ),
     ] = "auto",
@@ -215,10 +222,7 @@ def rank(
     files: dict[str, str | None] = {}
     try:
         # What costs nothing to check comes before minutes of reading and factorising.
-        if criterion == "auto":
-            criterion = "variance_reduction"
-            if loss == "cross_entropy":
-                criterion = "fisher_variance_reduction"
+        criterion = automatic(as_loss(loss)) if criterion == "auto" else criterion
         _check_options(criterion, loss, mode, precision, batch_size, log_loss_targets)
         _check_labeled_files(targets, labeled_indices, labeled_features, labeled_outputs)
         if temperature is not None:
@@ -234,7 +238,9 @@ def rank(
             "labeled_indices": labeled_indices,
             "log_loss_targets": log_loss_targets,
         }
-        arrays = {name: None if spec is None else _read(spec, name) for name, spec in files.items()}
+        arrays = {
+            name: None if spec is None else read_array(spec, name) for name, spec in files.items()
+        }
         distributions = arrays.pop("log_loss_targets")
         data = _described(**arrays)
         pool_size = len(data["features"])
@@ -242,13 +248,15 @@ def rank(
         if data["labeled_indices"] is not None:
             unlabeled -= len(data["labeled_indices"])
         if unlabeled == 0:
-            raise ValueError(
+            raise ArgumentValueError(
+                "labeled_indices",
                 f"labeled_indices: all {pool_size} points of the pool are labelled, so that no "
-                "point is left to rank"
+                "point is left to rank",
             )
         if batch_size is not None and batch_size > unlabeled:
-            raise ValueError(
-                f"batch_size is {batch_size}, but only {unlabeled} unlabelled points are left"
+            raise ArgumentValueError(
+                "batch_size",
+                f"batch_size is {batch_size}, but only {unlabeled} unlabelled points are left",
             )
         picked = nf.select(
             nf.Posterior.from_features(
@@ -270,32 +278,19 @@ def rank(
             writer.writerows((i, *row) for i, row in enumerate(rows, start=1))
     except BrokenPipeError:  # `ntkfast rank ... | head` has seen enough
         raise
+    except ArgumentError as error:
+        # The library names its argument; here that is a file, which most messages do not know.
+        spec = files.get(error.argument)
+        known = spec is None or spec.partition("::")[0] in str(error)
+        _fail(error if known else f"{spec}: {error}")
     except (ValueError, TypeError, OSError, MemoryError) as error:
-        _fail(_naming_the_file(str(error), files))
+        _fail(error)
     if sys.stderr.isatty():
         print(
             f"{len(picked.indices)} of {unlabeled} unlabelled points (pool of {pool_size}) ranked "
             f"by {criterion} in {time.perf_counter() - start:.2f} s",
             file=sys.stderr,
         )
-
-
-def _read(spec: str, name: str) -> Any:
-    try:
-        return read_array(spec, name)
-    except ValueError as error:
-        # numpy's words for a .npy file that ends within its header or within its numbers.
-        if re.search("EOF: reading array header|mmap length is greater than file", str(error)):
-            raise ValueError(f"{name}: cannot read {spec}: it is cut short") from None
-        raise
-
-
-def _naming_the_file(message: str, files: dict[str, str | None]) -> str:
-    """Put the file before a message of the library that begins with the name of its array."""
-    spec = files.get(re.split(r"\W", message, maxsplit=1)[0])
-    if spec is None or spec.partition("::")[0] in message:
-        return message
-    return f"{spec}: {message}"
 
 
 def _check_options(
@@ -307,13 +302,9 @@ def _check_options(
     log_loss_targets: str | None,
 ) -> None:
     """Raise a ValueError unless the question makes sense, whatever the files hold."""
-    for name, value, known in (
-        ("loss", loss, ("cross_entropy", "squared")),
-        ("mode", mode, ("top", "sequential")),
-        ("precision", precision, ("auto", "float32", "float64")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}: expected {' or '.join(known)}, got {value!r}")
+    as_loss(loss)
+    as_choice("mode", mode, ("top", "sequential"))
+    as_choice("precision", precision, ("auto", "float32", "float64"))  # files are read to a CPU
     if "log_loss_targets" in find(criterion).needs and log_loss_targets is None:
         raise ValueError(
             f"log_loss_targets: {criterion} needs --log-loss-targets, the distributions that the "
@@ -386,24 +377,27 @@ def _described(
     check_shape("features", features, ("N", "d"))
     check_shape("outputs", outputs, ("N", "k"))
     if len(outputs) != len(features):
-        raise ValueError(
+        raise ArgumentValueError(
+            "outputs",
             f"outputs: expected a row for each of the {len(features)} rows of features, "
-            f"got shape {outputs.shape}"
+            f"got shape {outputs.shape}",
         )
     if labeled_indices is not None:
         if labeled_indices.ndim != 1 or labeled_indices.dtype.kind not in "biu":
-            raise ValueError(
+            raise ArgumentValueError(
+                "labeled_indices",
                 f"labeled_indices: expected integers of shape (n,), or a mask of shape "
-                f"({len(features)},), got {labeled_indices.dtype} of shape {labeled_indices.shape}"
+                f"({len(features)},), got {labeled_indices.dtype} of shape {labeled_indices.shape}",
             )
         if labeled_indices.dtype.kind == "b":
             check_shape("labeled_indices", labeled_indices, (len(features),))
             labeled_indices = np.flatnonzero(labeled_indices)
         wrong = (labeled_indices < 0) | (labeled_indices >= len(features))
         if wrong.any():
-            raise ValueError(
+            raise ArgumentValueError(
+                "labeled_indices",
                 f"labeled_indices: {labeled_indices[wrong][0]} is not a row of the pool of "
-                f"{len(features)} points"
+                f"{len(features)} points",
             )
         labeled_indices = as_indices("labeled_indices", labeled_indices, len(features), empty=True)
         labeled_features, labeled_outputs = features[labeled_indices], outputs[labeled_indices]

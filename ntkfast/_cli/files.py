@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +35,10 @@ _SAFETENSORS_DTYPES = {
     "U8": "<u1",
     "BOOL": "?",
 }
+
+
+_UNKNOWN = "it is damaged, or holds Python objects, which are never loaded"
+_CUT_SHORT = "it is cut short"
 
 
 def read_array(spec: str, name: str) -> Array:
@@ -77,11 +83,7 @@ def read_array(spec: str, name: str) -> Array:
         array = reader(path, key, name)
     except Exception as error:  # a damaged file can raise nearly anything, from zlib to json
         reason = " ".join(str(error).split())
-        if (
-            "pickle" in reason or "Python objects" in reason
-        ):  # numpy takes whatever it does not know for a pickle
-            reason = "it is damaged, or holds Python objects, which are never loaded"
-        elif not isinstance(error, ValueError | OSError):
+        if not isinstance(error, ValueError | OSError):
             reason = f"it is damaged ({type(error).__name__}: {reason})"
         raise ValueError(f"{name}: cannot read {path}: {reason}") from None
     if array.dtype.kind not in "biuf":
@@ -102,17 +104,39 @@ def _choose(keys: list[str], key: str, name: str) -> str:
 def _read_npy(path: Path, key: str, name: str) -> Array:
     if key:
         raise ValueError("a .npy file holds one array, without a name: leave ::ARRAY out")
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
+    if zipfile.is_zipfile(path):
         raise ValueError("it is a .npz archive with the ending .npy")
-    return array
+    with path.open("rb") as file:
+        needed = _check_npy(file)
+    if path.stat().st_size < needed:
+        raise ValueError(_CUT_SHORT)
+    return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def _check_npy(file: IO[bytes]) -> int:
+    """Return the bytes of a .npy file by its header, or raise a ValueError for one of objects."""
+    numpy = np.lib.format
+    try:
+        first = numpy.read_magic(file) == (1, 0)
+        header = numpy.read_array_header_1_0(file) if first else numpy.read_array_header_2_0(file)
+    except ValueError:
+        raise ValueError(_UNKNOWN if file.read(1) else _CUT_SHORT) from None
+    shape, _, dtype = header
+    if dtype.hasobject:
+        raise ValueError(_UNKNOWN)
+    return file.tell() + math.prod(shape) * dtype.itemsize
 
 
 def _read_npz(path: Path, key: str, name: str) -> Array:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            _check_npy(file)
+        raise ValueError("it is a .npy array with the ending .npz")
     with np.load(path, allow_pickle=False) as archive:
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it is a .npy array with the ending .npz")
-        array: Array = archive[_choose(list(archive.files), key, name)]
+        wanted = _choose(list(archive.files), key, name)
+        with archive.zip.open(f"{wanted}.npy") as member:
+            _check_npy(member)
+        array: Array = archive[wanted]
     return array
 
 
@@ -139,7 +163,7 @@ def _read_safetensors(path: Path, key: str, name: str) -> Array:
         raise ValueError(f"its header gives shape {shape} and bytes {begin} to {end}")
     offset = 8 + header_size + begin
     if 8 + header_size + end > size:
-        raise ValueError("it is cut short")
+        raise ValueError(_CUT_SHORT)
     if count == 0:  # an empty range cannot be mapped
         array: Array = np.empty(shape, dtype)
     else:

@@ -64,22 +64,14 @@ class CudaContractions:
     ghost_rows = 16384
 
     def gram_add(self, a: Tensor, b: Tensor, out: Tensor, lower: bool) -> None:
-        precision, dtype = _products(out)
-        cuda_ops.gram_add(a.to(dtype), b.to(dtype), out, lower=lower, precision=precision)
+        # Exact to the type of `out`, whatever torch is allowed to do.
+        cuda_ops.gram_add(a.to(out.dtype), b.to(out.dtype), out, lower=lower)
 
     def gram_ghost(
         self, left: Tensor, right: Tensor, left2: Tensor, right2: Tensor, out: Tensor, lower: bool
     ) -> None:
-        precision, dtype = _products(out)
-        cuda_ops.gram_ghost(
-            left.to(dtype),
-            right.to(dtype),
-            left2.to(dtype),
-            right2.to(dtype),
-            out,
-            lower=lower,
-            precision=precision,
-        )
+        a, b, a2, b2 = (factor.to(out.dtype) for factor in (left, right, left2, right2))
+        cuda_ops.gram_ghost(a, b, a2, b2, out, lower=lower)
 
     def sketch_add(
         self, values: Tensor, start: int, sign_key: int, shift_key: int, out: Tensor
@@ -107,13 +99,6 @@ def _numpy(f: Factor) -> tuple[Any, Any, Any]:
 
 def _on(device: torch.device, f: Factor) -> tuple[Tensor, Tensor, Tensor]:
     return f.data[:, 0], f.positions.to(device), f.columns.to(device)
-
-
-def _products(out: Tensor) -> tuple[str, torch.dtype]:
-    """How to form products and of what: exact to the type of the result, whatever torch may do."""
-    if out.dtype == torch.float64:
-        return "float64", torch.float64
-    return "tf32x3", torch.float32
 
 
 Contractions: TypeAlias = CpuContractions | CudaContractions

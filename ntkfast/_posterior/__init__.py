@@ -1,11 +1,12 @@
-"""What is behind `ntkfast.posterior`.
+"""What is behind `ntkfast.posterior` and `ntkfast.selection`.
 
 ==============  ================================================================================
 ``engines``     where arrays are worked on: the compiled operations of the CPU, those of a GPU
+``precision``   the precision of what is computed for pairs, by the names that users give
 ``covariance``  S in its two representations, weight space and function space
 ``blocks``      the same for kernels with k x k blocks
+``moments``     the variance criteria over features without pairs
 ``labels``      labels that are missing
-``lock``        threads that share a posterior take turns
 ``file``        what `Posterior.save` writes and `Posterior.load` reads
 ==============  ================================================================================
 """

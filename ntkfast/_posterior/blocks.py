@@ -6,7 +6,7 @@ flattened to one column. `BlockSpace` is that view, so that conditioning, new po
 no mathematics of their own. Scoring does: the scorers hand panels of blocks to
 `ntkfast.ops.score_blocks`, some candidates at a time.
 
-Everything here is computed on the CPU.
+Blocks are computed on the CPU only.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..arrays import Array, as_numpy
+from ..arrays import ArgumentValueError, Array, as_numpy
 from ..ops import ScoreInputs
 from .covariance import Change, FunctionSpace, WeightSpace, Whitening
-from .engines import CPU, Engine, stored_type
+from .engines import CPU, Engine
+from .precision import stored_type
 
 __all__ = [
-    "BlockMoments",
+    "PANEL_BYTES",
     "BlockScorer",
     "BlockSpace",
+    "Space",
     "expanded",
     "in_blocks",
     "outputs_per_point",
     "points_of_rows",
+    "rows_of",
 ]
 
 # Bytes of a panel of covariances, and of the float64 features of its candidates.
-_PANEL_BYTES = 1 << 28
+PANEL_BYTES = 1 << 28
 
 
 def expanded(points: Array, k: int) -> Array:
@@ -42,7 +45,7 @@ def expanded(points: Array, k: int) -> Array:
     return result
 
 
-def _points(psi: Array, points: Array, k: int) -> Array:
+def rows_of(psi: Array, points: Array, k: int) -> Array:
     """Features of these points (m k, d); psi itself when that is all of them in order."""
     every = len(points) * k == len(psi) and np.array_equal(points, np.arange(len(points)))
     return psi if every else psi[expanded(points, k)]
@@ -72,9 +75,10 @@ def outputs_per_point(name: str, rows: int, outputs: Any, engine: Engine) -> int
         return 1
     N, k = shape
     if N * k != rows:
-        raise ValueError(
+        raise ArgumentValueError(
+            "outputs",
             f"outputs has shape {shape}; expected ({rows}, k) for the {rows} rows of {name}, one "
-            f"per point, or (N, k) with N k = {rows} for k rows per point"
+            f"per point, or (N, k) with N k = {rows} for k rows per point",
         )
     refuse_gpu(engine)
     return int(k)
@@ -83,8 +87,10 @@ def outputs_per_point(name: str, rows: int, outputs: Any, engine: Engine) -> int
 def points_of_rows(name: str, rows: int, per_point: int) -> int:
     """Return how many points have so many rows, or raise a ValueError that names the argument."""
     if rows % per_point:
-        raise ValueError(
-            f"{name} has {rows} rows; expected k = {per_point} for each point, as the N points have"
+        raise ArgumentValueError(
+            name,
+            f"{name} has {rows} rows; expected k = {per_point} for each point, as the N points "
+            "have",
         )
     return rows // per_point
 
@@ -126,6 +132,11 @@ class BlockSpace:
         return self.k
 
     @property
+    def dense(self) -> bool:
+        """Whether S itself is kept, rather than features."""
+        return self.inner.dense
+
+    @property
     def size(self) -> int:
         """Number of points."""
         return self.inner.size // self.k
@@ -149,9 +160,9 @@ class BlockSpace:
         refuse_gpu(engine)
         return self.copy()
 
-    def block(self, rows: Array, columns: Array) -> Array:
+    def covariance(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns) (r k, c k), float64."""
-        return self.inner.block(expanded(rows, self.k), expanded(columns, self.k))
+        return self.inner.covariance(expanded(rows, self.k), expanded(columns, self.k))
 
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
@@ -169,12 +180,6 @@ class BlockSpace:
     def extended(self, *rows: Array) -> BlockSpace:
         """Return the space with new points appended: features (m k, d), or kernels."""
         return BlockSpace(self.inner.extended(*rows), self.k)
-
-    @property
-    def features(self) -> WeightSpace:
-        """The features of the rows; their owner has seen to it that there are any."""
-        assert isinstance(self.inner, WeightSpace)
-        return self.inner
 
     def scorer(self, precision: str, picks: int = 0) -> BlockScorer:
         """Scores in `precision`; with `picks` = 0 it must not be conditioned on any."""
@@ -196,9 +201,10 @@ class BlockSpace:
         return self.inner.arrays()
 
 
-def in_blocks(
-    space: WeightSpace | FunctionSpace, per_point: int
-) -> WeightSpace | FunctionSpace | BlockSpace:
+Space = WeightSpace | FunctionSpace | BlockSpace
+
+
+def in_blocks(space: WeightSpace | FunctionSpace, per_point: int) -> Space:
     """Return the covariance of points with so many rows each."""
     return BlockSpace(space, per_point) if per_point > 1 else space
 
@@ -206,8 +212,7 @@ def in_blocks(
 class BlockScorer:
     """Criteria over blocks, conditioned on one pick after another.
 
-    A scorer gives covariances of rows, `_covariance` (see `ops.score_blocks`), and variances;
-    everything else is here.
+    A subclass gives covariances of rows, `_covariance` (see `ops.score_blocks`), and variances.
     """
 
     def __init__(self, k: int, dtype: np.dtype[Any]) -> None:
@@ -234,8 +239,8 @@ class BlockScorer:
 
     def _portions(self, candidates: int, evaluation: int) -> Iterator[tuple[slice, slice]]:
         """Parts of the candidates and evaluation points whose panels fit the memory."""
-        across = max(1, min(evaluation, _PANEL_BYTES // (self.k**2 * self.dtype.itemsize)))
-        down = max(1, _PANEL_BYTES // (self.k**2 * across * self.dtype.itemsize))
+        across = max(1, min(evaluation, PANEL_BYTES // (self.k**2 * self.dtype.itemsize)))
+        down = max(1, PANEL_BYTES // (self.k**2 * across * self.dtype.itemsize))
         for x in range(0, evaluation, across):
             for c in range(0, candidates, down):
                 yield slice(c, c + down), slice(x, x + across)
@@ -276,24 +281,26 @@ class _FeatureScorer(BlockScorer):
         self._space = WeightSpace(psi, Whitening.identity(psi.shape[1], CPU), nothing)
 
     def _covariance(self, candidates: Array, evaluation: Array) -> tuple[Array, None, None]:
-        across = _points(self._space.psi, evaluation, self.k)
+        across = rows_of(self._space.psi, evaluation, self.k)
         panel = np.zeros((len(candidates) * self.k, len(across)), self.dtype)
-        ops.gram_add(_points(self._space.psi, candidates, self.k), across, panel)
+        ops.gram_add(rows_of(self._space.psi, candidates, self.k), across, panel)
         return panel, None, None
 
     def _variances(self, points: Array) -> Array:
         k, d = self.k, self._space.psi.shape[1]
         result = np.empty((len(points), k, k))
-        step = max(1, _PANEL_BYTES // (8 * k * d))
+        step = max(1, PANEL_BYTES // (8 * k * d))
         for start in range(0, len(points), step):
             part = slice(start, start + step)
-            psi = _points(self._space.psi, points[part], k).astype(np.float64).reshape(-1, k, d)
+            psi = rows_of(self._space.psi, points[part], k).astype(np.float64).reshape(-1, k, d)
             result[part] = psi @ psi.transpose(0, 2, 1)
         return result
 
     def column(self, point: int) -> Array:
         """S(., point) (N k, k), float64."""
-        return self._space.block(np.arange(self._space.size), expanded(np.array([point]), self.k))
+        return self._space.covariance(
+            np.arange(self._space.size), expanded(np.array([point]), self.k)
+        )
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise; changes psi."""
@@ -352,79 +359,3 @@ class _KernelScorer(BlockScorer):
         self._V[self._count : self._count + self.k] = V
         self._count += self.k
         self.variance = np.maximum(self.variance - (V**2).sum(0), 0.0)
-
-
-class BlockMoments:
-    """Criteria (1/k) tr((s_c + lam_c I)^-1 q_c) of features with blocks, without pairs.
-
-    With frozen psi, G = sum_x v Psi_x^T Psi_x and C = I - sum_picks Z^T Z, the k x k matrices are
-    q_x = Psi_x C G C Psi_x^T and s_x = Psi_x C Psi_x^T (docs/method.md, section 6). All of it
-    float64 (the downdates subtract), only psi may be float32. O((N_x + N_c) k d^2) once,
-    O(N_c k^2 d) per pick.
-    """
-
-    def __init__(
-        self,
-        space: BlockSpace,
-        candidates: Array,
-        evaluation: Array,
-        *,
-        weights: Array,
-        noise: Array,
-        picks: int,
-        precision: str,
-    ) -> None:
-        self._k, psi = space.k, space.features.psi
-        if precision != "float64":
-            psi = psi.astype(stored_type(precision), copy=False)
-        k, d, m = self._k, psi.shape[1], len(candidates)
-        across = _points(psi, evaluation, k)
-        self._G = ops.weighted_gram(across, np.repeat(weights, k))
-        self._psi = _points(psi, candidates, k)
-        self._q, self._s = np.empty((m, k, k)), np.empty((m, k, k))
-        step = max(1, _PANEL_BYTES // (8 * k * d))
-        for start in range(0, m, step):
-            part = slice(start, start + step)
-            psi_c = self._psi[start * k : (start + step) * k]
-            right = psi_c.astype(np.float64).reshape(-1, k, d).transpose(0, 2, 1)
-            self._q[part] = ops.product(psi_c, self._G).reshape(-1, k, d) @ right
-            self._s[part] = right.transpose(0, 2, 1) @ right
-        self._noise = noise
-        self._picks = np.empty((picks * k, d))  # Z
-        self._count = 0
-
-    @staticmethod
-    def pay_off(space: BlockSpace, candidates: int, evaluation: int, rounds: int) -> bool:
-        """Whether moments cost less than `rounds` times all pairs, and G is no larger than psi."""
-        if not isinstance(space.inner, WeightSpace):
-            return False
-        k, (rows, d) = space.k, space.inner.psi.shape
-        cost = CPU.float64_cost * (candidates + evaluation) * d
-        return bool(d <= rows and cost < rounds * candidates * evaluation * k)
-
-    def utilities(self) -> Array:
-        """Utilities (N_c,)."""
-        noise = np.where(np.isinf(self._noise), 1.0, self._noise)
-        A = self._s + noise[:, None, None] * np.eye(self._k)
-        trace = np.trace(np.linalg.solve(A, self._q), axis1=1, axis2=2)
-        return np.where(np.isinf(self._noise), 0.0, np.maximum(trace, 0.0) / self._k)
-
-    def pick(self, candidate: int) -> None:
-        """Condition on a candidate (its position among the candidates)."""
-        k, noise = self._k, self._noise[candidate]
-        if np.isinf(noise):
-            return
-        picks = self._picks[: self._count]
-        psi_c = self._psi[candidate * k : (candidate + 1) * k].astype(np.float64)
-        g = psi_c - (psi_c @ picks.T) @ picks
-        Z = ops.triangular_solve(ops.cholesky(self._s[candidate] + noise * np.eye(k)), g)
-        Z_G = Z @ self._G
-        h = Z_G - (Z_G @ picks.T) @ picks
-        moved = ops.product(self._psi, np.concatenate([Z, h]).T).reshape(-1, k, 2 * k)
-        alpha, eta = moved[:, :, :k], moved[:, :, k:]
-        # q - alpha eta^T - eta alpha^T + alpha W alpha^T, the last one split among the first two.
-        half = alpha @ (eta - 0.5 * alpha @ (Z_G @ Z.T)).transpose(0, 2, 1)
-        self._q -= half + half.transpose(0, 2, 1)
-        self._s -= alpha @ alpha.transpose(0, 2, 1)
-        self._picks[self._count : self._count + k] = Z
-        self._count += k

@@ -1,12 +1,12 @@
 """The posterior covariance S in its two representations, which answer the same questions.
 
 `WeightSpace` keeps whitened features psi with S(x, x') = <psi(x), psi(x')>, `FunctionSpace` the
-matrix S. Both condition on blocks of labelled points and hand out scorers, which run the compiled
+matrix S. Both condition on several labels at a time and hand out scorers, which run the compiled
 criteria and may be conditioned on the picks of a batch while the space itself stays as it is.
 Outputs, labels and strategies belong to `Posterior` and `selection`.
 
-What grows with N d, N^2, d^2 or n^2 lies where its engine computes, on the CPU or on a GPU (written
-"here", see `engines`); means, variances, noises and indices are on the host in either case.
+What grows with N d, N^2, d^2 or n^2 is an array of the engine, on the CPU or on a GPU (see
+`engines`); means, variances, noises and indices are numpy arrays in either case.
 """
 
 from __future__ import annotations
@@ -20,27 +20,23 @@ import numpy as np
 
 from ..arrays import Array
 from ..ops import ScoreInputs
-from .engines import CPU, Engine, stored_type
+from .engines import CPU, Engine
+from .precision import stored_type, subtracted_type
 
-__all__ = ["FLOAT32_LIMIT", "Factor", "FunctionSpace", "WeightSpace", "Whitening"]
-
-# max K / (S + lam) above which the float32 subtraction of a dense S loses the ranking. What labels
-# will leave of S is unknown, and rounding cannot be taken back, so K / lam, its bound, decides
-# before anything is subtracted.
-FLOAT32_LIMIT = 1e4
+__all__ = [
+    "Change",
+    "Factor",
+    "FeatureScorer",
+    "FunctionSpace",
+    "KernelScorer",
+    "WeightSpace",
+    "Whitening",
+]
 
 # max K / noise from which labels get more care than speed: beyond it I + Phi^T D^-1 Phi, whose
 # smallest eigenvalues may be 1, would lose 1e-11 and more of them to rounding (docs/method.md,
 # section 3).
 _CAREFUL_FROM = 1e4
-
-
-def _subtracted(dtype: np.dtype[Any], variance: Array, ridge: float) -> np.dtype[Any]:
-    """Type of a dense S of this type and diagonal once something is subtracted from it.
-
-    What was safe in float32 at the first subtraction stays so: variances only shrink.
-    """
-    return dtype if variance.max() <= FLOAT32_LIMIT * ridge else np.dtype(np.float64)
 
 
 def _factor(engine: Engine, A: Any) -> Any:
@@ -94,7 +90,7 @@ def _alike(*matrices: Array) -> Array:
 
 @dataclass(frozen=True)
 class Change:
-    """What a block of labels does: `mean` (N, k) is added to F, `commit` updates S in place.
+    """What new labels do: `mean` (N, k) is added to F, `commit` updates S in place.
 
     Whatever can fail has happened before `commit`.
     """
@@ -172,18 +168,19 @@ class WeightSpace:
 
     Attributes
     ----------
-    psi : array (N, d), float32 or float64, here
+    psi : array (N, d), float32 or float64, of the engine
     variance : ndarray (N,), float64
         S(x, x), the squared norms of psi: computed anew after every change, never subtracted from.
     whitening : Whitening
-        W, float64, here.
-    theta : array (d, k), float64, here
+        W, float64, of the engine.
+    theta : array (d, k), float64, of the engine
         F(x) = f(x) + <phi(x), theta>.
     engine : Engine
         What computes on psi.
     """
 
     per_point = 1  # rows of a point
+    dense = False  # whether S itself is kept
 
     def __init__(self, psi: Any, whitening: Whitening, theta: Any) -> None:
         self.engine = whitening.engine
@@ -198,7 +195,7 @@ class WeightSpace:
     ) -> tuple[WeightSpace, Array]:
         """Return the space of N points given n labelled ones, and the change of F (N, k).
 
-        features (N, d) and labeled (n, d) are here.
+        features (N, d) and labeled (n, d) are arrays of the engine.
         """
         n, d = labeled.shape
         k = residual.shape[1]
@@ -206,8 +203,7 @@ class WeightSpace:
         space = cls(psi, Whitening.identity(d, engine), engine.put(np.zeros((d, k))))
         if n == 0:
             return space, np.zeros((len(features), k))
-        block = engine.cast(labeled, np.float64)
-        change = space._change(block, noise, residual, in_place=False)
+        change = space._change(engine.cast(labeled, np.float64), noise, residual, in_place=False)
         change.commit()
         return space, change.mean
 
@@ -230,7 +226,7 @@ class WeightSpace:
         """Independent copy."""
         return WeightSpace(self.engine.copy(self.psi), self.whitening, self.engine.copy(self.theta))
 
-    def block(self, rows: Array, columns: Array) -> Array:
+    def covariance(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns), float64."""
         engine = self.engine
         across = engine.cast(engine.rows(self.psi, columns), np.float64)
@@ -238,46 +234,46 @@ class WeightSpace:
 
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
-        block = self.engine.cast(self.engine.rows(self.psi, indices), np.float64)
-        return self._change(block, noise, residual, indices)
+        labeled = self.engine.cast(self.engine.rows(self.psi, indices), np.float64)
+        return self._change(labeled, noise, residual, indices)
 
     def _change(
         self,
-        block: Any,
+        labeled: Any,
         noise: Array,
         residual: Array,
         points: Array | None = None,
         *,
         in_place: bool = True,
     ) -> Change:
-        """Condition on points whose psi are `block` (b, d), here; `points` (b,) tells equal ones.
+        """Condition on points whose psi are `labeled` (b, d); `points` (b,) tells equal ones.
 
         Not `in_place`: psi is the caller's, and is not written to.
 
-        b >= d / 2: I + block^T D^-1 block = L L^T and psi <- L^-1 psi.
+        With Psi_B = `labeled` and b >= d / 2: I + Psi_B^T D^-1 Psi_B = L L^T and psi <- L^-1 psi.
 
-        b < d / 2: with U = D^-1/2 block, I + U U^T = L L^T and Z = L^-T (L + I)^-1, the matrix
+        b < d / 2: with U = D^-1/2 Psi_B, I + U U^T = L L^T and Z = L^-T (L + I)^-1, the matrix
         I - U^T Z U is a root of (I + U^T U)^-1, because Z + Z^T - Z (U U^T) Z^T = (I + U U^T)^-1.
         So psi <- psi (I - U^T C), C = Z U, whitens exactly like the symmetric root of
         docs/method.md, section 3 (psi is defined up to a rotation) with a Cholesky factor in place
         of an eigen-decomposition; for b = 1 it is that root.
 
-        Where noises are small beside the kernel the latter at any b: what rounding does to the
-        smallest eigenvalues of U U^T, U^T takes away again. Labels of equal points are merged
-        before, and more than d rows are replaced by d with the same U^T U.
+        Where noises are small beside the kernel, the latter is taken at any b: what rounding does
+        to the smallest eigenvalues of U U^T, U^T takes away again. Labels of equal points are
+        merged before, and more than d rows are replaced by d with the same U^T U.
         """
         engine = self.engine
-        norms = engine.host(engine.squared_norms(block))
+        norms = engine.host(engine.squared_norms(labeled))
         careful = bool((norms > _CAREFUL_FROM * noise).any())
         if careful:
-            points = _alike(engine.host(block)) if points is None else points
+            points = _alike(engine.host(labeled)) if points is None else points
             first, noise, residual = _merged(points, noise, residual)
-            block = block if len(first) == len(block) else engine.rows(block, first)
-        b, d = block.shape
+            labeled = labeled if len(first) == len(labeled) else engine.rows(labeled, first)
+        b, d = labeled.shape
         few = careful or 2 * b < d
         if few:
             scale = 1 / np.sqrt(noise)[:, None]
-            U, target = engine.put(scale) * block, engine.put(scale * residual)
+            U, target = engine.put(scale) * labeled, engine.put(scale * residual)
             if b > d:
                 R = engine.triangle(engine.stack(U.T, target.T).T)
                 U, target = engine.copy(R[:d, :d]), engine.copy(R[:d, d:])
@@ -289,9 +285,9 @@ class WeightSpace:
             whitening = self.whitening.then(U, C)
             psi = _own(engine, self.psi) if in_place else engine.copy(self.psi)
         else:
-            L = _factor(engine, engine.eye(d) + engine.weighted_gram(block, 1 / noise))
+            L = _factor(engine, engine.eye(d) + engine.weighted_gram(labeled, 1 / noise))
             W = engine.triangular_solve(L, engine.eye(d))
-            step = W.T @ (W @ (block.T @ engine.put(residual / noise[:, None])))
+            step = W.T @ (W @ (labeled.T @ engine.put(residual / noise[:, None])))
             whitening = self.whitening.times(W)
             psi = engine.whiten(self.psi, W)
         theta = self.theta + self.whitening.pull_back(step)
@@ -308,11 +304,11 @@ class WeightSpace:
         return Change(mean, commit)
 
     def predict(self, features: Any) -> Array:
-        """F - f (m, k) at new points, which are here."""
+        """F - f (m, k) at new points, from their features (m, d), of the engine."""
         return self.engine.host(self.engine.product(features, self.theta))
 
     def extended(self, features: Any) -> WeightSpace:
-        """Return the space with new points, which are here, appended."""
+        """Return the space with new points appended, from their features, of the engine."""
         psi = self.whitening.features(self.engine.cast(features, self.dtype))
         return WeightSpace(self.engine.stack(self.psi, psi), self.whitening, self.theta)
 
@@ -336,21 +332,21 @@ class WeightSpace:
         return {name: self.engine.host(array) for name, array in kept.items()}
 
     def to(self, engine: Engine) -> WeightSpace:
-        """Independent copy where another engine computes."""
+        """Independent copy of another engine."""
         if engine is self.engine:
             return self.copy()
         return WeightSpace.restored(self.arrays(), engine)
 
     @classmethod
     def restored(cls, kept: dict[str, Array], engine: Engine) -> WeightSpace:
-        """Return the space of `arrays`, here."""
-        here = {name: engine.put(array) for name, array in kept.items()}
-        if "whitening" in here:
-            none = engine.empty((0, len(here["theta"])))
-            whitening = Whitening(none, none, here["whitening"], engine)
+        """Return the space of `arrays`, of this engine."""
+        own = {name: engine.put(array) for name, array in kept.items()}
+        if "whitening" in own:
+            none = engine.empty((0, len(own["theta"])))
+            whitening = Whitening(none, none, own["whitening"], engine)
         else:
-            whitening = Whitening(here["left"], here["right"], engine=engine)
-        return cls(here["psi"], whitening, here["theta"])
+            whitening = Whitening(own["left"], own["right"], engine=engine)
+        return cls(own["psi"], whitening, own["theta"])
 
 
 class _Scorer:
@@ -404,7 +400,7 @@ class FeatureScorer(_Scorer):
 
 @dataclass(frozen=True)
 class Factor:
-    """What labels make of the kernel at points that are not among the N (all arrays are here).
+    """What labels make of the kernel at points that are not among the N.
 
     With the labels A in the order of `given`, then `points`, and L L^T = K_AA + D:
     F(x) = f(x) + V(x)^T w and S(x, x') = K(x, x') - V(x)^T V(x'), where V(x) = L^-1 K(A, x).
@@ -412,10 +408,10 @@ class Factor:
 
     Attributes
     ----------
-    L : array (r, r), float64
-    V : array (r, N), float64
+    L : array (r, r), float64, of the engine
+    V : array (r, N), float64, of the engine
         V of the N points.
-    w : array (r, k), float64
+    w : array (r, k), float64, of the engine
     given : ndarray (g,), int64
         The first labels, by their position among the labelled points of `FunctionSpace.fit`.
     points : ndarray (r - g,), int64
@@ -457,7 +453,7 @@ class Factor:
         for points, root, V_B, w_B in self.later:
             rows = slice(r, r + len(points))
             if r:
-                L[rows, :r] = engine.block(V[:r], np.arange(r), points).T
+                L[rows, :r] = engine.part(V[:r], np.arange(r), points).T
             L[rows, rows], V[rows], w[rows] = root, V_B, w_B
             r += len(points)
         points = np.concatenate([self.points, *(points for points, *_ in self.later)])
@@ -483,7 +479,7 @@ class Factor:
 
     @classmethod
     def restored(cls, kept: dict[str, Array], engine: Engine) -> Factor | None:
-        """Return the factor of `arrays`, here; None if a file has none."""
+        """Return the factor of `arrays`, of this engine; None if a file has none."""
         if "factor" not in kept:
             return None
         L, V, w = (engine.put(kept[name]) for name in ("factor", "rows", "weights"))
@@ -495,7 +491,7 @@ class FunctionSpace:
 
     Attributes
     ----------
-    S : array (N, N), float32 or float64, here
+    S : array (N, N), float32 or float64, of the engine
     variance : ndarray (N,), float64
         The diagonal of S, kept apart in float64.
     ridge : float
@@ -507,6 +503,7 @@ class FunctionSpace:
     """
 
     per_point = 1  # rows of a point
+    dense = True  # whether S itself is kept
 
     def __init__(
         self, S: Any, variance: Array, ridge: float, factor: Factor | None, engine: Engine
@@ -533,10 +530,10 @@ class FunctionSpace:
     ) -> tuple[FunctionSpace, Array]:
         """Return S = K_UU - V^T V, V = L^-1 K_LU, L L^T = K_LL + D, and the change of F (N, k).
 
-        The kernels are here, with `per_point` rows for each point; the n labelled ones are those
-        at `given` (n,) of `labeled` (`Factor`). S is float32 for a float32
-        kernel unless something is subtracted and max K / lam > 1e4: there the subtraction could
-        cost the ranking (docs/method.md, section 3).
+        The kernels are arrays of the engine, with `per_point` rows for each point; the n labelled
+        ones are those at `given` (n,) of `labeled` (`Factor`). S is float32 for a float32 kernel
+        unless something is subtracted and max K / lam > 1e4, where the subtraction could cost the
+        ranking (docs/method.md, section 3).
         """
         dtype, n = engine.dtype(K_uu), len(noise)
         before = engine.host(engine.cast(K_uu.diagonal(), np.float64))
@@ -552,7 +549,7 @@ class FunctionSpace:
             first, noise, residual = _merged(points, noise, residual)
             given = given[first]
             if len(first) < n:
-                K_lu, K_ll = engine.rows(K_lu, first), engine.block(K_ll, first, first)
+                K_lu, K_ll = engine.rows(K_lu, first), engine.part(K_ll, first, first)
         D = engine.eye(len(noise)) * engine.put(noise)
         L = _factor(engine, engine.cast(K_ll, np.float64) + D)
         V = engine.triangular_solve(L, engine.cast(K_lu, np.float64))
@@ -561,11 +558,11 @@ class FunctionSpace:
         variance = before - engine.host(engine.column_norms(V))
         if variance.min() < -1e-2 * before.max():
             raise ValueError(
-                "K_uu, K_lu and K_ll are not blocks of one kernel matrix: given the labels the "
+                "K_uu, K_lu and K_ll are not parts of one kernel matrix: given the labels the "
                 f"variance of point {int(variance.argmin()) // per_point} would be "
                 f"{variance.min():g}"
             )
-        S = engine.copy(K_uu, _subtracted(dtype, before, ridge))
+        S = engine.copy(K_uu, subtracted_type(dtype, before, ridge))
         engine.condition_dense(S, V)
         factor = Factor(L, V, w, given, np.empty(0, np.int64), labeled)
         return cls(S, np.maximum(variance, 0.0), ridge, factor, engine), mean
@@ -590,9 +587,9 @@ class FunctionSpace:
         S = self.engine.copy(self.S)
         return FunctionSpace(S, self.variance.copy(), self.ridge, self.factor, self.engine)
 
-    def block(self, rows: Array, columns: Array) -> Array:
+    def covariance(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns), float64."""
-        return self.engine.host(self.engine.block(self.S, rows, columns)).astype(np.float64)
+        return self.engine.host(self.engine.part(self.S, rows, columns)).astype(np.float64)
 
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
@@ -600,14 +597,14 @@ class FunctionSpace:
         first, noise, residual = _merged(indices, noise, residual)
         indices = indices[first]
         rows = engine.cast(engine.rows(self.S, indices), np.float64)
-        corner = engine.cast(engine.block(self.S, indices, indices), np.float64)
+        corner = engine.cast(engine.part(self.S, indices, indices), np.float64)
         L = _factor(engine, corner + engine.eye(len(noise)) * engine.put(noise))
         V = engine.triangular_solve(L, rows)
         w = engine.triangular_solve(L, engine.put(residual))
         mean = engine.host(V.T @ w)
         factor = self.factor and self.factor.appended(indices, L, V, w)
         variance = np.maximum(self.variance - engine.host(engine.column_norms(V)), 0.0)
-        S = engine.cast(self.S, _subtracted(self.dtype, self.variance, self.ridge))
+        S = engine.cast(self.S, subtracted_type(self.dtype, self.variance, self.ridge))
         S = _own(engine, S)
 
         def commit() -> None:
@@ -622,16 +619,16 @@ class FunctionSpace:
         return self.factor
 
     def predict(self, K_lv: Any, K_uv: Any, m: int) -> Array:
-        """F - f at m new points, from their kernels, which are here (see `Factor.of`)."""
+        """F - f at m new points, from their kernels, of the engine (see `Factor.of`)."""
         engine, factor = self.engine, self._whole_factor()
         if len(factor.L) == 0:
             return np.zeros((m, factor.w.shape[1]))
         return engine.host(factor.of(engine, K_lv, K_uv).T @ factor.w)
 
     def extended(self, K_lv: Any, K_uv: Any, K_vv: Any) -> FunctionSpace:
-        """Return the space with new points, whose kernels are here, appended.
+        """Return the space with new points appended, from their kernels, of the engine.
 
-        As in `fit`, S is float64 from here on if max K / lam of new points asks for it.
+        As in `fit`, S becomes float64 if max K / lam of new points asks for it.
         """
         engine, factor = self.engine, self._whole_factor()
         before = engine.host(engine.cast(K_vv.diagonal(), np.float64))
@@ -639,7 +636,7 @@ class FunctionSpace:
         dtype, S_uv, S_vv = self.dtype, K_uv, K_vv
         variance = before
         if len(factor.L):
-            dtype = _subtracted(dtype, before, self.ridge)
+            dtype = subtracted_type(dtype, before, self.ridge)
             V_v = factor.of(engine, K_lv, K_uv)
             S_uv = engine.cast(K_uv, np.float64) - engine.product(engine.copy(factor.V.T), V_v)
             S_vv = engine.copy(K_vv, dtype)
@@ -656,8 +653,8 @@ class FunctionSpace:
                 variance.argmin() if variance.min() < -1e-2 * largest else excess.max(1).argmax()
             )
             raise ValueError(
-                "K_uv, K_vv and K_lv are no blocks of one kernel matrix with those of the points "
-                f"that are here: row {int(worst)} of the new ones would not be that of a covariance"
+                "K_uv, K_vv and K_lv are not parts of one kernel matrix with those of the present "
+                f"points: row {int(worst)} of the new ones would not be that of a covariance"
             )
         S_uv, S_vv = engine.cast(S_uv, dtype), engine.cast(S_vv, dtype)
         upper = engine.stack(engine.cast(self.S, dtype), S_uv.T)
@@ -686,14 +683,14 @@ class FunctionSpace:
         return kept | (self._whole_factor().arrays(self.engine) if self.factor else {})
 
     def to(self, engine: Engine) -> FunctionSpace:
-        """Independent copy where another engine computes."""
+        """Independent copy of another engine."""
         if engine is self.engine:
             return self.copy()
         return FunctionSpace.restored(self.arrays(), self.ridge, engine)
 
     @classmethod
     def restored(cls, kept: dict[str, Array], ridge: float, engine: Engine) -> FunctionSpace:
-        """Return the space of `arrays`, here."""
+        """Return the space of `arrays`, of this engine."""
         factor = Factor.restored(kept, engine)
         return cls(engine.put(kept["S"]), kept["variance"], ridge, factor, engine)
 

@@ -1,7 +1,7 @@
 """What computes on the large arrays: `ntkfast.ops` on numpy arrays, or `ntkfast.cuda_ops` on a GPU.
 
-`covariance` and `selection` are written once, on top of an engine. Both engines have the same
-methods, which take and return arrays *here*, in the memory that the engine works on: numpy arrays,
+`covariance` and `moments` are written once, on top of an engine. Both engines have the same
+methods. They take and return *arrays of the engine*, in the memory that it works on: numpy arrays,
 or torch or cupy arrays of one GPU. `put` and `host` are the only ways in and out; whoever calls
 `host` waits for the GPU. Between the calls such arrays know ``@``, ``.T``, ``+``, ``*`` and slices.
 
@@ -19,20 +19,24 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import cuda_ops, ops
-from ..arrays import Array, Library, as_floats, check_dense, check_finite, check_shape
+from ..arrays import (
+    ArgumentTypeError,
+    Array,
+    Library,
+    as_floats,
+    check_dense,
+    check_finite,
+    check_shape,
+)
 from ..ops import ScoreInputs
+from .precision import PRODUCTS
 
-__all__ = ["CPU", "CpuEngine", "Engine", "GpuEngine", "engine_of", "missing_for", "stored_type"]
+__all__ = ["CPU", "CpuEngine", "Engine", "GpuEngine", "engine_of", "missing_for"]
 
 # Columns that a product on a GPU forms in one pass over the rows (kMostRowProducts in csrc/cuda).
 _FEW_COLUMNS = 16
 # Bytes of float64 rows that a product on a GPU converts at once.
 _PRODUCT_BYTES = 1 << 27
-
-
-def stored_type(precision: str) -> np.dtype[Any]:
-    """Type of psi or S while it is scored in `precision`; "tf32" and "bf16" round copies of it."""
-    return np.dtype(np.float64 if precision == "float64" else np.float32)
 
 
 def missing_for(library: Library) -> str:
@@ -44,6 +48,7 @@ class CpuEngine:
     """numpy arrays."""
 
     on_gpu = False
+    has_bf16 = False
     # A float64 operation costs this many of those that pairs are scored with in float32.
     float64_cost = 2.0
     # Rows that are subtracted from S in every pair that is scored before they are subtracted in S.
@@ -56,16 +61,16 @@ class CpuEngine:
         """Read an argument, see `as_floats`; the caller's memory where possible."""
         return as_floats(name, array, shape)
 
-    def check_finite(self, name: str, array: Array) -> None:
-        """Raise a ValueError that locates the first NaN or infinity of a matrix."""
-        check_finite(name, array)
+    def check_finite(self, name: str, array: Array, note: str = "") -> None:
+        """See `arrays.check_finite`; `array` is a matrix."""
+        check_finite(name, array, note=note)
 
     def put(self, array: Array) -> Array:
-        """Bring a numpy array here."""
+        """Make an array of the engine of a numpy array."""
         return array
 
     def host(self, array: Array) -> Array:
-        """Bring an array from here to the host."""
+        """Bring an array of the engine to the host."""
         return array
 
     def empty(self, shape: tuple[int, ...]) -> Array:
@@ -77,7 +82,7 @@ class CpuEngine:
         return np.eye(n)
 
     def dtype(self, array: Array) -> np.dtype[Any]:
-        """Type of an array from here, as numpy calls it."""
+        """Type of an array of the engine, as numpy calls it."""
         return array.dtype
 
     def cast(self, array: Array, dtype: npt.DTypeLike) -> Array:
@@ -93,7 +98,7 @@ class CpuEngine:
         result: Array = array[indices]
         return result
 
-    def block(self, array: Array, rows: Array, columns: Array) -> Array:
+    def part(self, array: Array, rows: Array, columns: Array) -> Array:
         """Return a new array of these rows and columns."""
         result: Array = array[rows[:, None], columns]
         return result
@@ -158,8 +163,11 @@ class CpuEngine:
         precision: str,
         kept: dict[str, Any],
     ) -> Array:
-        """Utilities on the host; everything but psi comes from there, see `ops.score_features`.
+        """Utilities on the host; all but psi comes from there, see `ops.score_features`.
 
+        precision : str
+            As `precision.resolve` returns it; psi has its type, "bf16" excepted, which rounds a
+            copy.
         kept : dict
             Empty at first, and the same for every call of a series: arrays that stay the same
             object, and so must not be changed in place, are brought to a GPU once.
@@ -206,7 +214,7 @@ class GpuEngine:
             )
         self.library = library
         self._xp: Any = sys.modules[library.module]
-        self._torch = library.module == "torch"
+        self._torch = self.has_bf16 = library.module == "torch"
         if not self._torch and self._xp.cuda.Device() != library.device:
             raise RuntimeError(
                 f"the arrays are on {library.device}, and the current device of cupy is "
@@ -222,7 +230,7 @@ class GpuEngine:
         return getattr(self._xp, name) if self._torch else name
 
     def floats(self, name: str, array: Any, shape: tuple[int | str | None, ...]) -> Any:
-        """Read an argument (a matrix); from the host it is brought here."""
+        """Read an argument (a matrix), which may be on the host."""
         if not self.library.owns(name, array):
             return self.put(as_floats(name, array, shape))
         if self._torch:
@@ -231,7 +239,9 @@ class GpuEngine:
         kind = str(array.dtype).removeprefix("torch.")
         if kind not in ("float32", "float64", "bfloat16"):
             hint = ": convert with .float() in torch, .astype('float32') in cupy"
-            raise TypeError(f"{name} has dtype {kind}; expected float32 or float64{hint}")
+            raise ArgumentTypeError(
+                name, f"{name} has dtype {kind}; expected float32 or float64{hint}"
+            )
         if self._torch:
             array = array.detach()
         array = self.cast(array, np.float32) if kind == "bfloat16" else array
@@ -239,25 +249,25 @@ class GpuEngine:
         self.check_finite(name, array)
         return array
 
-    def check_finite(self, name: str, array: Any) -> None:
-        """Raise a ValueError that locates the first NaN or infinity of a matrix."""
+    def check_finite(self, name: str, array: Any, note: str = "") -> None:
+        """See `arrays.check_finite`; `array` is a matrix."""
         if 0 in array.shape:
             return
         wrong = np.flatnonzero(~np.isfinite(self.host(self.squared_norms(array))))
         # Squares of float64 numbers may overflow where the numbers themselves do not.
         for start in range(0, len(wrong), 1024):
             rows = wrong[start : start + 1024]
-            check_finite(name, self.host(self.rows(array, rows)), rows)
+            check_finite(name, self.host(self.rows(array, rows)), rows, note)
 
     def put(self, array: Array) -> Any:
-        """Bring a numpy array here."""
+        """Make an array of the engine of a numpy array."""
         array = np.ascontiguousarray(array)
         if self._torch:
             return self._xp.tensor(array, device=self.library.device)
         return self._xp.array(array)
 
     def host(self, array: Any) -> Array:
-        """Bring an array from here to the host."""
+        """Bring an array of the engine to the host."""
         result: Array = array.to("cpu", copy=True).numpy() if self._torch else array.get()
         return result
 
@@ -274,7 +284,7 @@ class GpuEngine:
         return self._xp.eye(n, dtype="float64")
 
     def dtype(self, array: Any) -> np.dtype[Any]:
-        """Type of an array from here, as numpy calls it."""
+        """Type of an array of the engine, as numpy calls it."""
         return np.dtype(str(array.dtype).removeprefix("torch."))
 
     def cast(self, array: Any, dtype: npt.DTypeLike) -> Any:
@@ -294,7 +304,7 @@ class GpuEngine:
         chosen = self.put(indices)
         return array.index_select(0, chosen) if self._torch else array.take(chosen, axis=0)
 
-    def block(self, array: Any, rows: Array, columns: Array) -> Any:
+    def part(self, array: Any, rows: Array, columns: Array) -> Any:
         """Return a new array of these rows and columns."""
         return array[self.put(rows)[:, None], self.put(columns)]
 
@@ -362,15 +372,15 @@ class GpuEngine:
         return array.contiguous() if self._torch else self._xp.ascontiguousarray(array)
 
     def _indices(self, indices: Array, N: int) -> Any:
-        """Bring indices into N points here; None stands for all of them in order."""
+        """Put indices into N points; None stands for all of them in order."""
         every = len(indices) == N and np.array_equal(indices, np.arange(N))
         return None if every else self.put(indices)
 
-    def _here(
+    def _put_inputs(
         self, N: int, kept: dict[str, Any], inputs: ScoreInputs, variance: Array
     ) -> tuple[ScoreInputs, Any]:
-        """Bring what a scoring call of N points needs here, unless it is `kept`."""
-        here = {}
+        """Put what a scoring call of N points needs, unless it is `kept`."""
+        own = {}
         for name, value in (*vars(inputs).items(), ("variance", variance)):
             if not isinstance(value, np.ndarray):
                 continue
@@ -378,9 +388,9 @@ class GpuEngine:
                 kept.pop(name, None)  # makes room first
                 of_points = name in ("candidates", "evaluation")
                 kept[name] = value, self._indices(value, N) if of_points else self.put(value)
-            here[name] = kept[name][1]
-        variance = here.pop("variance")
-        return replace(inputs, **here), variance
+            own[name] = kept[name][1]
+        variance = own.pop("variance")
+        return replace(inputs, **own), variance
 
     def score_features(
         self,
@@ -392,16 +402,14 @@ class GpuEngine:
         precision: str,
         kept: dict[str, Any],
     ) -> Array:
-        """Utilities on the host; everything but psi comes from there.
-
-        "float32" is computed as three tf32 products, "bf16" rounds a copy of psi.
-        """
+        """Utilities on the host; all but psi comes from there, see `CpuEngine`."""
         if precision == "bf16":
             psi = psi.to(self._xp.bfloat16)
-        inputs, variance = self._here(len(psi), kept, inputs, variance)
-        precision = "tf32x3" if precision == "float32" else precision
+        inputs, variance = self._put_inputs(len(psi), kept, inputs, variance)
         return self.host(
-            cuda_ops.score_features(criterion, psi, inputs, variance=variance, precision=precision)
+            cuda_ops.score_features(
+                criterion, psi, inputs, variance=variance, products=PRODUCTS[precision]
+            )
         )
 
     def score_dense(
@@ -417,7 +425,7 @@ class GpuEngine:
         """Utilities on the host; everything but S and downdate comes from there."""
         if downdate is not None:
             downdate = self.cast(downdate, self.dtype(S))
-        inputs, variance = self._here(len(S), kept, inputs, variance)
+        inputs, variance = self._put_inputs(len(S), kept, inputs, variance)
         return self.host(
             cuda_ops.score_dense(criterion, S, inputs, variance=variance, downdate=downdate)
         )

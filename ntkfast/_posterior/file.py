@@ -1,6 +1,6 @@
 """The file of a posterior: an .npz archive of its arrays, without pickles.
 
-Version 1 holds no `Factor` of the labels; where there is none, that is still what is written.
+Version 1 holds no `Factor` of the labels, and is still written where there is none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from ..arrays import Array, as_floats, as_indices, as_positive, as_weights, check_shape
 from ..files import replacing
-from .blocks import BlockSpace, in_blocks
+from ..loss import Loss, as_loss
+from .blocks import Space, in_blocks
 from .covariance import FunctionSpace, WeightSpace
 from .engines import CPU
 
@@ -27,12 +28,12 @@ _VERSION = 2
 class Stored:
     """What a file keeps of a posterior; `labels`: how many it has been given."""
 
-    space: WeightSpace | FunctionSpace | BlockSpace
+    space: Space
     outputs: Array
     mean: Array
     is_labeled: Array
     ridge: float
-    loss: str
+    loss: Loss
     label_scale: float
     labels: int
 
@@ -57,7 +58,7 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> Stored:
-    """Read a file, here on the CPU; a ValueError that names it if it is damaged."""
+    """Read a file, onto the CPU; a ValueError that names it if it is damaged."""
     with Path(path).open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
@@ -94,15 +95,13 @@ def _checked(arrays: dict[str, Array]) -> Stored:
     check_shape("is_labeled", is_labeled, (N,))
     if is_labeled.dtype != bool:
         raise ValueError(f"is_labeled has dtype {is_labeled.dtype}; expected bool")
-    loss = str(arrays["loss"])
-    if loss not in ("squared", "cross_entropy"):
-        raise ValueError(f"loss is {loss!r}")
+    loss = as_loss(str(arrays["loss"]))
     if loss == "cross_entropy" and k == 1:
         raise ValueError("loss is 'cross_entropy', but there is one output")
     ridge = as_positive("ridge", arrays["ridge"])
     # k rows per point, and one column of residuals, where the kernel has blocks.
-    blocks = k > 1 and len(arrays["psi" if "psi" in arrays else "S"]) == N * k
-    per_point, columns = (k, 1) if blocks else (1, k)
+    has_blocks = k > 1 and len(arrays["psi" if "psi" in arrays else "S"]) == N * k
+    per_point, columns = (k, 1) if has_blocks else (1, k)
     make = _weight_space if "psi" in arrays else _function_space
     return Stored(
         space=in_blocks(make(arrays, N * per_point, columns, ridge), per_point),

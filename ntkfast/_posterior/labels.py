@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..arrays import ArgumentValueError, Array
 
 __all__ = ["missing", "refuse_missing"]
 
@@ -61,7 +61,8 @@ def refuse_missing(name: str, y: Any) -> None:
         shown = "masked"
     else:
         shown = {"nan": "NaN", "NaT": "NaT"}.get(str(label), repr(label))
-    raise ValueError(
+    raise ArgumentValueError(
+        name,
         f"{name}[{at}] is {shown}, no label ({int(absent.sum())} of {len(absent)} are missing): "
-        f"these points are not labelled, so leave them out of {name} and of all that goes with it"
+        f"these points are not labelled, so leave them out of {name} and of all that goes with it",
     )

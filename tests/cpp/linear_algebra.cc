@@ -3,7 +3,6 @@
 #include <limits>
 
 #include "cpu/cholesky.h"
-#include "cpu/cholesky_append.h"
 #include "cpu/condition_dense.h"
 #include "cpu/condition_features.h"
 #include "cpu/downdate_moments.h"
@@ -237,19 +236,6 @@ NTKFAST_TEST(factorisation) {
     auto L = lower_of(A, kNaN, n % 3);
     cholesky_cpu(L.view(), {});
     expect_factor(L, A);
-    for (const std::int64_t old : {std::int64_t{0}, n / 3, n - 1, n}) {
-      if (old < 0) continue;
-      const std::int64_t m = n - old;
-      Matrix<double> start(old, old), cross(m, old), corner(m, m), grown(n, n, 1);
-      for (std::int64_t i = 0; i < old; ++i)
-        for (std::int64_t j = 0; j < old; ++j) start(i, j) = j <= i ? L(i, j) : kNaN;
-      for (std::int64_t i = 0; i < m; ++i) {
-        for (std::int64_t j = 0; j < old; ++j) cross(i, j) = A(old + i, j);
-        for (std::int64_t j = 0; j < m; ++j) corner(i, j) = j <= i ? A(old + i, old + j) : kNaN;
-      }
-      cholesky_append_cpu(start.view(), cross.view(), corner.view(), grown.view(), {});
-      expect_factor(grown, A);
-    }
   }
 }
 

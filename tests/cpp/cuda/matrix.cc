@@ -138,7 +138,7 @@ NTKFAST_TEST(cholesky_and_triangular_solve) {
     auto L = A;
     int64_t failed = 0;
     emulation::Launcher launcher;
-    launch_cholesky(launcher, L.data(), n, n, 0, &failed);
+    launch_cholesky(launcher, L.data(), n, n, &failed);
     test::expect(failed == 0, "cholesky failed");
     expect_close(times_transpose(L, n), A, 1e-13, "cholesky");
     for (int64_t i = 0; i < n; ++i)
@@ -164,36 +164,9 @@ NTKFAST_TEST(cholesky_reports_the_row) {
   A[80 * n + 80] = -1;
   int64_t failed = 0;
   emulation::Launcher launcher;
-  launch_cholesky(launcher, A.data(), n, n, 0, &failed);
+  launch_cholesky(launcher, A.data(), n, n, &failed);
   test::expect(failed == 81, "wrong row: " + std::to_string(failed));
 }
-NTKFAST_TEST(cholesky_append) {
-  for (const int64_t n : {0, 5, 70}) {
-    for (const int64_t m : {0, 3, 66}) {
-      const int64_t total = n + m;
-      const auto A = positive_definite(total, 13);
-      std::vector<double> L(static_cast<std::size_t>(n * n)),
-          cross(static_cast<std::size_t>(m * n)), corner(static_cast<std::size_t>(m * m));
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < n; ++j) L[static_cast<std::size_t>(i * n + j)] = at(A, total, i, j);
-      for (int64_t i = 0; i < m; ++i) {
-        for (int64_t j = 0; j < n; ++j)
-          cross[static_cast<std::size_t>(i * n + j)] = at(A, total, n + i, j);
-        for (int64_t j = 0; j < m; ++j)
-          corner[static_cast<std::size_t>(i * m + j)] = at(A, total, n + i, n + j);
-      }
-      int64_t failed = 0;
-      emulation::Launcher launcher;
-      launch_cholesky(launcher, L.data(), n, n, 0, &failed);
-      std::vector<double> out(static_cast<std::size_t>(total * total), kNaN);
-      launch_cholesky_append(launcher, L.data(), n, n, cross.data(), n, corner.data(), m, m,
-                             out.data(), total, &failed);
-      test::expect(failed == 0, "cholesky_append failed");
-      expect_close(times_transpose(out, total), A, 1e-13, "cholesky_append");
-    }
-  }
-}
-
 template <class S>
 void check_downdate_moments(int64_t d) {
   constexpr int64_t N = 75;

@@ -1,0 +1,229 @@
+"""Criteria of the form q_c / (s_c + lam_c) over features, without pairs.
+
+`moments` says whether they are worth it. The scalar form and that of k x k blocks answer the same
+questions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import ops
+from ..arrays import Array
+from . import blocks
+from .blocks import Space, rows_of
+from .covariance import WeightSpace
+from .engines import GpuEngine
+from .precision import stored_type
+
+__all__ = ["BlockMoments", "FeatureMoments", "Moments", "moments", "pay_off"]
+
+# max S / noise up to which a batch is built from moments. Where picks leave S of the size of their
+# noise, C psi is smaller than psi by this ratio and q by its square, and both are differences: of q
+# about 1e-5 is lost at 1e5, 1e-3 at 1e6 and everything at 1e8, whatever the type of psi.
+_LIMIT = 1e5
+
+
+def _in_precision(space: WeightSpace, precision: str) -> Any:
+    """Psi as it is read: in float64 all sums are, whatever its type."""
+    psi = space.psi
+    return psi if precision == "float64" else space.engine.cast(psi, stored_type(precision))
+
+
+def pay_off(
+    space: WeightSpace, k: int, candidates: int, evaluation: int, rounds: int, precision: str
+) -> bool:
+    """Whether moments cost less than `rounds` times all pairs, and G is no larger than psi.
+
+    (N_c + N_x) k d^2 float64 operations against N_c N_x k^2 d in `precision`, each time.
+    """
+    d = space.psi.shape[1]
+    each = 1 if precision == "float64" else space.engine.float64_cost
+    cost = (candidates + evaluation) * d * each
+    return bool(d <= space.size and cost < rounds * candidates * evaluation * k)
+
+
+class FeatureMoments:
+    """The moments q_c, s_c of a scalar kernel.
+
+    With frozen psi, G = sum_x v psi_x psi_x^T and C = I - sum_picks g g^T / D:
+    q_x = psi_x^T C G C psi_x, s_x = psi_x^T C psi_x. All of it float64 (the downdates subtract),
+    only psi may be float32. O((N_x + N_c) d^2) once, O(N_c d) per pick.
+    """
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        candidates: Array,
+        evaluation: Array,
+        *,
+        weights: Array,
+        noise: Array,
+        picks: int,
+        precision: str,
+    ) -> None:
+        engine, N = space.engine, space.size
+        psi = _in_precision(space, precision)
+        # Gather rows only where that is a minority: a pool is not copied to leave out a few points.
+        if 2 * len(evaluation) >= N:
+            of_all = np.zeros(N)
+            of_all[evaluation] = weights
+            self._G = engine.weighted_gram(psi, of_all)
+        else:
+            self._G = engine.weighted_gram(engine.rows(psi, evaluation), weights)
+        self._rows = candidates
+        self._psi, self._s = psi, space.variance.copy()
+        if 2 * len(candidates) < N:
+            self._rows = np.arange(len(candidates))
+            self._psi = engine.rows(psi, candidates)
+            self._s = space.variance[candidates]
+        self._q = engine.host(engine.quadratic_form(self._psi, self._G))
+        self._noise = noise
+        self._picks = np.empty((picks, psi.shape[1]))  # g / sqrt(D)
+        self._count = 0
+        self._engine = engine
+
+    def utilities(self) -> Array:
+        """Utilities (N_c,)."""
+        q, s = self._q[self._rows], self._s[self._rows]
+        utility: Array = np.maximum(q, 0.0) / (np.maximum(s, 0.0) + self._noise)
+        return utility
+
+    def pick(self, candidate: int) -> None:
+        """Condition on a candidate (its position among the candidates)."""
+        noise = self._noise[candidate]
+        if np.isinf(noise):
+            return
+        picks = self._picks[: self._count]
+        psi_c = self._psi[self._rows[candidate]].astype(np.float64)
+        g = psi_c - (picks @ psi_c) @ picks
+        D = max(float(psi_c @ g), 0.0) + noise
+        G_g = self._G @ g
+        h = G_g - (picks @ G_g) @ picks
+        ops.downdate_moments(self._psi, g, h, float(g @ G_g), D, self._q, self._s)
+        self._picks[self._count] = g / np.sqrt(D)
+        self._count += 1
+
+    def batch(self, count: int) -> tuple[Array, Array] | None:
+        """Pick a whole batch without the host: positions among the candidates, and utilities.
+
+        None where the engine cannot. A utility is NaN if nothing else was left.
+        """
+        engine = self._engine
+        if not isinstance(engine, GpuEngine):
+            return None
+        order = np.argsort(self._rows)  # of equal utilities the first of them wins
+        rows = self._rows[order]
+        picked, utility = engine.select_variance_reduction(
+            self._psi,
+            rows,
+            count,
+            gram=self._G,
+            q=engine.put(self._q[rows]),
+            s=engine.put(self._s[rows]),
+            noise=self._noise[order],
+        )
+        return order[picked], np.where(picked < 0, np.nan, utility)
+
+
+class BlockMoments:
+    """The moments q_c, s_c of a kernel with k x k blocks.
+
+    Utilities are (1/k) tr((s_c + lam_c I)^-1 q_c). With frozen psi, G = sum_x v Psi_x^T Psi_x and
+    C = I - sum_picks Z^T Z, the k x k matrices are q_x = Psi_x C G C Psi_x^T and
+    s_x = Psi_x C Psi_x^T (docs/method.md, section 6). All of it float64 (the downdates subtract),
+    only psi may be float32. O((N_x + N_c) k d^2) once, O(N_c k^2 d) per pick.
+    """
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        k: int,
+        candidates: Array,
+        evaluation: Array,
+        *,
+        weights: Array,
+        noise: Array,
+        picks: int,
+        precision: str,
+    ) -> None:
+        psi = _in_precision(space, precision)
+        self._k, d, m = k, psi.shape[1], len(candidates)
+        across = rows_of(psi, evaluation, k)
+        self._G = ops.weighted_gram(across, np.repeat(weights, k))
+        self._psi = rows_of(psi, candidates, k)
+        self._q, self._s = np.empty((m, k, k)), np.empty((m, k, k))
+        step = max(1, blocks.PANEL_BYTES // (8 * k * d))
+        for start in range(0, m, step):
+            part = slice(start, start + step)
+            psi_c = self._psi[start * k : (start + step) * k]
+            right = psi_c.astype(np.float64).reshape(-1, k, d).transpose(0, 2, 1)
+            self._q[part] = ops.product(psi_c, self._G).reshape(-1, k, d) @ right
+            self._s[part] = right.transpose(0, 2, 1) @ right
+        self._noise = noise
+        self._picks = np.empty((picks * k, d))  # Z
+        self._count = 0
+
+    def utilities(self) -> Array:
+        """Utilities (N_c,)."""
+        noise = np.where(np.isinf(self._noise), 1.0, self._noise)
+        A = self._s + noise[:, None, None] * np.eye(self._k)
+        trace = np.trace(np.linalg.solve(A, self._q), axis1=1, axis2=2)
+        return np.where(np.isinf(self._noise), 0.0, np.maximum(trace, 0.0) / self._k)
+
+    def batch(self, count: int) -> None:
+        """Return None: picks are made one by one."""
+
+    def pick(self, candidate: int) -> None:
+        """Condition on a candidate (its position among the candidates)."""
+        k, noise = self._k, self._noise[candidate]
+        if np.isinf(noise):
+            return
+        picks = self._picks[: self._count]
+        psi_c = self._psi[candidate * k : (candidate + 1) * k].astype(np.float64)
+        g = psi_c - (psi_c @ picks.T) @ picks
+        Z = ops.triangular_solve(ops.cholesky(self._s[candidate] + noise * np.eye(k)), g)
+        Z_G = Z @ self._G
+        h = Z_G - (Z_G @ picks.T) @ picks
+        moved = ops.product(self._psi, np.concatenate([Z, h]).T).reshape(-1, k, 2 * k)
+        alpha, eta = moved[:, :, :k], moved[:, :, k:]
+        # q - alpha eta^T - eta alpha^T + alpha W alpha^T, the last one split among the first two.
+        half = alpha @ (eta - 0.5 * alpha @ (Z_G @ Z.T)).transpose(0, 2, 1)
+        self._q -= half + half.transpose(0, 2, 1)
+        self._s -= alpha @ alpha.transpose(0, 2, 1)
+        self._picks[self._count : self._count + k] = Z
+        self._count += k
+
+
+Moments = FeatureMoments | BlockMoments
+
+
+def moments(
+    space: Space,
+    candidates: Array,
+    evaluation: Array,
+    *,
+    weights: Array,
+    noise: Array,
+    rounds: int,
+    precision: str,
+) -> Moments | None:
+    """Return what scores so many rounds of picks without pairs; None: no gain, or not exact."""
+    features, k = space.rows, space.per_point
+    if not isinstance(features, WeightSpace):
+        return None
+    if rounds > 1 and space.variance.max() > _LIMIT * noise.min():
+        return None
+    if not pay_off(features, k, len(candidates), len(evaluation), rounds, precision):
+        return None
+    of_picks: dict[str, Any] = {
+        "weights": weights,
+        "noise": noise,
+        "picks": rounds - 1,
+        "precision": precision,
+    }
+    if k > 1:
+        return BlockMoments(features, k, candidates, evaluation, **of_picks)
+    return FeatureMoments(features, candidates, evaluation, **of_picks)
