@@ -68,13 +68,13 @@ def jacobian(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def dense_projection(rows: Callable[[Tensor], Tensor], x: Tensor, signs: Tensor) -> Tensor:
     """Rademacher projection of the gradients.
 
-    One block of signs, made before, stands for all: new ones would only cost this opponent more.
+    The signs of one step, made before, stand for all: new ones would only cost this opponent more.
     """
-    blocks = [rows(part) for part in x.split(CHUNK)]
+    chunks = [rows(part) for part in x.split(CHUNK)]
     step, columns = signs.shape
     result = torch.zeros(len(x), columns)
-    for start in range(0, blocks[0].shape[1], step):
-        part = torch.cat([block[:, start : start + step] for block in blocks])
+    for start in range(0, chunks[0].shape[1], step):
+        part = torch.cat([chunk[:, start : start + step] for chunk in chunks])
         result += part @ signs[: part.shape[1]]
     return result * columns**-0.5
 
@@ -89,9 +89,9 @@ def chunked_gram(rows: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             right = left
             if j < i:
                 right = torch.cat([rows(part) for part in x[j : j + size].split(CHUNK)])
-            block = left @ right.T
-            result[i : i + size, j : j + size] = block
-            result[j : j + size, i : i + size] = block.T
+            part = left @ right.T
+            result[i : i + size, j : j + size] = part
+            result[j : j + size, i : i + size] = part.T
     return result
 
 

@@ -69,9 +69,9 @@ def test_posterior(device, name, representation, dtype):
     assert_agree(post, same, device, tolerance)
     assert repr(post) == repr(same)
     copied, before = post.copy(), same.copy()
-    for block, classes in (([3], [1]), ([5, 3, 20], [0, 1, 2]), (np.arange(20), [1] * 20)):
-        post.condition(device.put(block), device.put(classes))
-        same.condition(block, classes)
+    for points, classes in (([3], [1]), ([5, 3, 20], [0, 1, 2]), (np.arange(20), [1] * 20)):
+        post.condition(device.put(points), device.put(classes))
+        same.condition(points, classes)
         assert_agree(post, same, device, tolerance)
     noise = np.array([0.1, np.inf])
     post.condition(device.put([1, 2]), [0, 1], device.put(noise))

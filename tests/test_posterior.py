@@ -60,7 +60,7 @@ def test_features_and_kernel_agree(name):
 
 
 @given(seed=st.integers(0, 10**6), data=st.data())
-def test_one_by_one_is_a_block_is_from_scratch(seed, data):
+def test_one_by_one_is_all_at_once_is_from_scratch(seed, data):
     """Squared loss: with the same noises the order and grouping of labels do not matter."""
     rng = np.random.default_rng(seed)
     n, d = int(rng.integers(0, 8)), int(rng.integers(1, 30))
@@ -69,12 +69,12 @@ def test_one_by_one_is_a_block_is_from_scratch(seed, data):
     b = int(rng.integers(1, 7))
     indices, classes = rng.integers(0, 16, b), rng.integers(0, 3, b)
     noise = p["lam"] * rng.uniform(0.2, 5, b)
-    block, single = posterior(p, representation), posterior(p, representation)
-    block.condition(indices, classes, noise)
+    together, single = posterior(p, representation), posterior(p, representation)
+    together.condition(indices, classes, noise)
     for i in rng.permutation(b):
         single.condition([indices[i]], [classes[i]], noise[i : i + 1])
     F, S = refitted(p, indices, np.eye(3)[classes], noise)
-    for post in (block, single):
+    for post in (together, single):
         assert relative_error(post.mean, F) <= 1e-9
         assert np.abs(post.covariance(range(16), range(16)) - S).max() <= 1e-9
         assert np.abs(post.variance - np.diag(S)).max() <= 1e-9
@@ -86,7 +86,7 @@ def test_one_by_one_is_a_block_is_from_scratch(seed, data):
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 def test_cross_entropy_step(representation, anywhere):
-    """Residuals of a block are taken together, before the step, in units of label_scale."""
+    """Residuals of one call are taken together, before the step, in units of label_scale."""
     p = golden("cross_entropy")
     post = posterior(p, representation, convert=anywhere.put)
     F, S = anywhere.host(post.mean), anywhere.host(post.covariance(range(32), range(32)))
@@ -274,13 +274,13 @@ def rbf_posteriors(ridge, put=lambda a: a):
     ]
 
 
-@pytest.mark.parametrize("blocks", [1, 60])
-def test_a_conditioned_float32_kernel_keeps_its_ranking(blocks):
+@pytest.mark.parametrize("calls", [1, 60])
+def test_a_conditioned_float32_kernel_keeps_its_ranking(calls):
     """Labels leave 1e-6 of the kernel: what is subtracted first must not be rounded to float32."""
     single, exact = rbf_posteriors(1e-6)
     rng = np.random.default_rng(1)
     indices, classes = rng.permutation(300)[:60], rng.integers(0, 3, 60)
-    for i in np.split(np.arange(60), blocks):
+    for i in np.split(np.arange(60), calls):
         for post in (single, exact):
             post.condition(indices[i], classes[i])
     assert_same_state(single, exact, 1e-9)

@@ -334,12 +334,12 @@ def _draw_picks(
         fontsize=14,
         weight="bold",
     )
-    blocks = figure.subfigures(len(STRATEGIES), rounds, squeeze=False, wspace=0.05, hspace=0.04)
+    panels = figure.subfigures(len(STRATEGIES), rounds, squeeze=False, wspace=0.05, hspace=0.04)
     for row, name in enumerate(STRATEGIES):
         for column in range(rounds):
             picked = order[curves[name][0].picks[column]]
-            block = blocks[row, column]
-            block.suptitle(
+            panel = panels[row, column]
+            panel.suptitle(
                 f"{name}, round {column + 1}: {len(set(labels[picked]))} of the {CLASSES} digits",
                 x=0.02,
                 ha="left",
@@ -347,7 +347,7 @@ def _draw_picks(
                 weight="bold",
                 color=COLORS[name],
             )
-            grid = block.subplots(LABELS_PER_ROUND // per_row, per_row)
+            grid = panel.subplots(LABELS_PER_ROUND // per_row, per_row)
             for cell, index in zip(grid.flat, picked, strict=True):
                 cell.imshow(images[index].reshape(28, 28), cmap="gray_r")
                 cell.set_title(str(labels[index]), fontsize=9, color="#555b66", pad=2)

@@ -1,10 +1,10 @@
 r"""Matrix-valued kernels: every covariance S(x, x') is a k x k block (docs/method.md, section 6).
 
-A model of k outputs on N points is a scalar model on N k rows, row i k + a being output a of point
-i: kernels, features and S of `covariance` with indices expanded, noises repeated and residuals
-flattened to one column. `BlockSpace` is that view, so that conditioning, new points and files need
-no mathematics of their own. Scoring does: the scorers hand panels of blocks to
-`ntkfast.ops.score_blocks`, some candidates at a time.
+A model of k outputs on N points is a scalar model on N k rows; row i k + a is output a of point i.
+`BlockSpace` is that view of a scalar covariance: it expands indices, repeats noises and flattens
+residuals to one column, so that conditioning, new points and files need no mathematics of their
+own. Scoring does: the scorers hand panels of blocks to `ntkfast.ops.score_blocks`, some candidates
+at a time.
 
 Blocks are computed on the CPU only.
 """
@@ -309,7 +309,7 @@ class _FeatureScorer(BlockScorer):
 
 
 class _KernelScorer(BlockScorer):
-    """Blocks of S - V^T V: each pick adds k rows to V, float64 as long as V is added to."""
+    """Blocks of S - V^T V: each pick adds k rows to V, which stays float64."""
 
     def __init__(self, S: Array, variance: Array, k: int, picks: int) -> None:
         super().__init__(k, S.dtype)

@@ -103,9 +103,9 @@ class Change:
 class Whitening:
     """W (d, d) of psi(x) = W phi(x), kept transposed: as I - left^T right, or as `matrix`.
 
-    A few labels multiply psi and W^T from the right by I - U^T C with U, C (b, d). While the rows
-    add up to at most d / 2 the product stays compact (left, right: (r, d)), so that features of a
-    million dimensions are no obstacle; then it becomes a matrix.
+    A few labels multiply psi and W^T from the right by I - U^T C with U, C (b, d). The product
+    stays compact (left, right: (r, d)) while it has at most d / 2 rows, so that features may have a
+    million dimensions. Beyond that it becomes a matrix.
     """
 
     left: Any
@@ -696,7 +696,7 @@ class FunctionSpace:
 
 
 class KernelScorer(_Scorer):
-    """Criteria over S - V^T V: each pick adds a row to V, float64 as long as V is added to.
+    """Criteria over S - V^T V: each pick adds a row to V, which stays float64.
 
     When V has as many rows as the engine takes, they are subtracted in S, or in a copy if it is
     `shared`, and V starts anew.

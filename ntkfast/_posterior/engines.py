@@ -49,9 +49,9 @@ class CpuEngine:
 
     on_gpu = False
     has_bf16 = False
-    # A float64 operation costs this many of those that pairs are scored with in float32.
+    # What a float64 operation costs, in operations of the products of pairs in float32.
     float64_cost = 2.0
-    # Rows that are subtracted from S in every pair that is scored before they are subtracted in S.
+    # Up to so many rows of picks are subtracted from each pair while it is scored; then from S.
     largest_downdate = sys.maxsize
 
     def __reduce__(self) -> str:
