@@ -8,12 +8,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from ntk_networks import literal_jacobian, output_weights  # noqa: E402
+from test_ntk import relative  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.nn.utils.rnn import pack_padded_sequence  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
+from ntkfast._ntk import capture  # noqa: E402
 from ntkfast._ntk.owners import Owners, extend, find_owners, merge, narrowest, scales  # noqa: E402
 from ntkfast._ntk.trace import Trace  # noqa: E402
+from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -140,10 +145,10 @@ def test_nothing_and_no_numbers() -> None:
 
 
 def test_the_narrowest_type_decides() -> None:
-    kinds = [torch.zeros(1, dtype=dtype) for dtype in (torch.float64, torch.float32)]
-    assert narrowest(kinds) == torch.float32 and narrowest([None, kinds[0]]) == torch.float64
+    kinds = [torch.float64, torch.float32]
+    assert narrowest(kinds) == torch.float32 and narrowest([kinds[0], torch.int64]) == torch.float64
     for half in (torch.bfloat16, torch.float16):
-        assert narrowest([*kinds, torch.zeros(1, dtype=half)]) == half
+        assert narrowest([*kinds, half]) == half
     assert narrowest([]) == torch.float64
 
 
@@ -215,7 +220,7 @@ class Model(nn.Module):
 
 def traced(model, x):
     state = [*model.parameters(), *model.buffers()]
-    trace = Trace(state)
+    trace = Trace(state, len(x))
     with torch.no_grad(), trace:
         trace.check_outputs(model(x))
     return trace
@@ -376,3 +381,211 @@ def test_a_generator_of_the_models_own_may_repeat_itself() -> None:
 
     assert traced(Model(compute), data()).seeded
     assert not traced(Model(lambda s, x: s.linear(x)), data()).seeded
+
+
+# Whole networks, on data whose first points, or first batches, tell little.
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.norm, self.head = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.router = nn.Linear(6, 3, bias=False)
+        self.table = nn.Embedding(12, 4, padding_idx=0)
+
+    def layers(self, x):
+        return self.norm(self.enter(x)).tanh()
+
+    def forward(self, x):
+        return self.head(self.compute(x))
+
+
+class Mirrored(Network):
+    """The batch twice, once as its mirror image."""
+
+    def compute(self, x):
+        return self.layers(torch.cat([x, x.flip(1)])).view(2, len(x), 6).mean(0)
+
+
+class TimeMajor(Network):
+    def compute(self, x):
+        y = self.layers(x.transpose(0, 1).reshape(-1, 4))
+        return y.view(x.shape[1], len(x), 6).square().mean(0)
+
+
+class Sorted(Network):
+    """By length, as for packing, and back."""
+
+    def compute(self, x):
+        order = (x != 0).any(2).sum(1).argsort(descending=True, stable=True)
+        return self.layers(x[order]).mean(1)[order.argsort()]
+
+
+class SortedLists(Network):
+    """The same in Python: no operation of torch knows the order."""
+
+    def compute(self, x):
+        lengths = (x != 0).any(2).sum(1).tolist()
+        order = sorted(range(len(x)), key=lambda i: -lengths[i])
+        rows = x.unbind(0)
+        y = self.layers(torch.stack([rows[i] for i in order])).mean(1).split(1)
+        return torch.cat([y[order.index(i)] for i in range(len(x))])
+
+
+class Experts(Network):
+    """Points, or tokens, each in one expert."""
+
+    def compute(self, x):
+        y = self.layers(x)
+        flat = y.reshape(-1, 6)
+        gates = self.router(flat).softmax(1)
+        result = torch.zeros_like(flat)
+        for i, expert in enumerate(self.experts):
+            rows = (gates.argmax(1) == i).nonzero()[:, 0]
+            if len(rows):
+                value = expert(flat[rows]).tanh() * gates[rows, i, None]
+                result = result.index_add(0, rows, value)
+        return result.view(y.shape).flatten(1, -2).mean(1) if y.ndim > 2 else result
+
+
+class Unpadded(Network):
+    def compute(self, tokens):
+        inside = tokens != 0
+        flat = self.layers(self.table(tokens[inside]))
+        y = flat.new_zeros(*tokens.shape, 6)
+        y[inside] = flat
+        return y.sum(1)
+
+
+class Optional(Network):
+    """A part that only some points use, and a layer that a batch calls only if one of them does."""
+
+    def compute(self, x):
+        y = self.layers(x)
+        use = x[:, :1] > 0
+        y = y + use * F.linear(y, self.experts[0].weight, self.experts[0].bias)
+        if bool((x[:, 1] > 0.5).any()):
+            y = torch.where(x[:, 1:2] > 0.5, self.experts[1](y).tanh(), y)
+        return y
+
+
+class TiedDecoder(Network):
+    def compute(self, x):
+        return self.norm(F.pad(F.linear(self.enter(x).tanh(), self.enter.weight.t()), (0, 2)))
+
+
+class Hyper(Network):
+    """A weight made once for all points, and queries that all share."""
+
+    def compute(self, x):
+        y = self.layers(x)
+        weight = self.router(y.new_ones(1, 6).tanh()) @ self.router.weight
+        return y * weight + self.experts[0](self.table.weight[:2, :1] * weight).sum(0)
+
+
+def vectors(n, generator):
+    return torch.randn(n, 4, generator=generator, dtype=torch.float64)
+
+
+def sequences(n, generator):
+    x = torch.randn(n, 3, 4, generator=generator, dtype=torch.float64)
+    lengths = torch.randint(1, 4, (n,), generator=generator)
+    return x * (torch.arange(3) < lengths[:, None])[..., None]
+
+
+def tokens(n, generator):
+    x = torch.randint(1, 12, (n, 4), generator=generator)
+    return x * (torch.arange(4) < torch.randint(1, 5, (n, 1), generator=generator))
+
+
+FAMILIES = [
+    (Mirrored, vectors),
+    (TimeMajor, sequences),
+    (Sorted, sequences),
+    (SortedLists, sequences),
+    (Experts, vectors),
+    (Experts, sequences),
+    (Unpadded, tokens),
+    (Optional, vectors),
+    (TiedDecoder, vectors),
+    (Hyper, vectors),
+]
+
+
+def pools(draw, n=9):
+    """Name -> points: the first ones, or the first batch, are unlike the others."""
+    g = torch.Generator().manual_seed(3)
+    x = draw(n, g)
+    first = x.clone()
+    first[1] = x[0]
+    blank = x.clone()
+    blank[:2] = 1 if x.dtype == torch.int64 else 0
+    key = x.flatten(1).double().sum(1)
+    result = {"ordinary": x, "equal": first, "blank": blank, "all equal": x[[0] * n]}
+    result |= {"sorted": x[key.argsort()], "backwards": x[key.argsort(descending=True)]}
+    if x.ndim < 3 and x.dtype != torch.int64:
+        symmetric = x.clone()
+        symmetric[:2] = (x[:2] + x[:2].flip(1)) / 2
+        opposite = torch.cat([x[:4], -x[:4], x[8:]])
+        result |= {"symmetric": symmetric, "opposite": opposite}
+    result |= {"one point": x[:1], "two points": x[:2]}
+    return result
+
+
+@pytest.mark.parametrize(("kind", "draw"), FAMILIES, ids=lambda f: f.__name__)
+def test_networks_that_place_rows_their_own_way(kind, draw) -> None:
+    torch.manual_seed(1)
+    model = kind().double()
+    kept = {how: EmpiricalNTK(model, how, sketch=None) for how in ("sum", "random", "full")}
+    for name, x in pools(draw).items():
+        loader = DataLoader(TensorDataset(x), 3)
+        for how, ntk in kept.items():  # from the second pool on with what the first one taught
+            J = literal_jacobian(model, x, ntk._weights(3))
+            J = J.flatten(0, 1) if how == "full" else J[:, 0]
+            assert relative(ntk.features(x if how == "random" else loader), J) <= 1e-9, (name, how)
+            if how == "sum":
+                assert relative(ntk.gram(x), J @ J.T) <= 1e-9, name
+                assert relative(ntk.gram(x[:2], loader), J[:2] @ J.T) <= 1e-9, name
+    x = pools(draw)["sorted"]
+    J = literal_jacobian(model, x, output_weights("sum", 3))[:, 0]
+    for sketch in ("sparse", "auto", "kronecker"):
+        ntk = EmpiricalNTK(model, sketch=sketch, dim=4096, relative_error=0.3)
+        if sketch == "auto":
+            ntk.fit_sketch(x)
+        features = ntk.features(x)
+        # (Of 4096 numbers, for gradients of some 200: all but exact.)
+        assert relative(features @ features.T, J @ J.T) <= (1e-9 if sketch == "sparse" else 0.2)
+        assert "disagrees" not in str(ntk.explain(x))
+
+
+def test_a_layer_that_only_later_batches_reach() -> None:
+    torch.manual_seed(0)
+    model = Optional().double()
+    x = vectors(12, torch.Generator().manual_seed(0))
+    x[:, 1] = -x[:, 1].abs()
+    x[7, 1] = 1.0
+    J = literal_jacobian(model, x, output_weights("sum", 3))[:, 0]
+    assert bool(J[7].any())
+    ntk = EmpiricalNTK(model, sketch=None)
+    loader = DataLoader(TensorDataset(x), 3)
+    for _ in range(2):
+        assert relative(ntk.features(loader), J) <= 1e-10
+        assert relative(ntk.gram(loader), J @ J.T) <= 1e-10
+
+
+def test_known_passes_are_not_measured_again(monkeypatch) -> None:
+    measured = []
+    original = capture._measure
+    monkeypatch.setattr(capture, "_measure", lambda *a: (measured.append(1), original(*a))[1])
+    torch.manual_seed(0)
+    for kind, draw in ((Mirrored, vectors), (TimeMajor, sequences), (TiedDecoder, vectors)):
+        measured.clear()
+        x = draw(25, torch.Generator().manual_seed(0))
+        model = kind().double()
+        ntk = EmpiricalNTK(model)
+        ntk.features(DataLoader(TensorDataset(x), 4))  # 4, 4, ..., 1: other numbers than looked at
+        looked = len(measured)
+        assert looked <= 2
+        ntk.features(DataLoader(TensorDataset(x), 5))
+        assert len(measured) == looked

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -24,7 +26,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from . import contract, functional
 from .inputs import Batch, batch_length, concatenate, leaves, map_batch, take
 from .layers import Dense, Site, Unsupported
-from .owners import Owners, extend, find_owners, merge, narrowest, scales
+from .owners import Owners, agree, extend, find_owners, merge, narrowest, revived, scales
 from .record import Recorder, Use, stand_in
 from .replica import PLAIN
 from .trace import Trace
@@ -48,6 +50,9 @@ _ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.05, to
 # Relative difference of outputs that different companions of a point may make.
 _OUTPUT_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 _OUTPUT_ERROR_ON_GPU = {**_OUTPUT_ERROR, torch.float32: 1e-2}
+
+# Batches, counted by a plan, whose owners are measured though they are known.
+_MEASURED_AGAIN = frozenset(10**i for i in range(1, 10))
 
 # Points of the first look at a network; the second is at more.
 _FIRST = 2
@@ -81,6 +86,8 @@ class Plan:
         Whether the network needs two points at a time; None until that matters.
     precision : torch.dtype
         Narrowest type of the gradients of the last batch: autocast mixes them.
+    renews : bool
+        Whether a replica keeps what it computes of parameters, and can be used once only.
     largest : int
         Number of points of the largest batch so far.
     spare : Module, optional
@@ -105,6 +112,8 @@ class Plan:
     samples: dict[int, list[_Sample]] = field(default_factory=dict)
     rejected: dict[int, dict[str, str]] = field(default_factory=dict)
     moving: str = ""
+    renews: bool = False
+    n_batches: int = 0
     n_moving: int = 0
     largest: int = 0
     spare: nn.Module | None = None
@@ -211,32 +220,54 @@ def _attempt(
 ) -> tuple[Tensor, dict[str, Gradient]] | None:
     """Take the gradients of a batch; None if owners known from before turn out not to suffice."""
     n = batch_length(batch)
+    if plan.renews:
+        net = plan.fresh()
     ours = {id(p) for p in plan.parameters.values()}
     if not plan.leaves:
         plan.leaves.update({name: stand_in(p) for name, p in plan.parameters.items()})
     constants = [t for t in plan.state if id(t) not in ours]
     recorder = Recorder(plan.parameters, constants, plan.leaves)
-    trace = Trace(plan.state)
+    trace = Trace(plan.state, n)
+    chance = _generators()
     with trace, recorder:
         outputs = functional.checked_outputs(functional.call(net, batch), n)
     trace.check_outputs(outputs)
+    if _generators() != chance:
+        raise ValueError(
+            "the model draws random numbers of Python or NumPy in eval mode, so its outputs are "
+            "not a function of the point and it has no tangent kernel: switch that off"
+        )
+    if recorder.escaped:
+        trace.note_escape()
     uses = recorder.uses
     if not outputs.requires_grad:
         return outputs.detach(), {}
     plan.moving = plan.moving or trace.moving
     plan.n_moving += bool(trace.moving)
     known = plan.known(trace, uses, n)
-    measured = None if anew else known
+    plan.n_batches += 1
+    # Now and then what is known is measured all the same.
+    again = known is not None and plan.n_batches in _MEASURED_AGAIN
+    measured = None if anew or again else known
     unseen = recorder.unseen(outputs)
     rows = weights.to(outputs.dtype)
     deltas = _backward(recorder, outputs, rows, keep_graph=measured is None)
-    plan.precision = narrowest([*deltas, outputs])
+    plan.precision = narrowest({outputs.dtype, *trace.types})
     if measured is None:
         measured = _measure(recorder, outputs, deltas, rows, n, plan.precision)
         if known is not None:
+            if not all(map(agree, known, measured)):
+                raise RuntimeError(
+                    "the self-check failed: rows of points are in another order than in a batch "
+                    "before, and no operation shows why (the model may place them outside of "
+                    "torch); compute it on all points at once, as tensors in one order"
+                )
             measured = [merge(old, new) for old, new in zip(known, measured, strict=True)]
         plan.keep(trace, measured, n)
-    elif any(map(_revived, uses, deltas, measured)):
+    elif any(
+        _revived(use, delta, own, plan.precision)
+        for use, delta, own in zip(uses, deltas, measured, strict=True)
+    ):
         return None
     refused = {name: f"it reaches the outputs through {op}" for name, op in unseen.items()}
     refused |= plan.rejected.get(trace.kind, {})
@@ -253,12 +284,18 @@ def _attempt(
         if rejected is not None:
             plan.rejected.setdefault(trace.kind, {}).update(rejected)
             refused |= rejected
-    if trace.moving or n > plan.largest:
+    if trace.moving or trace.joins or n > plan.largest:
         plan.largest = max(n, plan.largest)
         if n > 3:
             _check_half(plan, batch, outputs)
     plan.fallback = refused
     return outputs, result
+
+
+def _generators() -> tuple[Any, ...]:
+    """States of the global generators of Python and NumPy."""
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), state[1].tobytes(), state[2]
 
 
 def _backward(
@@ -338,14 +375,12 @@ def _measure(
     return result
 
 
-def _revived(use: Use, delta: Tensor | None, owners: Owners) -> bool:
-    """Whether rows without a gradient, when owners were measured, have one now."""
-    if delta is None or owners.dead is None:
+def _revived(use: Use, delta: Tensor | None, owners: Owners, precision: torch.dtype) -> bool:
+    if delta is None or (owners.dead is None and owners.rounding is None):
         return False
     if owners.nothing:
         return bool(delta.any())
-    largest = (torch.linalg.vector_norm(_rows(use, d), math.inf, 1) for d in delta)
-    return any(bool(rows[owners.dead].any()) for rows in largest)
+    return any(revived(_rows(use, d), owners, precision) for d in delta)
 
 
 def _by_rule(
@@ -489,7 +524,7 @@ def _check_half(plan: Plan, batch: Batch, outputs: Tensor) -> None:
     n = batch_length(batch)
     generator = torch.Generator().manual_seed(n + plan.n_moving)
     half = torch.randperm(n, generator=generator)[: n // 2].to(outputs.device)
-    if plan.spare is None:
+    if plan.spare is None or plan.renews:
         plan.spare = plan.fresh()
     found = functional.evaluate_only(plan.spare, take(batch, half))
     if not _close(found, outputs[half], plan.precision):
@@ -626,6 +661,50 @@ def _state(net: nn.Module) -> list[Tensor]:
     return state
 
 
+def watched(net: nn.Module) -> Trace:
+    """Return a context in which a replica cannot write to parameters, which are the user's."""
+    return Trace(_state(net), 0)
+
+
+def _reaches(outputs: Tensor, value: Any) -> bool:
+    """Whether outputs were computed from a tensor."""
+    stack = [outputs.grad_fn]
+    visited = set(stack)
+    while stack:
+        node = stack.pop()
+        if node is value.grad_fn:
+            return True
+        for child, _ in () if node is None else node.next_functions:
+            if child is not None and child not in visited:
+                visited.add(child)
+                stack.append(child)
+    return False
+
+
+def _keeps_computed(net: nn.Module, used: nn.Module, outputs: Tensor) -> bool:
+    """Whether a replica that was used keeps tensors computed from parameters that `net` has not.
+
+    Raises a ValueError if the user's model keeps one itself that `outputs` are computed from: its
+    graph is the user's.
+    """
+    found = False
+    names = {id(module): name for name, module in used.named_modules()}
+    for before, after in zip(net.modules(), used.modules(), strict=True):
+        for name, value in vars(after).items():
+            if not isinstance(value, Tensor) or value.is_leaf or not value.requires_grad:
+                continue
+            old = vars(before).get(name)
+            if old is value and _reaches(outputs, value):
+                where = f"module {names[id(after)]!r}" if names[id(after)] else "the model"
+                raise ValueError(
+                    f"{where} keeps {name!r}, a tensor computed from parameters by an earlier "
+                    "call, so that autograd reaches them through that call only: clear it, or "
+                    "compute it in every call"
+                )
+            found = found or not isinstance(old, Tensor)
+    return found
+
+
 def identity(net: nn.Module) -> tuple[list[Any], list[Any]]:
     """Modules and tensors of a network, and what tells them, as they are now, from others.
 
@@ -683,16 +762,19 @@ def plan(
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
-        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        if tensor.layout == torch.strided and not tensor.is_nested:
+            saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    with saved_tensors_hooks(count, lambda tensor: tensor):
-        outputs = functional.evaluate(fresh(), take(probe, slice(0, _FIRST)))
+    first, few = fresh(), take(probe, slice(0, _FIRST))
+    with Trace(_state(first), len(few)), saved_tensors_hooks(count, lambda tensor: tensor):
+        outputs = functional.evaluate(first, few)
+    result.renews = _keeps_computed(net, first, outputs)
     functional.check_connected(outputs)
     weights = weights_of(outputs.shape[1])
     del outputs
     few = weights[[0, -1]] if len(weights) > 2 else weights
-    known = {tensor.data_ptr() for tensor in state}
+    known = {t.data_ptr() for t in state if t.layout == torch.strided and not t.is_nested}
     activations = sum(size for pointer, size in saved.items() if pointer not in known)
     _, parts = gradients(net, result, take(probe, slice(0, _FIRST)), few, dtype)
     if batch_length(probe) > _FIRST and not result.moving:

@@ -30,8 +30,8 @@ _Places = dict[int, list[tuple[nn.Module, str]]]
 
 
 def call(net: nn.Module, batch: Batch) -> object:
-    """Call the network on a batch."""
-    args, kwargs = call_arguments(batch)
+    """Call the network on a copy of a batch: some change their input in place."""
+    args, kwargs = call_arguments(map_batch(torch.clone, batch))
     with dtype_explained(batch):
         return net(*args, **kwargs)
 
@@ -98,7 +98,6 @@ def one_by_one(
     `weights` (R, k): nothing is shared between samples. With `pairs` a copy of each point keeps it
     company, for networks that cannot take one alone.
     """
-    wanted = list(chosen.values())
     n, rows = batch_length(batch), len(weights)
     result = {
         name: torch.zeros((n, rows, *p.shape), dtype=p.dtype, device=p.device)
@@ -107,7 +106,8 @@ def one_by_one(
     for i in range(n):
         point = take(batch, slice(i, i + 1))
         company = concatenate([point, point]) if pairs else point
-        outputs = checked_outputs(call(net, company), 2 if pairs else 1)[0]
+        with stood_in(net, chosen) as wanted:
+            outputs = checked_outputs(call(net, company), 2 if pairs else 1)[0]
         if not outputs.requires_grad:
             continue  # a point that no parameter has a part in
         scalars = weights.to(outputs.dtype) @ outputs
@@ -149,6 +149,23 @@ def swapped(places: _Places, values: Sequence[tuple[nn.Parameter, Tensor]]) -> I
                 module._parameters[own] = parameter
 
 
+@contextmanager
+def stood_in(net: nn.Module, chosen: _Parameters) -> Iterator[list[Tensor]]:
+    """Let leaves stand in for parameters that have hooks of the user, and yield all of them.
+
+    Others are taken as they are, wherever a network keeps them. (Those of scripted modules cannot
+    be replaced.)
+    """
+    places = _places(net)
+    leaves = [
+        p.detach().requires_grad_() if p._backward_hooks and id(p) in places else p
+        for p in chosen.values()
+    ]
+    pairs = zip(chosen.values(), leaves, strict=True)
+    with swapped(places, [(p, leaf) for p, leaf in pairs if leaf is not p]):
+        yield leaves
+
+
 def vectorised(
     net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor, pairs: bool = False
 ) -> dict[str, Tensor]:
@@ -184,11 +201,12 @@ def weighted_sum(
     net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Return outputs (n, k), and the gradient of ``sum(weights * outputs)`` by plain autograd."""
-    outputs = evaluate(net, batch)
+    with stood_in(net, chosen) as wanted:
+        outputs = evaluate(net, batch)
     if not outputs.requires_grad:
         return outputs, {name: torch.zeros_like(p) for name, p in chosen.items()}
     scalar = (outputs * weights.to(outputs.dtype)).sum()
-    grads = torch.autograd.grad(scalar, list(chosen.values()), allow_unused=True)
+    grads = torch.autograd.grad(scalar, wanted, allow_unused=True)
     return outputs.detach(), {
         name: torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
         for (name, p), g in zip(chosen.items(), grads, strict=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Owners", "extend", "find_owners", "merge", "narrowest", "scales"]
+__all__ = ["Owners", "agree", "extend", "find_owners", "merge", "narrowest", "revived", "scales"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Owners:
     dead : Tensor, optional
         Rows that had no gradient at all, if any: should they have one later, their owners must be
         measured first.
+    rounding : Tensor, optional
+        The same for rows whose gradient may have been nothing but rounding.
     index : Tensor (n, q), optional
         Rows of each point, -1 beyond its last. None: q rows a point, point by point.
     """
@@ -67,6 +69,7 @@ class Owners:
     n: int
     shared: bool = False
     dead: Tensor | None = None
+    rounding: Tensor | None = None
     index: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -110,13 +113,23 @@ def _rows_of_points(owner: Tensor, n: int) -> Tensor:
     return index
 
 
+def agree(old: Owners, new: Owners) -> bool:
+    """Whether no row has another owner in one of two passes."""
+    both = (old.owner >= 0) & (new.owner >= 0)
+    return len(both) == len(new.owner) and bool((old.owner == new.owner)[both].all())
+
+
 def merge(old: Owners, new: Owners) -> Owners:
     """Join what two passes of the same structure tell."""
     owner = torch.where(new.owner >= 0, new.owner, old.owner)
-    shared = new.shared or old.shared
-    if new.dead is None or old.dead is None:
-        return Owners(owner, new.n, shared)
-    return Owners(owner, new.n, shared, new.dead[torch.isin(new.dead, old.dead)])
+    unknown = (owner < 0).nonzero()[:, 0]
+    if not len(unknown):
+        return Owners(owner, new.n, new.shared or old.shared)
+    never = torch.ones_like(unknown, dtype=torch.bool)  # had they a gradient
+    for one in (old, new):
+        never &= torch.isin(unknown, unknown[:0] if one.dead is None else one.dead)
+    dead, rounding = (rows if len(rows) else None for rows in (unknown[never], unknown[~never]))
+    return Owners(owner, new.n, new.shared or old.shared, dead, rounding)
 
 
 def _inner_axes(owners: Owners, q: int) -> set[int]:
@@ -151,6 +164,8 @@ def extend(first: Owners, second: Owners, n: int, rows: int) -> Owners | None:
     m = max(axes)
     dead: set[int] = set()
     for one in (first, second):
+        if one.rounding is not None:
+            return None
         if one.dead is not None:
             outer = one.dead.div(m * one.n, rounding_mode="floor")
             dead.update((outer * m + one.dead % m).tolist())
@@ -179,9 +194,9 @@ def scales(n: int, precision: torch.dtype) -> list[Tensor]:
     return result
 
 
-def narrowest(gradients: Iterable[Tensor | None]) -> torch.dtype:
-    """Return the type that decides what scales a backward pass bears (autocast mixes types)."""
-    found = {gradient.dtype for gradient in gradients if gradient is not None}
+def narrowest(found: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the floating-point type that decides what a backward pass bears, of all in a pass."""
+    found = {kind for kind in found if kind in _KINDS}
     return next((kind for kind in (torch.float16, torch.bfloat16) if kind in found), None) or max(
         found, key=lambda kind: -kind.itemsize, default=torch.float64
     )
@@ -222,7 +237,20 @@ def find_owners(
     assert owner is not None
     noise = energy <= bears.noise**2 * energy.max()
     shared = bool((nonzero & ~right & ~noise).any())
-    return Owners(torch.where(right, owner, -1), n, shared, dead)
+    small = nonzero & ~right & noise
+    rounding = small.nonzero()[:, 0] if bool(small.any()) else None
+    return Owners(torch.where(right, owner, -1), n, shared, dead, rounding)
+
+
+def revived(gradient: Tensor, owners: Owners, precision: torch.dtype) -> bool:
+    """Whether rows of a gradient (P, F) without one, when owners were measured, have one now."""
+    if owners.dead is None and owners.rounding is None:
+        return False
+    sizes = torch.linalg.vector_norm(gradient, torch.inf, 1)
+    if owners.dead is not None and bool(sizes[owners.dead].any()):
+        return True
+    limit = 10 * _KINDS[precision].noise * sizes.max()
+    return owners.rounding is not None and bool((sizes[owners.rounding] > limit).any())
 
 
 def _nearest(ratio: Tensor, weight: Tensor) -> Tensor:

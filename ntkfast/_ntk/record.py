@@ -291,6 +291,13 @@ class Recorder(TorchFunctionMode):
         Tensors that do not depend on the data: buffers, and parameters that are not chosen.
     leaves : mapping, optional
         Full name -> :func:`stand_in` of a parameter, made before.
+
+    Attributes
+    ----------
+    uses : list of Use
+        In the order of the calls.
+    escaped : bool
+        Whether data were handed to others than torch (NumPy, say), who do with them unseen.
     """
 
     def __init__(
@@ -316,6 +323,7 @@ class Recorder(TorchFunctionMode):
         for constant in constants:
             self._add_constant(constant)
         self._differentiates = False
+        self.escaped = False
         self._replaying = False
 
     # What the rules call.
@@ -479,6 +487,8 @@ class Recorder(TorchFunctionMode):
                 tracked = True
             elif not self._is_constant(value):
                 data = True
+        if data and func in _ESCAPES:
+            self.escaped = True
         if not tracked:
             if func in _GRADIENTS:
                 self._differentiates = True
@@ -505,7 +515,8 @@ class Recorder(TorchFunctionMode):
             if result._is_view():  # of entries at a place: which one is no number in it
                 self._derive(func, args, kwargs, [self._tracked[id(args[0])]], result)
                 return result
-        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, _tensors(args))):
+        inside = _tensors((*args, *kwargs.values()))
+        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, inside)):
             return func(*args, **kwargs)
         result = rules.handle(self, func, args, kwargs)
         if result is not NotImplemented:
@@ -649,4 +660,18 @@ def _recognise_rows(
     derived.parent, derived.view, derived.index = source, "gathered", index.long()
 
 
+# What hands memory to others than torch.
+_ESCAPES = frozenset(
+    getattr(Tensor, name)
+    for name in (
+        "numpy",
+        "__array__",
+        "__dlpack__",
+        "data_ptr",
+        "untyped_storage",
+        "apply_",
+        "map_",
+    )
+    if hasattr(Tensor, name)
+)
 _GRADIENTS = frozenset([torch.autograd.grad, torch.autograd.backward, Tensor.backward])

@@ -56,6 +56,20 @@ _PLACING: dict[str, tuple[int, ...]] = {
 # Lookups: their second argument places rows of the first, which matters only where the first is no
 # table of the model. The third (offsets of bags) places rows in any case.
 _LOOKUPS = ("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+# Products, which place rows if one factor is a mask (one-hot rows of a permutation), and operations
+# that choose between tensors by a mask, which do so if one of these has been put in another order.
+_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "_sparse_mm")
+_CHOICES = ("where", "mul", "lerp", "addcmul", "div", "copysign")
+_ORDERS = ("flip", "roll", "rot90")
+# What makes a mask of floating-point numbers (others tell by their type).
+_ROUNDINGS = ("floor", "ceil", "round", "trunc", "sign", "sgn", "heaviside", "frac")
+# Operations that join entries along axes, which are those of points where they are as long.
+_JOINS = (
+    *("sum", "mean", "prod", "amax", "amin", "aminmax", "max", "min", "median", "kthvalue"),
+    *("std", "var", "var_mean", "std_mean", "linalg_vector_norm", "norm", "logsumexp"),
+    *("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "_softmax", "_log_softmax"),
+    *("sort", "topk", "argsort", "argmax", "argmin", "nansum", "nanmedian", "mode"),
+)
 # Arguments that say how much chance there is in an operation that could draw numbers.
 _CHANCE = {"dropout_p": 0.0, "dropout": 0.0, "p": 0.0, "train": False, "training": False}
 
@@ -69,16 +83,18 @@ class _Operation:
     placing: tuple[int, ...]
     lookup: bool
     strides: bool
+    product: bool
+    chooses: bool
+    orders: bool
+    rounds: bool
+    joins: bool
+    axes: int
+    writes: tuple[int, ...]
     known: bool
     random: bool
     creates: bool
     views: bool
     same: bool
-
-    @property
-    def special(self) -> bool:
-        """Whether it may place rows in another way than by its other arguments."""
-        return bool(self.placing) or self.lookup or self.strides or not self.known
 
 
 # Described once a process, by operation.
@@ -90,7 +106,7 @@ def _describe(func: Any) -> _Operation:
     base = name.rstrip("_")
     if base not in _PLACING and base.startswith("scatter"):
         base = "scatter"
-    returned = func._schema.returns
+    returned, arguments = func._schema.returns, func._schema.arguments
     views = bool(returned) and all(r.alias_info and not r.alias_info.is_write for r in returned)
     return _Operation(
         number=len(_KNOWN),
@@ -98,6 +114,13 @@ def _describe(func: Any) -> _Operation:
         placing=_PLACING.get(base, ()),
         lookup=base in _LOOKUPS,
         strides=base in ("as_strided", "roll"),
+        product=base in _PRODUCTS,
+        chooses=base in _CHOICES,
+        orders=base in _ORDERS or base in _PLACING,
+        rounds=base in _ROUNDINGS,
+        joins=base in _JOINS,
+        axes=next((i for i, a in enumerate(arguments) if a.name == "dim"), -1),
+        writes=tuple(i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write),
         known=namespace in ("aten", "prims"),
         random=torch.Tag.nondeterministic_seeded in func.tags,
         creates=base != "lift_fresh" and namespace in ("aten", "prims"),
@@ -123,6 +146,8 @@ class Trace(TorchDispatchMode):
     ----------
     state : iterable of Tensor
         Parameters and buffers: what does not depend on the input.
+    n : int
+        Number of points.
 
     Attributes
     ----------
@@ -130,6 +155,10 @@ class Trace(TorchDispatchMode):
         All shapes and numbers among their arguments, and which tensors these are.
     uniform : bool
         Whether no operation places rows by numbers at all, whatever they depend on.
+    types : set of torch.dtype
+        Of all that depends on the input.
+    joins : str
+        An operation that joins entries along an axis as long as that of points, if any.
     moving : str
         An operation that placed rows by numbers that may depend on the input; empty if there is
         none: then passes of the same :attr:`exact` treat the rows of their points alike.
@@ -138,27 +167,46 @@ class Trace(TorchDispatchMode):
         every pass.
     """
 
-    def __init__(self, state: Iterable[Tensor]) -> None:
+    def __init__(self, state: Iterable[Tensor], n: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._operations: list[int] = []
         self.numbers: list[Any] = []
         self.uniform = True
-        self.moving = ""
+        self._moving = self._masked = self._ordered = ""
         self.seeded = False
+        self.joins = ""
+        self.types: set[torch.dtype] = set()
+        self._n = n
+        self._parameters: dict[int, Tensor] = {}
         self._drawn = ""
         # Storages by address; as long as they are held, no other one can have the address.
         self._fixed: dict[int, Any] = {}  # whose numbers do not depend on the input
         self._state: dict[int, str] = {}  # of the model's own, by their places among them
         for i, tensor in enumerate(state):
+            if isinstance(tensor, nn.Parameter):
+                self._parameters[_address(tensor)] = tensor
             self._add(self._fixed, tensor)
             self._state.setdefault(_address(tensor), f"tensor {i}")
         self._noisy: dict[int, Any] = {}  # whose numbers are random
+        # Masks that depend on the input, and whatever else takes few values.
+        self._masks: dict[int, Any] = {}
         # Which operation made a storage: a list of tensors may be in an order that no number shows.
         self._made: dict[int, int] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # or the first use of any such mode would import the compiler
+
+    @property
+    def moving(self) -> str:
+        """An operation that placed rows by numbers that may depend on the input, if any."""
+        if self._moving or not (self._masked and self._ordered):
+            return self._moving
+        return f"{self._masked} after {self._ordered}"
+
+    def note_escape(self) -> None:
+        """Note that numbers were read, or written, where no operation shows it."""
+        self.uniform, self._moving = False, self._moving or "numbers read outside of torch"
 
     @property
     def kind(self) -> int:
@@ -181,10 +229,12 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        output = func(*args, **kwargs) if kwargs else func(*args)
         what = _KNOWN.get(func)
         if what is None:
             what = _KNOWN[func] = _describe(func)
+        if what.writes:
+            self._refuse_to_write(what, args)
+        output = func(*args, **kwargs) if kwargs else func(*args)
         self._operations.append(what.number)
         if what.same:
             return output
@@ -192,6 +242,7 @@ class Trace(TorchDispatchMode):
         addresses: list[int] = []  # of storages, 0 without one
         places: list[int] = []  # number of the argument that each is in
         all_fixed = what.creates
+        discrete = data = computed = sparse = False
         for place, value in enumerate((*args, *kwargs.values()) if kwargs else args):
             for entry in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(entry, Tensor):
@@ -204,15 +255,38 @@ class Trace(TorchDispatchMode):
                         if address not in made:  # from outside
                             made[address] = -len(numbers)
                         numbers.append(made[address])
-                    if address:
+                    if address and not entry.is_nested:
                         numbers.append(entry.storage_offset())
                         numbers.extend(entry.stride())
                     if address not in fixed:
                         all_fixed = False
+                        sparse = sparse or entry.layout != torch.strided
+                        if address in self._masks or not entry.is_floating_point():
+                            discrete = True
+                        else:
+                            data = True
+                    elif entry.requires_grad and address not in state:
+                        computed = True  # from parameters alone
                 else:
                     numbers.append(entry)
-        if what.special:
-            self._check_places(what, addresses, places)
+        if (
+            (data or discrete)
+            and what.joins
+            and isinstance(args[0], Tensor)
+            and not args[0].is_nested
+        ):
+            self._check_joins(what, args, kwargs or {})
+        if data and what.product:
+            factors = [a for a in args if isinstance(a, Tensor) and a.ndim > 1][-2:]
+            if len(factors) == 2 and factors[0].shape[-1] == self._n:
+                self.joins = self.joins or what.name
+        if not all_fixed:
+            self._check_places(what, args, addresses, places, discrete and data)
+            if sparse and data:
+                self._moving = self._moving or what.name  # its indices place rows
+            if discrete and computed and (what.product or what.chooses):
+                # A mask says which points share what was computed once for all of them.
+                self._moving = self._moving or what.name
         noisy = False
         if what.random and _draws(func, args, kwargs or {}):
             all_fixed = False
@@ -224,18 +298,31 @@ class Trace(TorchDispatchMode):
             noisy = any(address in self._noisy for address in addresses)
             if noisy and what.name == "aten::_local_scalar_dense":
                 self.refuse_noise()
-        for value in output if isinstance(output, (list, tuple)) else (output,):
+        is_mask = (discrete and not data) or (what.rounds and not all_fixed)
+        outputs = output if isinstance(output, (list, tuple)) else (output,)
+        if output is None:  # what it changed
+            outputs = [a for p in what.writes if p < len(args) for a in _several(args[p])]
+        for i, value in enumerate(outputs):
             if isinstance(value, Tensor):
-                numbers.extend(value.shape)
+                if not value.is_nested:
+                    numbers.extend(value.shape)
+                if not all_fixed:
+                    self.types.add(value.dtype)
                 if not what.views:
-                    self._note(value, all_fixed and not noisy, noisy, addresses)
+                    address = _address(value)
+                    if address not in addresses:
+                        made[address] = (len(self._operations) << 10) + i
+                    self._note(value, address, all_fixed and not noisy, noisy, addresses)
+                    if is_mask:
+                        self._add(self._masks, value)
+                    elif self._masks:
+                        self._masks.pop(address, None)
         return output
 
-    def _note(self, value: Tensor, is_fixed: bool, is_noisy: bool, sources: list[int]) -> None:
+    def _note(
+        self, value: Tensor, address: int, is_fixed: bool, is_noisy: bool, sources: list[int]
+    ) -> None:
         """Note what the numbers of an output depend on."""
-        address = _address(value)
-        if address not in sources:
-            self._made[address] = len(self._operations)
         if is_fixed:
             if address not in self._fixed:
                 self._add(self._fixed, value)
@@ -247,21 +334,59 @@ class Trace(TorchDispatchMode):
         elif self._noisy and address in self._noisy and address not in sources:
             del self._noisy[address]
 
-    def _check_places(self, what: _Operation, tensors: list[int], places: list[int]) -> None:
+    def _refuse_to_write(self, what: _Operation, args: tuple[Any, ...]) -> None:
+        """Raise a ValueError before a parameter is changed: it is the user's own."""
+        for place in what.writes:
+            for value in _several(args[place]) if place < len(args) else ():
+                if isinstance(value, Tensor) and _address(value) in self._parameters:
+                    shape = tuple(self._parameters[_address(value)].shape)
+                    raise ValueError(
+                        f"the model's forward writes to a parameter of shape {shape} "
+                        f"({what.name}{_caller()}), which would change your model: compute what it "
+                        "writes as another tensor, or keep it in a buffer"
+                    )
+
+    def _check_joins(self, what: _Operation, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Note whether an operation joins entries along an axis as long as that of points."""
+        x = args[0]
+        axes = args[what.axes] if 0 <= what.axes < len(args) else kwargs.get("dim")
+        if axes is None or axes == []:
+            # (A boolean is for control, which shows in what follows.)
+            joined = x.dtype != torch.bool and x.ndim > 0 and x.numel() > 1
+        else:
+            joined = any(x.ndim and x.shape[a] == self._n for a in _several(axes))
+        if joined:
+            self.joins = self.joins or what.name
+
+    def _check_places(
+        self,
+        what: _Operation,
+        args: tuple[Any, ...],
+        tensors: list[int],
+        places: list[int],
+        masks: bool,
+    ) -> None:
+        """Note whether an operation on data may place rows; `masks`: it joins one with others."""
         if what.strides:
             self.uniform = False
         if not what.known:
-            self.uniform, self.moving = False, self.moving or what.name
-            return
+            self.uniform, self._moving = False, self._moving or what.name
         placing = what.placing
         if what.lookup:
             table = places and places[0] == 0 and tensors[0] in self._fixed
             placing = (2,) if table else (1, 2)
         for address, place in zip(tensors, places, strict=True):
-            if place in placing and address not in self._state:
+            if place in placing:
                 self.uniform = False
                 if address not in self._fixed:
-                    self.moving = self.moving or what.name
+                    self._moving = self._moving or what.name
+        joins = what.name in ("aten::cat", "aten::stack") and (len(args) < 2 or args[1] == 0)
+        if what.orders or joins:
+            self._ordered = self._ordered or what.name
+        if masks and what.product:
+            self._moving = self._moving or what.name
+        elif masks and what.chooses:
+            self._masked = self._masked or what.name
 
     def check_outputs(self, value: Tensor) -> None:
         """Raise a ValueError if the model's outputs depend on random numbers."""
@@ -281,6 +406,10 @@ def _address(tensor: Tensor) -> int:
         return address
     except (NotImplementedError, RuntimeError):  # sparse, nested, ...
         return 0
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _hashable(value: Any) -> Any:
