@@ -56,6 +56,7 @@ class _Setup:
     weights: Tensor
     plan: Plan
     parts: dict[str, Gradient]
+    key: str
 
     @property
     def combinations(self) -> int:
@@ -67,7 +68,8 @@ class EmpiricalNTK:
 
     The network is evaluated in eval mode, on a private copy of its structure that shares the
     parameters: nothing of it (parameters, ``.grad``, training flags, hooks, buffers, random state)
-    is changed by any call, finished or not, and several threads may use one model. Parameters with
+    is changed by any call, finished or not, and several threads may use one model. (Its forward
+    hooks are part of what it computes and run, on the copy.) Parameters with
     ``requires_grad=False`` are frozen: they are not part of theta.
 
     Parameters
@@ -358,6 +360,7 @@ class EmpiricalNTK:
             except BaseException:
                 target.discard()
                 raise
+            self._learn(setup)
         return _result(torch.cat(outputs), inputs), _result(features, inputs)
 
     def gram(self, X1: Any, X2: Any = None, *, out: PathLike | None = None) -> Any:
@@ -429,6 +432,7 @@ class EmpiricalNTK:
             )
             for _ in track(work.steps(), work.n_steps(), "gram"):
                 pass
+            self._learn(setup)
             if file is not None:
                 del work, result
                 return file.finish()
@@ -572,7 +576,7 @@ class EmpiricalNTK:
         Gradients of these (`parts`) are there only when `explaining`.
         """
         probe = inputs.probe(_PROBE)
-        parameters = {name: self._net.get_parameter(name) for name in self._names}
+        parameters = self._theta()
         # What is known of a network holds for inputs of the same kind, as long as modules, their
         # settings and their tensors are the same ones and lie where they did: whatever else may be
         # done differently shows in the operations.
@@ -581,16 +585,42 @@ class EmpiricalNTK:
         key = repr((settings, kind, sorted(probe) if isinstance(probe, dict) else 0))
         kept = None if explaining else self._plans.get(key)
         if kept is not None:
-            return _Setup(net, kept[1], kept[0].copy(net), {})
+            return _Setup(net, kept[1], kept[0].copy(net), {}, key)
         plan, weights, parts = capture.plan(
             net, lambda: replica(self._net), parameters, probe, self._weights, self._dtype
         )
-        setup = _Setup(net, weights, plan, parts)
+        setup = _Setup(net, weights, plan, parts, key)
         # (Whose ids these are must live as long.)
         self._plans = {key: (plan.copy(), weights, state)}
         if plan.fallback and not self._warned:
             self._warn_if_dear(setup, probe, inputs)
         return setup
+
+    def _learn(self, setup: _Setup) -> None:
+        """Keep what a call has found out for those to come."""
+        kept = self._plans.get(setup.key)
+        if kept is not None:
+            self._plans = {setup.key: (setup.plan.copy(), *kept[1:])}
+
+    def _theta(self) -> dict[str, nn.Parameter]:
+        """Return the chosen parameters; raise a ValueError if they are others than at first."""
+        found = dict(self._net.named_parameters())
+        now = {name: found[name].shape for name in _select(self._net, self._layers)}
+        then = self._layout.shapes
+        if list(now.items()) != list(then.items()):
+            gone = [f"{name!r} is frozen, tied or gone" for name in then if name not in now]
+            new = [f"{name!r} is new" for name in now if name not in then]
+            other = [
+                f"{name!r} has shape {tuple(now[name])}, not {tuple(shape)}"
+                for name, shape in then.items()
+                if now.get(name, shape) != shape
+            ]
+            what = "; ".join([*gone, *new, *other][:5]) or "their order"
+            raise ValueError(
+                f"the model's trainable parameters have changed since this EmpiricalNTK was made "
+                f"({what}): make a new one (features of before do not fit those of after)"
+            )
+        return {name: found[name] for name in now}
 
     def _warn_if_dear(self, setup: _Setup, probe: Batch, inputs: Inputs) -> None:
         """Say which parameters make the gradients cost many plain passes, before they do."""

@@ -521,9 +521,9 @@ def test_a_rule_that_is_wrong_is_caught_by_the_self_check(monkeypatch) -> None:
 
     monkeypatch.setattr(capture.functional, "vectorised", ones)
     # A wrong vmap: one point at a time instead.
-    assert not plan_of(ntk, x).vectorised
+    assert not plan_of(EmpiricalNTK(model), x).vectorised
     J = literal_jacobian(model, x, output_weights("sum", 3))[:, 0]
-    assert relative(ntk.gram(x), J @ J.T) <= 1e-10
+    assert relative(EmpiricalNTK(model).gram(x), J @ J.T) <= 1e-10
     monkeypatch.setattr(capture.functional, "one_by_one", ones)
     with pytest.raises(RuntimeError, match=r"self-check failed: gradients of '0\.bias'"):
         ntk.features(x)

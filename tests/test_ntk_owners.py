@@ -16,7 +16,16 @@ from torch.nn.utils.rnn import pack_padded_sequence  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from ntkfast._ntk import capture  # noqa: E402
-from ntkfast._ntk.owners import Owners, extend, find_owners, merge, narrowest, scales  # noqa: E402
+from ntkfast._ntk.owners import (  # noqa: E402
+    Owners,
+    agree,
+    extend,
+    find_owners,
+    merge,
+    narrowest,
+    revived,
+    scales,
+)
 from ntkfast._ntk.trace import Trace  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
@@ -119,6 +128,19 @@ def test_rows_of_rounding_alone_belong_to_nobody() -> None:
     scaled = [torch.cat([rows[:4] * s[:, None], r]) for s, r in zip(weights, rounding, strict=True)]
     found = find_owners(rows, scaled, weights, torch.float64)
     assert found.owner.tolist() == [0, 1, 2, 3, -1, -1, -1, -1] and not found.shared
+    assert found.dead is None and found.rounding.tolist() == [4, 5, 6, 7]
+    assert not revived(rows, found, torch.float64)
+    rows[5] *= 1e9
+    assert revived(rows, found, torch.float64)
+
+
+def test_dead_rows_that_come_alive_are_noticed() -> None:
+    rows = torch.tensor([[1.0, 2], [0, 0], [3, 4]])
+    found = Owners(torch.tensor([0, -1, 1]), 2, dead=torch.tensor([1]))
+    assert not revived(rows, found, torch.float32)
+    rows[1, 0] = 1e-30
+    assert revived(rows, found, torch.float32)
+    assert not revived(rows, Owners(torch.tensor([0, 1, 1]), 2), torch.float32)
 
 
 def test_nothing_and_no_numbers() -> None:
@@ -172,17 +194,24 @@ def test_two_passes_tell_of_all_others(outer, inner) -> None:
         assert shared.shared
 
 
-def test_dead_rows_are_dead_for_every_point() -> None:
-    """A row that had no gradient at one point is to be looked at wherever it has one."""
-    first, second = (layout(n, 2, 3) for n in (2, 3))
-    first[4] = -1  # outer 0, point 1, inner 1
-    second[16] = -1  # outer 1, point 2, inner 1
-    known = extend(
-        Owners(first, 2, dead=torch.tensor([4])), Owners(second, 3, dead=torch.tensor([16])), 4, 24
-    )
-    assert torch.equal(known.owner, layout(4, 2, 3))
-    inside = torch.arange(24).view(2, 4, 3)
-    assert sorted(known.dead.tolist()) == sorted(inside[:, :, 1].flatten().tolist())
+def test_places_without_gradients_are_not_known() -> None:
+    """One that no two points of a pass had a gradient at is to be looked at for every point."""
+    n, inside = 4, torch.arange(24).view(2, 4, 3)
+
+    def seen(n, *dead):
+        owner = layout(n, 2, 3)
+        for outer, points, inner in dead:
+            owner.view(2, n, 3)[outer, points, inner] = -1
+        return Owners(owner, n, dead=(owner < 0).nonzero()[:, 0])
+
+    everyone, both = slice(None), [0, 1]
+    known = extend(seen(2, (0, everyone, 1)), seen(3, (0, both, 1), (1, 0, 2)), n, 24)
+    assert torch.equal(known.owner, layout(n, 2, 3))
+    assert sorted(known.dead.tolist()) == inside[0, :, 1].tolist()
+    assert extend(seen(2, (0, everyone, 1)), seen(3, (0, 2, 1)), n, 24).dead is None
+    unsure = seen(2)
+    unsure.rounding = torch.tensor([3])
+    assert extend(unsure, seen(3), n, 24) is None
 
 
 def test_layouts_that_are_no_axis_are_not_extended() -> None:
@@ -198,6 +227,12 @@ def test_what_two_passes_tell_is_joined() -> None:
     new = Owners(torch.tensor([0, 0, -1, -1]), 2, dead=torch.tensor([2, 3]))
     both = merge(old, new)
     assert both.owner.tolist() == [0, 0, 1, -1] and both.dead.tolist() == [3] and not both.shared
+    assert both.rounding is None
+    unsure = Owners(new.owner, 2, dead=torch.tensor([2]), rounding=torch.tensor([3]))
+    both = merge(old, unsure)
+    assert both.dead is None and both.rounding.tolist() == [3]
+    assert agree(old, new) and not agree(old, Owners(torch.tensor([1, 0, 1, 0]), 2))
+    assert not agree(old, Owners(old.owner[:3], 2))
     assert merge(old, Owners(torch.tensor([0, 0, 1, 1]), 2)).dead is None
     assert merge(Owners(old.owner, 2, True), new).shared
     assert merge(old, Owners(new.owner, 2, True)).shared

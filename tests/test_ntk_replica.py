@@ -523,6 +523,8 @@ def test_untouched_after_an_interrupt_anywhere(name) -> None:
             attempt()
         except KeyboardInterrupt:
             interrupted += 1
+        except RuntimeError:
+            assert name == "Scripted"  # whose interpreter makes its own error of it
         assert not changes(before, portrait(model)), at[0]
     assert interrupted >= 4
 
@@ -687,23 +689,23 @@ def test_other_parameters_than_before_are_refused() -> None:
     ntk = EmpiricalNTK(model, sketch=None)
     expected = ntk.features(X)
 
-    def check(name):
-        message = f"are others than when this EmpiricalNTK was made .{name}.*: make a new one"
+    def check(what):
+        message = f"changed since this EmpiricalNTK was made .{what}.*: make a new one"
         for call in (ntk.features, ntk.gram, ntk.explain):
             with pytest.raises(ValueError, match=message):
                 call(X)
 
     model.other.bias.requires_grad_(False)
-    check("other.bias")
+    check("'other.bias' is frozen, tied or gone")
     model.other.bias.requires_grad_(True)
     assert torch.equal(ntk.features(X), expected)
     other = model.other
     model.other = nn.Linear(5, 5, bias=False).double()
-    check("other.bias")
+    check("'other.bias' is frozen, tied or gone")
     model.other = nn.Linear(5, 5).double()
     model.other.weight = model.b.weight
-    check("other.weight")
+    check("'other.weight' is frozen, tied or gone")
     model.other, model.act = other, nn.PReLU().double()
-    check("act.weight")
+    check("'act.weight' is new")
     model.act, model.extra = nn.Tanh(), nn.Parameter(torch.zeros(5, 1).double())
-    check("extra")
+    check(r"'extra' has shape \(5, 1\), not \(5, 5\)")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import functools
+import warnings
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from ntk_networks import networks  # noqa: E402
+from ntk_networks import literal_jacobian, networks, output_weights  # noqa: E402
 from test_ntk import assert_unchanged, relative, snapshot  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
+from ntkfast import ntk as ntk_module  # noqa: E402
 from ntkfast._ntk import contract  # noqa: E402
 from ntkfast._ntk.sketch import CountSketch  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
@@ -226,3 +230,220 @@ def test_compiled_and_parallel_models(images, tmp_path) -> None:
             EmpiricalNTK(spread)
     finally:
         torch.distributed.destroy_process_group()
+
+
+# Layers and wrappers
+
+
+def literal(model, x):
+    k = len(EmpiricalNTK(model).outputs(x[:1])[0])
+    return literal_jacobian(model, x, output_weights("sum", k))[:, 0]
+
+
+def agrees(model, x, tolerance=1e-10) -> None:
+    J, before = literal(model, x), snapshot(model)
+    ntk = EmpiricalNTK(model, sketch=None)
+    for _ in range(2):
+        assert relative(ntk.features(x), J) <= tolerance
+        assert relative(ntk.gram(x), J @ J.T) <= tolerance
+    assert_unchanged(model, before)
+
+
+class Checkpointed(nn.Module):
+    """What is inside is run once more during every backward pass."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.places, self.scale = nn.Embedding(7, 8), nn.Parameter(torch.rand(8) + 0.5)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.recurrent = nn.GRU(8, 8, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.1, batch_first=True)
+        self.steps = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 3)
+
+    def inside(self, x):
+        if self.kind == "attention with weights":
+            y, weights = self.attention(x, x, x)
+            return y + weights.sum(-1, keepdim=True) + weights.square().mean(-1, keepdim=True)
+        if self.kind == "free parameters":
+            return torch.cat([self.token.expand(len(x), 1, 8), x * self.scale], 1).sin()
+        if self.kind == "positions":
+            return x * (1 + self.places(torch.arange(x.shape[1])[None]))
+        if self.kind == "recurrent":
+            return self.recurrent(x)[0]
+        if self.kind == "an order of the data":
+            order = x[:, 0, 0].argsort()
+            return self.steps(x[order])[order.argsort()]
+        return self.layer(x)
+
+    def forward(self, x):
+        if self.kind == "a sequence":
+            y = checkpoint_sequential(self.steps, 2, x, use_reentrant=False)
+        elif self.kind == "one in another":
+            again = lambda x: checkpoint(self.steps, self.layer(x), use_reentrant=False)  # noqa: E731
+            y = checkpoint(again, x, use_reentrant=False)
+        else:
+            y = checkpoint(self.inside, x, use_reentrant=self.kind == "reentrant")
+        return self.head(y.mean(1))
+
+
+KINDS = ["attention with weights", "free parameters", "positions", "recurrent", "a layer"]
+KINDS += ["an order of the data", "a sequence", "one in another"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints(kind) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 8, dtype=torch.float64)
+    agrees(Checkpointed(kind).double(), x)
+
+
+def test_checkpoints_that_autograd_cannot_see_through_are_refused() -> None:
+    model, x = Checkpointed("reentrant").double(), torch.randn(6, 4, 8, dtype=torch.float64)
+    before = snapshot(model)
+    for call in ("features", "gram"):
+        with pytest.raises((ValueError, RuntimeError), match="use_reentrant=False"):
+            getattr(EmpiricalNTK(model), call)(x)
+        assert_unchanged(model, before)
+
+
+class Prototypes(nn.Module):
+    """Zero-dimensional parameters, and some that no layer rule knows."""
+
+    def __init__(self, normed: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        if normed:
+            self.first = torch.nn.utils.parametrizations.weight_norm(self.first, dim=None)
+        self.prototypes = nn.Parameter(torch.randn(3, 6))
+        self.temperature, self.shift = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        distances = torch.cdist(self.first(x).tanh(), self.prototypes)
+        return -distances.square() * self.temperature.exp() + self.shift
+
+
+class SparseTokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(9, 4, sparse=True)
+        self.bag = nn.EmbeddingBag(9, 4, sparse=True, mode="sum")
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        index = (x.abs() * 4).long().clamp(max=8)
+        return self.head(self.words(index).sum(1) * self.bag(index)).tanh()
+
+
+class VectorBank(nn.Module):
+    """Adapters put together of vectors that all layers share, chosen by logits of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = nn.ParameterDict({"vectors": nn.Parameter(torch.randn(6, 4))})
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.logits = nn.ParameterList(nn.Parameter(torch.randn(2, 6)) for _ in range(4))
+        self.head = nn.Linear(4, 3)
+        for layer in self.layers:
+            layer.bank = self.bank
+
+    def adapter(self, layer, logits):
+        top, which = logits.topk(2, dim=-1)
+        return (top.softmax(-1)[..., None] * layer.bank["vectors"][which]).sum(1)
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            down = self.adapter(layer, self.logits[2 * i])
+            up = self.adapter(layer, self.logits[2 * i + 1])
+            x = (layer(x) + x @ down.t() @ up).tanh()
+        return self.head(x)
+
+
+MODELS = {
+    "zero-dimensional parameters": lambda: Prototypes(False),
+    "weight_norm of a whole weight": lambda: Prototypes(True),
+    "sparse embeddings": SparseTokens,
+    "a bank of vectors": VectorBank,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_of_many_kinds(name) -> None:
+    torch.manual_seed(0)
+    agrees(MODELS[name]().double(), torch.randn(7, 4, dtype=torch.float64))
+
+
+class Extra(nn.Module):
+    """State that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.extra = nn.Linear(4, 3), {"labels": ["a", "b"], "scale": 2.0}
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state) -> None:
+        self.extra = state
+
+    def forward(self, x):
+        return self.linear(x) * self.extra["scale"]
+
+
+def test_a_gram_file_of_a_model_with_extra_state(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = Extra().double(), torch.randn(7, 4, dtype=torch.float64)
+    expected = EmpiricalNTK(model).gram(x)
+    assert relative(EmpiricalNTK(model).gram(x, out=tmp_path / "K.npy"), expected) == 0
+    # A matrix that was left unfinished is of the model with this state only.
+    for scale in (2.0, 3.0):
+        model.extra = {"labels": ["a", "b"], "scale": scale}
+        inputs = EmpiricalNTK(model)._inputs(x, "X1")
+        marks = [str(part) for part in EmpiricalNTK(model)._identity([inputs], 3)]
+        assert any(f"'scale': {scale}" in mark for mark in marks)
+
+
+class Slow(nn.Module):
+    """One parameter without a rule, that vmap cannot take, and a clock of its own."""
+
+    def __init__(self, clock, price) -> None:
+        super().__init__()
+        self.linear, self.prototypes = nn.Linear(4, 6), nn.Parameter(torch.randn(3, 6))
+        self.forward = functools.partial(self.compute, clock, price)
+
+    def compute(self, clock, price, x):
+        clock.now += 0.1 if len(x) > 1 else price
+        if float(x.detach().sum()) == 0.123:  # control flow that looks at the data
+            x = x + 1
+        return -torch.cdist(self.linear(x), self.prototypes)
+
+
+class Clock:
+    now = 0.0
+
+
+@pytest.mark.parametrize(("price", "warned"), [(1.0, True), (0.001, False)])
+def test_a_dear_fallback_is_announced_once_and_by_name(price, warned, monkeypatch) -> None:
+    """A batch takes 0.1 seconds by the clock, and a point alone `price`."""
+    torch.manual_seed(0)
+    clock = Clock
+    clock.now = 0.0
+    monkeypatch.setattr(ntk_module.time, "perf_counter", lambda: clock.now)
+    model, x = Slow(clock, price).double(), torch.randn(40, 4, dtype=torch.float64)
+    ntk = EmpiricalNTK(model, sketch=None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ntk.features(x)
+    said = [w for w in caught if "plain forward and backward passes" in str(w.message)]
+    assert len(said) == warned
+    if warned:
+        message = str(said[0].message)
+        assert message.startswith("no layer rule covers parameter 'prototypes' (it reaches")
+        assert "gradients by autograd, one point at a time cost about 160 plain" in message
+        assert "40 seconds for 40 points" in message and "explain(X)" in message
+        assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ntk.features(x + 1)  # once is enough

@@ -88,6 +88,8 @@ def witnesses(gradients: dict[str, Gradient]) -> list[Tensor]:
 def _same_calls(a: list[Site], b: list[Site]) -> bool:
     return len(a) == len(b) and all(
         type(s) is type(t)
+        and (s.rows, s.size, s.groups) == (t.rows, t.size, t.groups)
+        and getattr(s, "geometry", None) == getattr(t, "geometry", None)
         and s.x.shape[1:] == t.x.shape[1:]
         and s.delta.shape[1:] == t.delta.shape[1:]
         for s, t in zip(a, b, strict=True)

@@ -148,8 +148,8 @@ def _inner_axes(owners: Owners, q: int) -> set[int]:
 def extend(first: Owners, second: Owners, n: int, rows: int) -> Owners | None:
     """Owners of `rows` rows of n points, as those of two other numbers of points have them.
 
-    None if points are not one axis of the rows, the same in both. Where one of them had no gradient
-    at a row of some point, no point is known to own its row there.
+    None if points are not one axis of the rows, the same in both. At places where no two points of
+    either had a gradient, no point is known to own its row.
     """
     q = rows // n
     if rows != n * q or first.n == second.n or q == 0:
@@ -162,13 +162,13 @@ def extend(first: Owners, second: Owners, n: int, rows: int) -> Owners | None:
     # Where most rows had no gradient several may fit. A wrong one takes rows for dead that are not,
     # which whoever uses the owners must look for in any case.
     m = max(axes)
-    dead: set[int] = set()
+    dead = set(range(q))
     for one in (first, second):
         if one.rounding is not None:
             return None
-        if one.dead is not None:
-            outer = one.dead.div(m * one.n, rounding_mode="floor")
-            dead.update((outer * m + one.dead % m).tolist())
+        # A place is proven by two points that have a gradient there: one may stay where it was.
+        alive = (one.owner >= 0).view(q // m, one.n, m).sum(1).flatten()
+        dead -= set((alive >= 2).nonzero()[:, 0].tolist())
     device = first.owner.device
     owner = torch.arange(rows, device=device).div(m, rounding_mode="floor") % n
     known = Owners(owner, n, first.shared or second.shared)

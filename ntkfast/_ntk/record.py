@@ -14,6 +14,7 @@ pulled back.
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -296,6 +297,8 @@ class Recorder(TorchFunctionMode):
     ----------
     uses : list of Use
         In the order of the calls.
+    reentrant : bool
+        Whether parameters were read under ``checkpoint(use_reentrant=True)``, where no graph is.
     escaped : bool
         Whether data were handed to others than torch (NumPy, say), who do with them unseen.
     """
@@ -324,6 +327,7 @@ class Recorder(TorchFunctionMode):
             self._add_constant(constant)
         self._differentiates = False
         self.escaped = False
+        self.reentrant = False
         self._replaying = False
 
     # What the rules call.
@@ -501,6 +505,7 @@ class Recorder(TorchFunctionMode):
             self._differentiates = True
             return func(*args, **kwargs)
         if not torch.is_grad_enabled():
+            self.reentrant = self.reentrant or _inside_reentrant_checkpoint()
             return func(*args, **kwargs)
         if not data or func in rules.SHAPE_ONLY:
             sources = [t for t in map(self.find, _tensors((*args, *kwargs.values()))) if t]
@@ -658,6 +663,18 @@ def _recognise_rows(
         index = one if fixed[-1] else index
     derived.fixed = (*fixed, derived.fixed[-1])
     derived.parent, derived.view, derived.index = source, "gathered", index.long()
+
+
+def _inside_reentrant_checkpoint() -> bool:
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_filename.endswith("checkpoint.py"):
+            return (
+                isinstance(frame.f_locals.get("ctx"), object) and "run_function" in frame.f_locals
+            )
+        frame = frame.f_back
+    return False
 
 
 # What hands memory to others than torch.

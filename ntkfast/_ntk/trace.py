@@ -58,11 +58,36 @@ _PLACING: dict[str, tuple[int, ...]] = {
 _LOOKUPS = ("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 # Products, which place rows if one factor is a mask (one-hot rows of a permutation), and operations
 # that choose between tensors by a mask, which do so if one of these has been put in another order.
-_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "_sparse_mm")
+_PRODUCTS = (
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "addbmm",
+    "mv",
+    "addmv",
+    "dot",
+    "_sparse_mm",
+    "convolution",
+)
 _CHOICES = ("where", "mul", "lerp", "addcmul", "div", "copysign")
 _ORDERS = ("flip", "roll", "rot90")
 # What makes a mask of floating-point numbers (others tell by their type).
-_ROUNDINGS = ("floor", "ceil", "round", "trunc", "sign", "sgn", "heaviside", "frac")
+_ROUNDINGS = (
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "hardtanh",
+    "hardsigmoid",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "sign",
+    "sgn",
+    "heaviside",
+    "frac",
+)
 # Operations that join entries along axes, which are those of points where they are as long.
 _JOINS = (
     *("sum", "mean", "prod", "amax", "amin", "aminmax", "max", "min", "median", "kthvalue"),
@@ -200,9 +225,9 @@ class Trace(TorchDispatchMode):
     @property
     def moving(self) -> str:
         """An operation that placed rows by numbers that may depend on the input, if any."""
-        if self._moving or not (self._masked and self._ordered):
+        if self._moving or not (self._masked and (self._ordered or self.joins)):
             return self._moving
-        return f"{self._masked} after {self._ordered}"
+        return f"{self._masked} with {self._ordered or self.joins}"
 
     def note_escape(self) -> None:
         """Note that numbers were read, or written, where no operation shows it."""
@@ -380,8 +405,10 @@ class Trace(TorchDispatchMode):
                 self.uniform = False
                 if address not in self._fixed:
                     self._moving = self._moving or what.name
-        joins = what.name in ("aten::cat", "aten::stack") and (len(args) < 2 or args[1] == 0)
-        if what.orders or joins:
+        moves = what.name in ("aten::cat", "aten::stack") and (len(args) < 2 or args[1] == 0)
+        moves = moves or (what.name == "aten::transpose" and 0 in args[1:3])
+        moves = moves or (what.name == "aten::permute" and args[1][0] != 0)
+        if what.orders or moves:
             self._ordered = self._ordered or what.name
         if masks and what.product:
             self._moving = self._moving or what.name
