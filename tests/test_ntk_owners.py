@@ -232,7 +232,6 @@ def test_what_two_passes_tell_is_joined() -> None:
     both = merge(old, unsure)
     assert both.dead is None and both.rounding.tolist() == [3]
     assert agree(old, new) and not agree(old, Owners(torch.tensor([1, 0, 1, 0]), 2))
-    assert not agree(old, Owners(old.owner[:3], 2))
     assert merge(old, Owners(torch.tensor([0, 0, 1, 1]), 2)).dead is None
     assert merge(Owners(old.owner, 2, True), new).shared
     assert merge(old, Owners(new.owner, 2, True)).shared
