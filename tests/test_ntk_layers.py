@@ -526,7 +526,7 @@ def test_a_rule_that_is_wrong_is_caught_by_the_self_check(monkeypatch) -> None:
     assert relative(EmpiricalNTK(model).gram(x), J @ J.T) <= 1e-10
     monkeypatch.setattr(capture.functional, "one_by_one", ones)
     with pytest.raises(RuntimeError, match=r"self-check failed: gradients of '0\.bias'"):
-        ntk.features(x)
+        EmpiricalNTK(model).features(x)
 
 
 def test_explain_names_rules_fallbacks_and_costs() -> None:
