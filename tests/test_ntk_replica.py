@@ -561,17 +561,40 @@ def test_four_threads_on_one_model(name) -> None:
     assert list(warnings.filters) == filters
 
 
-def test_a_cached_parametrisation_is_left_as_it_is() -> None:
-    model = build("symmetric")
+@pytest.mark.parametrize("state", ["empty", "filled", "without a graph", "used up"])
+@pytest.mark.parametrize("name", ["symmetric", "weight_norm", "weight_norm of all"])
+def test_a_cached_parametrisation_is_left_as_it_is(name, state) -> None:
+    model = build(name)
     J = literal(model)
+    model.eval()
     with parametrize.cached():
-        model(X)
-        assert parametrize._cache
+        if state != "empty":
+            with torch.set_grad_enabled(state != "without a graph"):
+                y = model(X).sum()
+            if state == "used up":
+                y.backward()
+            assert parametrize._cache
         before = portrait(model)
         for _ in range(2):
-            assert relative(EmpiricalNTK(model, sketch=None).features(X), J) <= 1e-10
+            ntk = EmpiricalNTK(model, sketch=None)
+            assert relative(ntk.features(X), J) <= 1e-10
+            assert relative(ntk.gram(X), J @ J.T) <= 1e-10
             assert not changes(before, portrait(model))
     assert not parametrize._cache
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(())])
+def test_generators_are_put_back_after_a_refusal(draw) -> None:
+    class Drawing(Base):
+        def inner(self, x):
+            return super().inner(x) * float(draw())
+
+    model = Drawing().double()
+    before = portrait(model)
+    for label in ("features", "gram", "explain"):
+        with pytest.raises(ValueError, match="draws random numbers"):
+            CALLS[label](EmpiricalNTK(model))
+        assert not changes(before, portrait(model))
 
 
 # What is kept of a network between the calls of one object.
