@@ -1,4 +1,4 @@
-"""The code of README.md runs as it is printed there."""
+"""The code of README.md runs as it is printed there; CONTRIBUTING.md names what exists."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -36,3 +38,32 @@ def test_readme_block(block):
     if "probabilities" in namespace:
         total = namespace["probabilities"].sum(1)
         np.testing.assert_allclose(np.asarray(total), 1, atol=1e-5)
+
+
+in_a_clone = pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="archives leave .ci out")
+
+
+@in_a_clone
+def test_paths_of_contributing():
+    top = r"[\w-]+\.(?:md|txt|toml)|(?<!`)`(?:tests|bench|tools)(?=`)"
+    inside = r"(?<![\w./$-])(?:csrc|ntkfast|tests|bench|tools|docs|\.ci)/[\w./-]*\w"
+    paths = {p.strip("`") for p in re.findall(f"{inside}|{top}", CONTRIBUTING)}
+    assert len(paths) >= 60
+    assert [p for p in sorted(paths) if not (ROOT / p).exists()] == []
+
+
+@in_a_clone
+def test_commands_of_contributing():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)[1].split())
+    targets = set(re.findall(r"(?:^    |`|&& )make\s+([a-z-]+)", CONTRIBUTING, flags=re.MULTILINE))
+    assert len(targets) >= 8
+    assert targets <= phony
+    steps = re.findall(r"^step ([a-z-]+)", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
+    assert steps == re.findall(r"^\| `make ([a-z-]+)`", CONTRIBUTING, flags=re.MULTILINE)
+
+
+def test_links_of_contributing():
+    headings = re.findall(r"^## (.*)$", CONTRIBUTING, flags=re.MULTILINE)
+    links = re.findall(r"\]\(#([\w-]*)\)", CONTRIBUTING)
+    assert links == [heading.lower().replace(" ", "-") for heading in headings]
