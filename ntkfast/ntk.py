@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 import warnings
@@ -265,10 +264,8 @@ class EmpiricalNTK:
             room = self.memory_budget // (64 * inputs.bytes_per_point() + 1)
             start = 0
             for batch in self._progress(inputs, max(2, min(_LARGEST_BATCH, room)), "outputs"):
-                # The first batch is watched: it may write to parameters.
-                with contextlib.nullcontext() if start else capture.watched(net):
-                    value = functional.evaluate_only(net, batch)
-                parts.append(value.to(self._dtype))
+                evaluate = functional.evaluate_only if start else capture.evaluated
+                parts.append(evaluate(net, batch).to(self._dtype))
                 self._check_finite([parts[-1]], start, batch, "X")
                 start += batch_length(batch)
         return _result(torch.cat(parts), inputs)

@@ -248,11 +248,7 @@ def _attempt(
     with trace, recorder:
         outputs = functional.checked_outputs(functional.call(net, batch), n)
     trace.check_outputs(outputs)
-    if _generators() != chance:
-        raise ValueError(
-            "the model draws random numbers of Python or NumPy in eval mode, so its outputs are "
-            "not a function of the point and it has no tangent kernel: switch that off"
-        )
+    _refuse_chance(chance)
     if recorder.escaped:
         trace.note_escape()
     if recorder.reentrant:
@@ -685,9 +681,27 @@ def _state(net: nn.Module) -> list[Tensor]:
     return state
 
 
-def watched(net: nn.Module) -> Trace:
-    """Return a context in which a replica cannot write to parameters, which are the user's."""
-    return Trace(_state(net), 0)
+def evaluated(net: nn.Module, batch: Batch) -> Tensor:
+    """Return the outputs of a replica for a first batch, which is watched.
+
+    Raises a ValueError before it writes to parameters, which are the user's, and for outputs that
+    depend on chance.
+    """
+    chance, trace = _generators(), Trace(_state(net), batch_length(batch))
+    with trace:
+        outputs = functional.evaluate_only(net, batch)
+    trace.check_outputs(outputs)
+    _refuse_chance(chance)
+    return outputs
+
+
+def _refuse_chance(before: tuple[Any, ...]) -> None:
+    """Raise a ValueError if a pass has moved the global generators of Python or NumPy."""
+    if _generators() != before:
+        raise ValueError(
+            "the model draws random numbers of Python or NumPy in eval mode, so its outputs are "
+            "not a function of the point and it has no tangent kernel: switch that off"
+        )
 
 
 def _nodes(outputs: Tensor) -> Iterator[Any]:

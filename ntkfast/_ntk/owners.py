@@ -115,8 +115,10 @@ def _rows_of_points(owner: Tensor, n: int) -> Tensor:
 
 def agree(old: Owners, new: Owners) -> bool:
     """Whether no row has another owner in one of two passes."""
+    if len(old.owner) != len(new.owner):
+        return False
     both = (old.owner >= 0) & (new.owner >= 0)
-    return len(both) == len(new.owner) and bool((old.owner == new.owner)[both].all())
+    return bool((old.owner == new.owner)[both].all())
 
 
 def merge(old: Owners, new: Owners) -> Owners:
