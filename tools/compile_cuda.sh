@@ -17,7 +17,7 @@ compile() {
   local source=$1 build=$2 log
   log=$build/$(basename "$source").log
   # shellcheck disable=SC2086 # the launcher may be none
-  if ! ${CMAKE_CUDA_COMPILER_LAUNCHER:-} nvcc -std=c++17 -O3 -Icsrc -Werror all-warnings --resource-usage \
+  if ! ${CMAKE_CUDA_COMPILER_LAUNCHER:-} nvcc --threads 2 -std=c++17 -O3 -Icsrc -Werror all-warnings --resource-usage \
     -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
     -Xcompiler -Wall,-Wextra,-Werror,-Wno-unused-function,-Wno-unknown-pragmas \
     -c "$source" -o "$build/$(basename "$source").o" >"$log" 2>&1; then
