@@ -533,17 +533,22 @@ def _check_company(
             raise ValueError(_COMPANY)
 
 
+def _halves(n: int, seed: int, device: torch.device) -> list[Tensor]:
+    """Points of a random half of a batch; of few points of the other half, too.
+
+    What one of few hides, the others lack.
+    """
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
+    return [order[: n // 2], order[n // 2 :]] if n < 4 else [order[: n // 2]]
+
+
 def _check_half(plan: Plan, batch: Batch, outputs: Tensor) -> None:
     """Raise a ValueError if outputs of half of a batch are others without the other half.
 
     What is shared out among many (experts of limited capacity) does not show with few points.
     """
     n = batch_length(batch)
-    generator = torch.Generator().manual_seed(n + plan.n_moving)
-    order = torch.randperm(n, generator=generator).to(outputs.device)
-    # The other half of a few points, too: what one of them hides, the others lack.
-    halves = [order[: n // 2], order[n // 2 :]] if n < 4 else [order[: n // 2]]
-    for half in halves:
+    for half in _halves(n, n + plan.n_moving, outputs.device):
         if plan.spare is None or plan.renews:
             plan.spare = plan.fresh()
         found = functional.evaluate_only(plan.spare, take(batch, half))
@@ -685,13 +690,17 @@ def evaluated(net: nn.Module, batch: Batch) -> Tensor:
     """Return the outputs of a replica for a first batch, which is watched.
 
     Raises a ValueError before it writes to parameters, which are the user's, and for outputs that
-    depend on chance.
+    depend on chance or on other points.
     """
     chance, trace = _generators(), Trace(_state(net), batch_length(batch))
     with trace:
         outputs = functional.evaluate_only(net, batch)
     trace.check_outputs(outputs)
     _refuse_chance(chance)
+    n, precision = batch_length(batch), narrowest({outputs.dtype, *trace.types})
+    for half in _halves(n, n, outputs.device) if n > 1 else ():
+        if not _close(functional.evaluate_only(net, take(batch, half)), outputs[half], precision):
+            raise ValueError(_COMPANY)
     return outputs
 
 
