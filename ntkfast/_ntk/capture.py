@@ -815,7 +815,7 @@ def plan(
         return tensor
 
     first, few = fresh(), take(probe, slice(0, _FIRST))
-    with Trace(_state(first), len(few)), saved_tensors_hooks(count, lambda tensor: tensor):
+    with Trace(_state(first), batch_length(few)), saved_tensors_hooks(count, lambda tensor: tensor):
         outputs = functional.evaluate(first, few)
     result.renews = _keeps_computed(net, first, outputs)
     functional.check_connected(outputs)
