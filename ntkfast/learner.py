@@ -20,6 +20,8 @@ from .arrays import (
     as_floats,
     as_indices,
     as_numpy,
+    as_probabilities,
+    as_weights,
     library_of,
 )
 from .criteria import automatic, find
@@ -27,7 +29,7 @@ from .lock import Lock
 from .loss import Loss, as_loss
 from .ntk import EmpiricalNTK, InputFields, SketchName, as_tensor
 from .posterior import Posterior, missing, missing_for
-from .selection import Selection, select
+from .selection import Precision, Selection, select
 
 __all__ = ["LookAheadLearner"]
 
@@ -59,13 +61,14 @@ class LookAheadLearner:
         regression (with several, give the targets to `Posterior`).
     criterion : str
         A name of `ntkfast.criteria`; "auto": fisher_variance_reduction for cross-entropy,
-        variance_reduction for squared loss. (`expected_log_loss` needs targets: use `select`.)
+        variance_reduction for squared loss. What it needs besides (the targets of
+        `expected_log_loss`) is given to `query`.
     evaluation_size : int or None
         The criterion sums over so many points of the pool, drawn at random once per `fit`; None:
         over the whole pool.
     mode : {"sequential", "top"}
         How batches are built, see `ntkfast.select`.
-    ridge, label_scale
+    ridge, label_scale, residual_temperature
         See `Posterior.from_features`.
     classes : sequence, optional
         Label of each output. Default: 0, ..., k - 1 for integer labels, else the sorted labels of
@@ -100,6 +103,7 @@ class LookAheadLearner:
         mode: Literal["sequential", "top"] = "sequential",
         ridge: float | Literal["auto"] = "auto",
         label_scale: float | Literal["auto"] = "auto",
+        residual_temperature: float | Literal["auto"] = "auto",
         classes: Sequence[Any] | None = None,
         seed: int = 0,
         outputs: Literal["sum", "single", "random", "full"] | int = "sum",
@@ -113,12 +117,7 @@ class LookAheadLearner:
     ) -> None:
         as_loss(loss)
         criterion = automatic(loss) if criterion == "auto" else criterion
-        if "log_loss_targets" in find(criterion).needs:
-            raise ArgumentValueError(
-                "criterion",
-                f"{criterion} needs log_loss_targets, which a learner does not have: call "
-                "ntkfast.select(learner.posterior, ...)",
-            )
+        find(criterion)
         if evaluation_size is not None and (
             isinstance(evaluation_size, bool)
             or not isinstance(evaluation_size, (int, np.integer))
@@ -134,6 +133,7 @@ class LookAheadLearner:
         self.mode = mode
         self.ridge = ridge
         self.label_scale = label_scale
+        self.residual_temperature = residual_temperature
         self.classes = classes
         self.seed = seed
         self._outputs = outputs
@@ -269,6 +269,7 @@ class LookAheadLearner:
             self.ridge,
             loss=self.loss,
             label_scale=self.label_scale,
+            residual_temperature=self.residual_temperature,
         )
         N = len(posterior)
         evaluation: Array | None = None
@@ -282,19 +283,93 @@ class LookAheadLearner:
             self._warn_of_strange_labels(posterior, classes)
         return self
 
-    def query(self, batch_size: int) -> Selection:
+    def query(
+        self,
+        batch_size: int,
+        *,
+        criterion: str | None = None,
+        mode: Literal["sequential", "top"] | None = None,
+        candidates: Any = None,
+        evaluation: Any = None,
+        label_probs: Any = None,
+        weights: Any = None,
+        noise: Any = None,
+        temperature: float | None = None,
+        log_loss_targets: Any = None,
+        precision: Precision = "auto",
+    ) -> Selection:
         """Choose `batch_size` points of the pool; changes nothing, so asking twice is harmless.
+
+        Parameters
+        ----------
+        batch_size : int
+            Number of picks, at most the number of unlabelled candidates.
+        criterion, mode : str, optional
+            For this query; default: those of the learner. "auto" as for the learner.
+        candidates : array, optional
+            Points of `X_pool` that may be picked, by their position or as a mask of all N; default:
+            all that are not labelled.
+        evaluation : array, optional
+            Points of `X_pool` that the criterion sums over, likewise; default: the
+            `evaluation_size` points that `fit` has drawn.
+        label_probs : array (N_c, k), optional
+            P(y|c) in the order of `candidates`, columns in the order of `classes_`.
+        weights, log_loss_targets : array (N_x,), (N_x, k), optional
+            v(x) >= 0 and the distributions q(x) of `expected_log_loss`, in the order of
+            `evaluation`. Without `evaluation` one row for each of the N points of `X_pool`, of
+            which those of the drawn points count.
+        noise : array (N_c,), optional
+            Noise of the candidates' labels in (0, inf], in the order of `candidates`.
+        temperature, precision
+            As in `ntkfast.select`, like the meaning of all the others.
 
         Returns
         -------
         Selection
             `indices` into `X_pool` as given to `fit`, and the `utilities` of the picks, in the
             library of `X_pool` and on its device.
+
+        Raises
+        ------
+        ValueError, TypeError, RuntimeError
+            As `ntkfast.select`: an argument that does not fit, by name.
         """
         fitted = self._state
         posterior = fitted.posterior
+        if criterion is None:
+            criterion = self.criterion
+        elif criterion == "auto":
+            criterion = automatic(self.loss)
+        if evaluation is None and fitted.evaluation is not None:
+            evaluation = fitted.evaluation
+            weights, log_loss_targets = posterior._library.fetch(
+                weights=weights, log_loss_targets=log_loss_targets
+            )
+            N, k = posterior._mean.shape
+            if weights is not None:
+                weights = as_weights("weights", weights, N)[evaluation]
+            if log_loss_targets is not None:
+                log_loss_targets = as_probabilities("log_loss_targets", log_loss_targets, (N, k))
+                log_loss_targets = log_loss_targets[evaluation]
+            elif "log_loss_targets" in find(criterion).needs:
+                raise ArgumentValueError(
+                    "log_loss_targets",
+                    f"{criterion} needs log_loss_targets of shape ({N}, {k}): the distributions "
+                    "that the points of the pool should have",
+                )
         picked = select(
-            posterior, self.criterion, batch_size, self.mode, evaluation=fitted.evaluation
+            posterior,
+            criterion,
+            batch_size,
+            self.mode if mode is None else mode,
+            candidates=candidates,
+            evaluation=evaluation,
+            label_probs=label_probs,
+            weights=weights,
+            noise=noise,
+            temperature=temperature,
+            log_loss_targets=log_loss_targets,
+            precision=precision,
         )
         if posterior._library == fitted.library:
             return picked

@@ -57,6 +57,8 @@ class ScoreInputs:
         Divides outputs inside softmax (the `expected_*` criteria).
     log_loss_targets : (N_x, k) float64 or None
         q(x) of `expected_log_loss`.
+    residual_temperature : float
+        T_r of the residual label_scale (e_y - softmax(F / T_r)) of cross-entropy.
     """
 
     candidates: Any
@@ -71,6 +73,7 @@ class ScoreInputs:
     loss: str
     temperature: float
     log_loss_targets: Any = None
+    residual_temperature: float = 1.0
 
     def part(self, candidates: slice, evaluation: slice) -> ScoreInputs:
         """Return the call for some of the candidates and evaluation points."""
@@ -159,9 +162,10 @@ def score_features(
     r"""Utilities of candidates with the covariance in weight space, ``S(x, c) = <psi(x), psi(c)>``.
 
     With ``a = S(x, c) / (S(c, c) + noise_c)`` and ``f+ = F(x) + a label_scale (e_y - B(c))`` (eq.
-    12), where ``B`` is ``F`` for squared loss and ``softmax F`` for cross-entropy, the utility of c
-    is the sum over evaluation points of ``weights`` times the criterion's summand. The N_c x N_x
-    covariance is never stored: each tile of it is scored in cache and dropped.
+    12), where ``B`` is ``F`` for squared loss and ``softmax(F / residual_temperature)`` for
+    cross-entropy, the utility of c is the sum over evaluation points of ``weights`` times the
+    criterion's summand. The N_c x N_x covariance is never stored: each tile of it is scored in
+    cache and dropped.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ from .arrays import (
     library_of,
 )
 from .lock import Lock, exclusive
-from .loss import Loss, as_loss, softmax
+from .loss import Loss, as_loss, expected_labels, residual_temperature_of
 
 __all__ = ["Posterior", "missing", "missing_for"]
 
@@ -219,6 +219,7 @@ class _Inputs:
     ridge: float
     loss: Loss
     label_scale: float
+    residual_temperature: float
 
     @classmethod
     def read(
@@ -233,6 +234,7 @@ class _Inputs:
         diagonal: Array,
         loss: Loss,
         label_scale: float | Literal["auto"],
+        residual_temperature: float | Literal["auto"],
         noise: Any,
         labeled_indices: Any,
     ) -> _Inputs:
@@ -285,6 +287,7 @@ class _Inputs:
             ridge=lam,
             loss=loss,
             label_scale=scale,
+            residual_temperature=residual_temperature_of(residual_temperature, loss),
         )
 
     def informative(self, per_point: int) -> tuple[Array, Array, Array]:
@@ -333,6 +336,9 @@ class Posterior:
         How the network was trained.
     label_scale : float
         Size of the residual of one label in units of the outputs: 1 for squared loss.
+    residual_temperature : float
+        T_r of a label's residual label_scale (e_y - softmax(F / T_r)); 1 for squared loss, whose
+        residual is e_y - F.
 
     Examples
     --------
@@ -355,6 +361,7 @@ class Posterior:
         self.ridge: float = inputs.ridge
         self.loss: Loss = inputs.loss
         self.label_scale: float = inputs.label_scale
+        self.residual_temperature: float = inputs.residual_temperature
         self._space = space
         self._outputs = inputs.outputs
         self._mean = mean
@@ -376,6 +383,7 @@ class Posterior:
         *,
         loss: Loss = "squared",
         label_scale: float | Literal["auto"] = "auto",
+        residual_temperature: float | Literal["auto"] = "auto",
         noise: Any = None,
         labeled_indices: Any = None,
     ) -> Posterior:
@@ -407,6 +415,11 @@ class Posterior:
         label_scale : float or "auto"
             Cross-entropy only. "auto": mean over the labelled points of (logit of the label - mean
             of the other logits), at least 1; for n = 0 over all points with their arg-max labels.
+        residual_temperature : float or "auto"
+            Cross-entropy only: T_r > 0 of the residual label_scale (e_y - softmax(F / T_r)) that a
+            label adds, in `condition` and in every look-ahead criterion alike. "auto": 2, because
+            the soft-max of an overconfident network saturates: it takes back next to nothing of
+            what is wrong. 1 is the gradient of the cross-entropy itself.
         noise : array (n,), optional
             Noise of each labelled point in (0, inf] instead of lam; inf: the label tells nothing.
         labeled_indices : array, optional
@@ -467,6 +480,7 @@ class Posterior:
             diagonal=diagonal,
             loss=loss,
             label_scale=label_scale,
+            residual_temperature=residual_temperature,
             noise=noise,
             labeled_indices=labeled_indices,
         )
@@ -491,6 +505,7 @@ class Posterior:
         *,
         loss: Loss = "squared",
         label_scale: float | Literal["auto"] = "auto",
+        residual_temperature: float | Literal["auto"] = "auto",
         noise: Any = None,
         labeled_indices: Any = None,
     ) -> Posterior:
@@ -510,7 +525,9 @@ class Posterior:
             (n k, N k).
         K_ll : array (n, n) or None
             Kernel of the labelled points. With blocks (n k, n k).
-        outputs, labeled_outputs, targets, ridge, loss, label_scale, noise, labeled_indices
+        outputs, labeled_outputs, targets, ridge, loss
+            As in `from_features`.
+        label_scale, residual_temperature, noise, labeled_indices
             As in `from_features`.
 
         Returns
@@ -573,6 +590,7 @@ class Posterior:
             diagonal=diagonal.astype(np.float64),
             loss=loss,
             label_scale=label_scale,
+            residual_temperature=residual_temperature,
             noise=noise,
             labeled_indices=labeled_indices,
         )
@@ -706,8 +724,9 @@ class Posterior:
             S \leftarrow S - S_{\cdot B} (S_{BB} + D)^{-1} S_{B \cdot}
 
         with the residuals of all these labels B, label_scale * (targets - E), taken before the step
-        (E = F for squared loss, soft-max F for cross-entropy). For squared loss one by one, all at
-        once and from scratch are the same. The points count as labelled afterwards.
+        (E = F for squared loss, softmax(F / residual_temperature) for cross-entropy). For squared
+        loss one by one, all at once and from scratch are the same. The points count as labelled
+        afterwards.
 
         Parameters
         ----------
@@ -736,9 +755,7 @@ class Posterior:
         b, k = len(points), self._mean.shape[1]
         T = _as_targets(targets, b, k, self.loss)
         D = _as_noises(noise, self.ridge, b)
-        expected = self._mean[points]
-        if self.loss == "cross_entropy":
-            expected = softmax(expected)
+        expected = expected_labels(self._mean[points], self.loss, self.residual_temperature)
         residual = self.label_scale * (T - expected)
         informative = np.isfinite(D)
         mean, commit = self._mean, None
@@ -939,6 +956,7 @@ class Posterior:
             self.loss,
             self.label_scale,
             self._labels,
+            self.residual_temperature,
         )
         file.write(path, state)
 
@@ -962,5 +980,6 @@ class Posterior:
             ridge=stored.ridge,
             loss=stored.loss,
             label_scale=stored.label_scale,
+            residual_temperature=stored.residual_temperature,
         )
         return cls(stored.space, stored.mean, inputs, stored.labels, Library("numpy"))

@@ -26,11 +26,11 @@ from .arrays import (
 )
 from .criteria import Criterion, find
 from .lock import exclusive
-from .loss import probabilities, softmax
+from .loss import expected_labels, probabilities
 from .posterior import Posterior
 from .progress import track
 
-__all__ = ["Selection", "select", "utilities"]
+__all__ = ["Precision", "Selection", "select", "utilities"]
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,7 @@ class _Task:
             loss=self.post.loss,
             temperature=self.temperature,
             log_loss_targets=self.log_loss_targets,
+            residual_temperature=self.post.residual_temperature,
         )
         return scorer.score(self.row.compiled, inputs)
 
@@ -262,11 +263,9 @@ def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
         if np.isinf(noise):
             continue
         if task.row.look_ahead:
-            expected = task.mean[c]
-            pseudo_label = np.eye(len(expected))[expected.argmax()]
-            if post.loss == "cross_entropy":
-                expected = softmax(expected[None])[0]
-            residual = post.label_scale * (pseudo_label - expected)
+            F_c = task.mean[c]
+            expected = expected_labels(F_c[None], post.loss, post.residual_temperature)[0]
+            residual = post.label_scale * (np.eye(len(F_c))[F_c.argmax()] - expected)
             task.mean = task.mean + scorer.step(c, noise, residual)
         scorer.pick(c, noise)
     return indices, values
@@ -294,7 +293,8 @@ def utilities(
         f^+_{c,y}(x) = F(x) + a(x, c)\, r(c, y), \qquad
         a(x, c) = \frac{S(x, c)}{S(c, c) + \lambda_c}
 
-    with r(c, y) = e_y - F(c) for squared loss, label_scale (e_y - softmax F(c)) for cross-entropy.
+    with r(c, y) = e_y - F(c) for squared loss, label_scale (e_y - softmax(F(c) / T_r)) with the
+    posterior's residual_temperature T_r for cross-entropy: what `Posterior.condition` would do.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 import numpy as np
 import reference
-from score_problems import EPSILON, distributions, hypothetical, label_tolerance
+from score_problems import EPSILON, baseline, distributions, hypothetical, label_tolerance
 
 BOUND = {np.float32: 1e-5, np.float64: 1e-10}  # of the largest utility
 
@@ -46,6 +46,7 @@ def blocks(
         loss=loss,
         temperature=0.3,
         log_loss_targets=distributions(rng, evaluation, k),
+        residual_temperature=1.0 if loss == "squared" else 1.7,
     )
 
 
@@ -62,7 +63,7 @@ def flips_that_rounding_decides(S, kw, margin):
     k = kw["mean"].shape[1]
     P, _ = panel(S.astype(np.float64), kw)
     P = P.reshape(len(kw["rows"]), k, len(kw["columns"]), k)
-    base = kw["mean"] if kw["loss"] == "squared" else reference.softmax(kw["mean"])
+    base = baseline(kw["mean"], kw)
     total = np.zeros(len(P))
     for i, c in enumerate(kw["candidates"]):
         if np.isfinite(kw["noise"][i]):
@@ -122,7 +123,7 @@ def pairs_and_tolerance(criterion, S, kw, dtype, factor=16.0):
         return value, 0.5 * change + eps * (value + 1)
     F_x, f_x = kw["mean"][kw["evaluation"]], kw["outputs"][kw["evaluation"]]
     F_c = kw["mean"][kw["candidates"]]
-    base = F_c if kw["loss"] == "squared" else reference.softmax(F_c)
+    base = baseline(F_c, kw)
     r = kw["label_scale"] * (np.eye(k) - base[:, None])  # (N_c, y, k)
     z = r @ inverse_A
     f_plus = F_x + np.einsum("cxba,cya->cyxb", P, z)

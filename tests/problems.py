@@ -16,14 +16,21 @@ REPRESENTATIONS = ("features", "kernel")
 def golden(name):
     with np.load(DATA / f"{name}.npz") as archive:
         p = {key: archive[key] for key in archive.files}
-    return p | {key: p[key].item() for key in ("lam", "scale", "loss", "temperature")}
+    p.setdefault("residual_temperature", np.array(1.0))  # what the first problems are of
+    numbers = ("lam", "scale", "loss", "temperature", "residual_temperature")
+    return p | {key: p[key].item() for key in numbers}
 
 
 def posterior(p, representation="features", dtype=np.float64, convert=lambda a: a, **settings):
     """Candidates first, then the evaluation points. Labelled points keep float64."""
     phi = np.vstack([p["phi_c"], p["phi_x"]])
     f = np.vstack([p["f_c"], p["f_x"]])
-    settings = dict(ridge=p["lam"], loss=p["loss"], label_scale=p["scale"]) | settings
+    settings = {
+        "ridge": p["lam"],
+        "loss": p["loss"],
+        "label_scale": p["scale"],
+        "residual_temperature": p["residual_temperature"],
+    } | settings
     labels = [convert(p["f_l"]), convert(p["T"])]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*outnumber a quarter")

@@ -42,6 +42,7 @@ def score(
     loss,
     temperature,
     log_loss_targets,
+    residual_temperature=1.0,
 ):
     """Utilities (N_c,) from the covariances S_cx (N_c, N_x) of candidates and evaluation points."""
     if criterion not in PAIRWISE:
@@ -50,7 +51,7 @@ def score(
         raise ValueError("log_loss_targets is required by expected_log_loss")
     k = mean.shape[1]
     F_x, f_x = mean[evaluation], outputs[evaluation]
-    base = mean if loss == "squared" else softmax(mean)
+    base = mean if loss == "squared" else softmax(mean / residual_temperature)
     result = np.zeros(len(candidates))
     for i, c in enumerate(candidates):
         S_xc, s_c, s_x = S_cx[i], variance[c], variance[evaluation]
@@ -105,6 +106,7 @@ def score_blocks(
     loss,
     temperature,
     log_loss_targets,
+    residual_temperature=1.0,
     rows=None,
     columns=None,
     evaluation_variance=None,
@@ -117,7 +119,7 @@ def score_blocks(
     columns = np.arange(len(evaluation)) if columns is None else columns
     blocks = covariance.astype(np.float64).reshape(len(covariance) // k, k, -1, k)
     F_x, f_x = mean[evaluation], outputs[evaluation]
-    base = mean if loss == "squared" else softmax(mean)
+    base = mean if loss == "squared" else softmax(mean / residual_temperature)
     result = np.zeros(len(candidates))
     for i, c in enumerate(candidates):
         S_cx = blocks[rows[i]][:, columns].transpose(1, 0, 2)  # (N_x, k, k), outputs of c first

@@ -31,6 +31,7 @@ def problem(
     spread=1.0,
     label_scale=4.0,
     temperature=0.3,
+    residual_temperature=1.7,
     kernel=1.0,
 ):
     """psi and keywords for `ops.score_features`; candidates and evaluation are sizes."""
@@ -53,6 +54,7 @@ def problem(
         loss=loss,
         temperature=temperature,
         log_loss_targets=distributions(rng, evaluation, k),
+        residual_temperature=1.0 if loss == "squared" else residual_temperature,
     )
 
 
@@ -69,10 +71,17 @@ def some_evaluation(keywords, columns):
     return keywords | {name: keywords[name][columns] for name in names if name in keywords}
 
 
+def baseline(mean, kw):
+    """B of the residuals s (e_y - B), of some of the points."""
+    if kw["loss"] == "squared":
+        return mean
+    return reference.softmax(mean / kw.get("residual_temperature", 1.0))
+
+
 def steps(S_cx, kw):
     """Every f+ (N_c, k, N_x, k)."""
     k = kw["mean"].shape[1]
-    base = kw["mean"] if kw["loss"] == "squared" else reference.softmax(kw["mean"])
+    base = baseline(kw["mean"], kw)
     a = S_cx / (kw["variance"][kw["candidates"]] + kw["noise"])[:, None]
     r = kw["label_scale"] * (np.eye(k)[None] - base[kw["candidates"]][:, None])
     return kw["mean"][kw["evaluation"]] + a[:, None, :, None] * r[:, :, None, :]
@@ -136,7 +145,7 @@ def tolerance(criterion, S_cx, kw, dtype, factor=16.0, size=None):
         less = np.log1p(wrong / (least + between))
         return np.maximum(more, less) + eps * np.abs(pairs(criterion, S_cx, kw))
     F_c, k = kw["mean"][kw["candidates"]], kw["mean"].shape[1]
-    base = F_c if kw["loss"] == "squared" else reference.softmax(F_c)
+    base = baseline(F_c, kw)
     r = kw["label_scale"] * (np.eye(k) - base[:, None])  # (N_c, k, k)
     step = (size / total)[:, None] * np.linalg.norm(r, axis=2)[..., None]
     return label_tolerance(criterion, steps(S_cx, kw), step, kw, eps)

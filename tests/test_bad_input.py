@@ -216,6 +216,21 @@ BAD_FEATURES = {
         ValueError,
         "label_scale belongs to cross-entropy",
     ),
+    "residual_temperature": (
+        dict(loss="cross_entropy", residual_temperature=0),
+        ValueError,
+        "residual_temperature must be finite and > 0",
+    ),
+    "residual_temperature of squared loss": (
+        dict(residual_temperature=2),
+        ValueError,
+        "residual_temperature belongs to cross-entropy; .*: leave it out",
+    ),
+    "residual_temperature as text": (
+        dict(loss="cross_entropy", residual_temperature="hot"),
+        TypeError,
+        "residual_temperature must be a number; got 'hot'",
+    ),
     "label_scale as an array": (
         dict(loss="cross_entropy", label_scale=np.ones(3)),
         TypeError,

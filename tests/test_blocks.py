@@ -35,6 +35,7 @@ def problem(seed, *, N=9, n=3, k=3, d=25, loss="squared", lam=0.3):
         noise=lam * rng.uniform(0.3, 3, n),
         loss=loss,
         scale=4.0 if loss == "cross_entropy" else 1.0,
+        residual_temperature=2.0 if loss == "cross_entropy" else 1.0,
         candidates=C,
         evaluation=X,
         P=rng.dirichlet(np.ones(k), len(C)),
@@ -46,7 +47,8 @@ def problem(seed, *, N=9, n=3, k=3, d=25, loss="squared", lam=0.3):
 
 def posterior(p, representation="features", dtype=np.float64, **settings):
     phi, phi_l = p["phi"], p["phi_l"]
-    settings = dict(loss=p["loss"], label_scale=p["scale"], noise=p["noise"]) | settings
+    kept = ("loss", "noise", "residual_temperature")
+    settings = dict(label_scale=p["scale"]) | {name: p[name] for name in kept} | settings
     labels = p["f"], p["f_l"], p["T"]
     if representation == "features":
         return nf.Posterior.from_features(
@@ -127,7 +129,9 @@ def literal(criterion, p):
             if p["loss"] == "squared":
                 r = np.eye(k)[y] - f[c]
             else:
-                r = p["scale"] * (np.eye(k)[y] - reference.softmax(f[c]))
+                r = p["scale"] * (
+                    np.eye(k)[y] - reference.softmax(f[c] / p["residual_temperature"])
+                )
             f_plus = refit(p, [c], r, [lam_c[i]])[0][X]
             result[i] += P[y] * reference._label_value(
                 criterion, f_plus, f[X], v, TEMPERATURE, p["Q"]

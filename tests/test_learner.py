@@ -94,6 +94,98 @@ def test_it_is_select_on_a_posterior(problem):
     assert len(set(top.query(5).indices.tolist())) == 5
 
 
+def test_query_takes_what_select_takes(problem):
+    """With the same meaning: indices into the pool as given."""
+    learner = fitted(problem, evaluation_size=30, sketch=None)
+    rng = np.random.default_rng(0)
+    N, k, post = 120, 3, learner.posterior
+    drawn = np.sort(np.random.default_rng(0).choice(N, 30, replace=False))
+    candidates, evaluation = rng.permutation(N)[:40], rng.permutation(N)[:50]
+    given = dict(
+        candidates=candidates,
+        evaluation=evaluation,
+        label_probs=rng.dirichlet(np.ones(k), 40),
+        weights=rng.uniform(size=50),
+        noise=post.ridge * rng.uniform(0.5, 2, 40),
+        temperature=0.7,
+        log_loss_targets=rng.dirichlet(np.ones(k), 50),
+        precision="float64",
+    )
+    found = []
+    for criterion in ("expected_log_loss", "emoc", "epig", "fisher_variance_reduction"):
+        for mode in ("top", "sequential"):
+            asked = learner.query(6, criterion=criterion, mode=mode, **given)
+            expected = nf.select(post, criterion, 6, mode, **given)
+            assert torch.equal(asked.indices, expected.indices)
+            assert torch.equal(asked.utilities, expected.utilities)
+            assert set(asked.indices.tolist()) <= set(candidates.tolist())
+            found.append(tuple(asked.indices.tolist()))
+    assert len(set(found)) == len(found)
+    # Each argument alone changes something, so that none is lost on the way.
+    plain = learner.query(6, criterion="expected_log_loss", **given)
+    for name in set(given) - {"precision"}:
+        rest = {key: value for key, value in given.items() if key != name}
+        if name == "candidates":
+            rest = {key: rest[key] for key in rest if key not in ("label_probs", "noise")}
+        if name == "log_loss_targets":
+            rest[name] = given[name][::-1]
+        if name == "evaluation":
+            rest = {key: rest[key] for key in rest if key not in ("weights", "log_loss_targets")}
+            rest["log_loss_targets"] = np.full((N, k), 1 / k)
+        other = learner.query(6, criterion="expected_log_loss", **rest)
+        assert not torch.equal(plain.utilities, other.utilities), name
+    # Without evaluation: the drawn points, of weights and targets given for the whole pool.
+    v, q = rng.uniform(size=N), rng.dirichlet(np.ones(k), N)
+    asked = learner.query(5, criterion="expected_log_loss", weights=v, log_loss_targets=q)
+    expected = nf.select(
+        post, "expected_log_loss", 5, evaluation=drawn, weights=v[drawn], log_loss_targets=q[drawn]
+    )
+    assert torch.equal(asked.utilities, expected.utilities)
+    tensors = dict(weights=torch.as_tensor(v), log_loss_targets=torch.as_tensor(q))
+    again = learner.query(5, criterion="expected_log_loss", **tensors)
+    assert torch.equal(asked.utilities, again.utilities)
+    every = learner.query(5, evaluation=np.ones(N, bool), weights=v)
+    expected = nf.select(post, "fisher_variance_reduction", 5, weights=v)
+    assert torch.equal(every.utilities, expected.utilities)
+    assert torch.equal(learner.query(4).indices, learner.query(4, criterion="auto").indices)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(criterion="magic"), "unknown criterion 'magic'; known: mlmoc"),
+        (dict(mode="greedy"), "mode must be"),
+        (dict(weights=np.ones(30)), r"weights has shape \(30,\); expected \(120,\)"),
+        (dict(weights=-np.ones(120)), "weights must be >= 0"),
+        (dict(log_loss_targets=np.ones((30, 3)) / 3), r"log_loss_targets has .* \(120, 3\)"),
+        (dict(candidates=[120]), "candidates"),
+        (dict(candidates=[1, 2], noise=np.ones(3)), r"noise has shape \(3,\); expected \(2,\)"),
+        (dict(evaluation=[1, 1]), "evaluation"),
+        (dict(evaluation=[1, 2], weights=np.ones(120)), r"weights has .* expected \(2,\)"),
+        (dict(temperature=0), "temperature must be finite and > 0"),
+        (dict(precision="float16"), "precision must be"),
+        (dict(label_probs=np.ones((120, 3))), "label_probs must have rows that sum to one"),
+    ],
+)
+def test_arguments_of_query_are_checked(problem, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(problem, evaluation_size=30).query(3, **arguments)
+
+
+def test_residual_temperature(problem):
+    tempered, plain = fitted(problem), fitted(problem, residual_temperature=1.0)
+    assert tempered.posterior.residual_temperature == 2.0
+    assert plain.posterior.residual_temperature == 1.0
+    for learner in (tempered, plain):
+        post, T_r = learner.posterior, learner.posterior.residual_temperature
+        F, S = post.mean, post.covariance([5], [5]).item()
+        learner.update([5], [1])
+        residual = post.label_scale * (torch.eye(3)[1] - torch.softmax(F[5] / T_r, 0))
+        torch.testing.assert_close(
+            learner.posterior.mean[5], F[5] + S / (S + post.ridge) * residual
+        )
+
+
 def test_evaluation_points_are_a_seeded_draw(problem):
     picks = [
         fitted(problem, evaluation_size=20, seed=seed, sketch=None).query(6) for seed in (0, 0, 1)
@@ -139,7 +231,6 @@ def test_what_is_refused(problem):
     for settings, message in (
         (dict(loss="hinge"), "loss must be"),
         (dict(criterion="magic"), "unknown criterion"),
-        (dict(criterion="expected_log_loss"), "needs log_loss_targets"),
         (dict(evaluation_size=0), "evaluation_size must be an int >= 1 or None"),
         (dict(evaluation_size=2.5), "evaluation_size must be"),
     ):
@@ -170,6 +261,10 @@ def test_what_is_refused(problem):
             learner.update(indices, labels)
     with pytest.raises(ValueError, match="batch_size is 121"):
         learner.query(121)
+    for size in (None, 30):
+        picky = fitted(problem, criterion="expected_log_loss", evaluation_size=size)
+        with pytest.raises(ValueError, match=r"loss needs log_loss_targets of shape \(120, 3\)"):
+            picky.query(3)
     assert torch.equal(learner.posterior.mean, before)
 
 

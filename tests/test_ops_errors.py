@@ -73,6 +73,14 @@ BAD_SCORE = {
     "ridge: zero": (dict(ridge=0.0), "ridge: expected a finite number > 0"),
     "ridge: negative": (dict(ridge=-1.0), "ridge: expected a finite number > 0"),
     "label_scale: nan": (dict(label_scale=np.nan), "label_scale: expected a finite number"),
+    "residual_temperature: zero": (
+        dict(residual_temperature=0.0),
+        "residual_temperature: expected a finite number > 0",
+    ),
+    "residual_temperature: nan": (
+        dict(residual_temperature=np.nan),
+        "residual_temperature: expected a finite number > 0",
+    ),
     "loss": (dict(loss="hinge"), "loss: expected 'squared' or 'cross_entropy', got 'hinge'"),
 }
 

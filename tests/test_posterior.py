@@ -93,8 +93,49 @@ def test_cross_entropy_step(representation, anywhere):
     B, T = np.array([2, 20]), np.array([[0.5, 0.5, 0, 0], [0, 0, 0, 1.0]])
     post.condition(B, T)
     gain = S[:, B] @ np.linalg.inv(S[np.ix_(B, B)] + p["lam"] * np.eye(2))
-    residual = p["scale"] * (T - oracle.softmax(F[B]))
+    residual = p["scale"] * (T - oracle.softmax(F[B] / p["residual_temperature"]))
     assert relative_error(anywhere.host(post.mean), F + gain @ residual) <= 1e-10
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.parametrize("T_r", [0.5, 1.0, 2.0])
+def test_residuals_are_of_the_tempered_softmax(T_r, representation):
+    """What look-ahead criteria predict of a label is what conditioning on it does."""
+    p = golden("tempered") | dict(residual_temperature=T_r)
+    post = posterior(p, representation)
+    c, y, x = 3, 2, np.arange(15, 32)
+    P = np.eye(4)[[y]]
+    options = dict(candidates=[c], evaluation=x, label_probs=P, temperature=0.3)
+    predicted = nf.utilities(post, "expected_entropy", **options)
+    size = nf.utilities(post, "emoc", **options)
+    before, s = post.mean, post.covariance(range(32), [c])[:, 0]
+    post.condition([c], [y])
+    residual = p["scale"] * (np.eye(4)[y] - oracle.softmax(before[c] / T_r))
+    expected = before + np.outer(s / (s[c] + p["lam"]), residual)
+    assert relative_error(post.mean, expected) <= 1e-10
+    lp = oracle.log_softmax(post.mean[x] / 0.3)
+    assert relative_error(predicted, np.array([(np.exp(lp) * lp).sum()])) <= 1e-10
+    f = np.vstack([p["f_c"], p["f_x"]])
+    moved = np.linalg.norm(post.mean[x] - f[x], axis=1).sum()
+    assert relative_error(size, np.array([moved])) <= 1e-10
+
+
+def test_residual_temperature_by_default():
+    p = golden("cross_entropy")
+    f = np.vstack([p["f_c"], p["f_x"]])
+    phi = np.vstack([p["phi_c"], p["phi_x"]])
+    settings = dict(loss="cross_entropy", label_scale=3.0)
+    posts = [
+        nf.Posterior.from_features(phi, f, None, None, None, **settings, **more)
+        for more in ({}, dict(residual_temperature="auto"), dict(residual_temperature=2.0))
+    ]
+    posts.append(nf.Posterior.from_kernel(phi @ phi.T, None, None, f, None, None, **settings))
+    for post in posts:
+        assert post.residual_temperature == 2.0
+        post.condition([3, 4], [1, 0])
+        assert relative_error(post.mean, posts[0].mean) <= 1e-9
+    squared = nf.Posterior.from_features(phi, f, None, None, None)
+    assert squared.residual_temperature == 1.0
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
@@ -354,6 +395,27 @@ def test_save_and_load(name, dtype, representation, tmp_path):
     )
 
 
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_files_keep_the_residual_temperature(representation, tmp_path):
+    """Versions that did not know it cannot read what they would take for another model."""
+    path = tmp_path / "posterior.npz"
+    for T_r in (1.0, 2.0):
+        post = posterior(golden("cross_entropy"), representation, residual_temperature=T_r)
+        post.save(path)
+        with np.load(path) as archive:
+            stored = dict(archive)
+        assert (int(stored["version"]) == 3) == ("residual_temperature" in stored) == (T_r == 2)
+        loaded = nf.Posterior.load(path)
+        assert loaded.residual_temperature == loaded.copy().residual_temperature == T_r
+        for each in (post, loaded):
+            each.condition([2], [1])
+        np.testing.assert_array_equal(post.mean, loaded.mean)
+    for wrong in (0.0, np.nan, "hot"):
+        np.savez(path, **(stored | dict(residual_temperature=np.array(wrong))))
+        with pytest.raises(ValueError, match="is damaged: residual_temperature must be"):
+            nf.Posterior.load(path)
+
+
 def test_damaged_files(tmp_path):
     path = tmp_path / "posterior.npz"
     posterior(golden("plain")).save(path)
@@ -411,7 +473,7 @@ def test_stored_values_are_checked(tmp_path):
         with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is damaged: it holds no "):
             nf.Posterior.load(path)
     np.savez(path, **(stored | dict(version=np.array(99))))
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has version 99; .* up to 2$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has version 99; .* up to 3$"):
         nf.Posterior.load(path)
     one = {key: stored[key][:, :1] for key in ("outputs", "mean", "theta")}
     np.savez(path, **(stored | one | dict(loss=np.array("cross_entropy"))))

@@ -14,7 +14,9 @@ from ntkfast._posterior import moments
 NAMES = tuple(row.name for row in nf.criteria())
 SETTINGS = dict(
     squared=dict(trained=True, heteroscedastic=True),
-    cross_entropy=dict(loss="cross_entropy", scale=4.0, spread=1.5, heteroscedastic=True),
+    cross_entropy=dict(
+        loss="cross_entropy", scale=4.0, spread=1.5, heteroscedastic=True, residual_temperature=2.0
+    ),
 )
 
 
@@ -23,6 +25,10 @@ def class_probabilities(outputs, loss):
         return reference.softmax(outputs)
     clipped = np.maximum(outputs, 1e-3)
     return clipped / clipped.sum(1, keepdims=True)
+
+
+def softened(F, p):
+    return reference.softmax(F / p["residual_temperature"])
 
 
 def refitted_batch(p, criterion, b, k_given):
@@ -65,11 +71,12 @@ def refitted_batch(p, criterion, b, k_given):
             loss=p["loss"],
             temperature=0.3,
             log_loss_targets=p["Q"],
+            residual_temperature=p["residual_temperature"],
         )
         c = int(left[utility.argmax()])
         picks.append(c)
         values.append(utility.max())
-        expected = F[c] if p["loss"] == "squared" else reference.softmax(F[c])
+        expected = F[c] if p["loss"] == "squared" else softened(F[c], p)
         step = p["scale"] * (np.eye(f.shape[1])[F[c].argmax()] - expected)
         labeled = np.vstack([labeled, phi[c]])
         noise = np.append(noise, lam_c[c])

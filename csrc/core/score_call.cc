@@ -82,11 +82,14 @@ ScoreInputs check_score_call(const ScoreCall& call, std::int64_t num_points, Dev
           "temperature: expected a finite number > 0");
   require(std::isfinite(call.ridge) && call.ridge > 0, "ridge: expected a finite number > 0");
   require(std::isfinite(call.label_scale), "label_scale: expected a finite number");
+  require(std::isfinite(call.residual_temperature) && call.residual_temperature > 0,
+          "residual_temperature: expected a finite number > 0");
   score.classes = static_cast<int>(k);
   score.cross_entropy = call.loss == "cross_entropy";
   score.label_scale = call.label_scale;
   score.temperature = call.temperature;
   score.ridge = call.ridge;
+  score.residual_temperature = call.residual_temperature;
   return score;
 }
 

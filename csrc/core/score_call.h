@@ -27,6 +27,7 @@ struct ScoreCall {
   std::string loss = "squared";  // or "cross_entropy"
   double temperature = 1;
   double ridge = 1;
+  double residual_temperature = 1;
   TensorView utilities;  // (N_c,) double, written
 };
 

@@ -7,11 +7,12 @@ namespace ntkfast {
 
 /// What is common to all pairs of one call.
 struct Settings {
-  int classes;         // k
-  bool cross_entropy;  // outputs are logits; a label's residual is label_scale (e_y - softmax F)
-  double label_scale;  // s; 1 for squared loss
-  double temperature;  // T
-  double ridge;        // lam, the label noise of an evaluation point (epig)
+  int classes;                  // k
+  bool cross_entropy;           // outputs are logits; a label's residual is label_scale (e_y - B)
+  double label_scale;           // s; 1 for squared loss
+  double temperature;           // T
+  double ridge;                 // lam, the label noise of an evaluation point (epig)
+  double residual_temperature;  // T_r: B = softmax(F / T_r) for cross-entropy
 };
 
 /// What every scoring operation reads besides covariances.

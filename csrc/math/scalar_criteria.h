@@ -60,21 +60,25 @@ NTKFAST_HD NTKFAST_INLINE double step_per_covariance(const CandidateInputs& c) {
   return total > 0 && total < 1e300 ? 1.0 / total : 0.0;
 }
 
-/// Baseline B of a hypothetical label's residual s (e_y - B): F(c), or softmax F(c) for
-/// cross-entropy.
+/// Baseline B of a hypothetical label's residual s (e_y - B): F(c), or softmax(F(c) / T_r) for
+/// cross-entropy, exactly what conditioning on a real label takes.
 struct Baseline {
-  double shift, total;
+  double shift, total, temperature;
   const double* F;
   bool cross_entropy;
   NTKFAST_HD Baseline(const Settings& settings, const CandidateInputs& c)
-      : shift(0), total(1), F(c.F), cross_entropy(settings.cross_entropy) {
+      : shift(0),
+        total(1),
+        temperature(settings.residual_temperature),
+        F(c.F),
+        cross_entropy(settings.cross_entropy) {
     if (!cross_entropy) return;
     shift = F[argmax(F, settings.classes)];
     total = 0;
-    for (int j = 0; j < settings.classes; ++j) total += exp(F[j] - shift);
+    for (int j = 0; j < settings.classes; ++j) total += exp((F[j] - shift) / temperature);
   }
   NTKFAST_HD double operator()(int j) const {
-    return cross_entropy ? exp(F[j] - shift) / total : F[j];
+    return cross_entropy ? exp((F[j] - shift) / temperature) / total : F[j];
   }
 };
 

@@ -151,6 +151,7 @@ ScoreCall score_call(const Call& members) {
   call.loss = read<std::string>(members, "loss");
   call.temperature = read<double>(members, "temperature");
   call.ridge = read<double>(members, "ridge");
+  call.residual_temperature = read<double>(members, "residual_temperature");
   call.utilities = view_of(read<Array>(members, "utilities"), out("utilities"));
   return call;
 }

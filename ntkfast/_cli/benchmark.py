@@ -48,6 +48,7 @@ def time_expected_entropy(
         targets,
         loss="cross_entropy",
         label_scale=4.0,
+        residual_temperature=1.0,  # B is then P: one soft-max of the candidates for either
         labeled_indices=labeled,
     )
     chosen = np.arange(candidates)

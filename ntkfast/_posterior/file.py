@@ -1,6 +1,8 @@
 """The file of a posterior: an .npz archive of its arrays, without pickles.
 
-Version 1 holds no `Factor` of the labels, and is still written where there is none.
+Version 1 holds no `Factor` of the labels, and is still written where there is none. Version 3 holds
+a `residual_temperature` other than 1, which earlier ones did not know: they stand for 1, and are
+still written then.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 
 from ..arrays import Array, as_floats, as_indices, as_positive, as_weights, check_shape
 from ..files import replacing
-from ..loss import Loss, as_loss
+from ..loss import Loss, as_loss, residual_temperature_of
 from .blocks import Space, in_blocks
 from .covariance import FunctionSpace, WeightSpace
 from .engines import CPU
@@ -21,7 +23,7 @@ from .engines import CPU
 __all__ = ["Stored", "read", "write"]
 
 _FORMAT = "ntkfast posterior"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,21 @@ class Stored:
     loss: Loss
     label_scale: float
     labels: int
+    residual_temperature: float = 1.0
 
 
 def write(path: str | os.PathLike[str], stored: Stored) -> None:
     """Write a file, all of it or nothing."""
     arrays = stored.space.arrays()
+    version = 2 if "factor" in arrays else 1
+    if stored.residual_temperature != 1:
+        version = 3
+        arrays["residual_temperature"] = np.array(stored.residual_temperature)
     with replacing(Path(path), "xb") as file:
         np.savez(
             file,
             format=np.array(_FORMAT),
-            version=np.array(_VERSION if "factor" in arrays else 1),
+            version=np.array(version),
             outputs=stored.outputs,
             mean=stored.mean,
             is_labeled=stored.is_labeled,
@@ -112,7 +119,14 @@ def _checked(arrays: dict[str, Array]) -> Stored:
         loss=loss,
         label_scale=as_positive("label_scale", arrays["label_scale"]),
         labels=_int(arrays, "labels"),
+        residual_temperature=_residual_temperature(arrays, loss),
     )
+
+
+def _residual_temperature(arrays: dict[str, Array], loss: Loss) -> float:
+    if _int(arrays, "version") < 3:
+        return 1.0
+    return residual_temperature_of(arrays["residual_temperature"], loss)
 
 
 def _weight_space(arrays: dict[str, Array], rows: int, columns: int, ridge: float) -> WeightSpace:
@@ -132,7 +146,7 @@ def _function_space(
 ) -> FunctionSpace:
     variance = as_weights("variance", arrays["variance"], rows)
     kept = {"S": as_floats("S", arrays["S"], (rows, rows)), "variance": variance}
-    if _int(arrays, "version") > 1:
+    if _int(arrays, "version") == 2 or "factor" in arrays:
         labeled = _int(arrays, "labeled")
         L = as_floats("factor", arrays["factor"], (None, None), np.float64)
         r = len(L)

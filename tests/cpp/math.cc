@@ -288,7 +288,7 @@ FOR_EVERY_REGISTER(softmax_rank_one)
 struct Pair {
   int k;
   bool cross_entropy;
-  double label_scale, temperature, ridge, S, s_x, s_c, noise;
+  double label_scale, temperature, ridge, residual_temperature, S, s_x, s_c, noise;
   std::vector<double> F_x, f_x, q, F_c, f_c, P;
 
   Pair(Random& random, int classes, double spread) : k(classes) {
@@ -296,6 +296,7 @@ struct Pair {
     label_scale = cross_entropy ? 4 : 1;
     temperature = random.uniform() < 0.5 ? 0.3 : 1.0;
     ridge = random.uniform(0.1, 2);
+    residual_temperature = random.uniform(0.5, 3);
     const double x = random.normal(), c = random.normal(), y = random.normal();
     S = x * c;
     s_x = x * x + y * y;
@@ -313,7 +314,9 @@ struct Pair {
   }
   PointInputs point() const { return {F_x.data(), f_x.data(), q.data(), s_x}; }
   CandidateInputs candidate() const { return {F_c.data(), f_c.data(), P.data(), s_c, noise}; }
-  Settings settings() const { return {k, cross_entropy, label_scale, temperature, ridge}; }
+  Settings settings() const {
+    return {k, cross_entropy, label_scale, temperature, ridge, residual_temperature};
+  }
 
   double value(const std::string& criterion, bool look_ahead) const {
     const auto wide = [](const std::vector<double>& v) {
@@ -324,7 +327,8 @@ struct Pair {
           oracle::of_covariance(criterion, S, s_c, s_c + noise, s_x, s_x + ridge));
     const auto after = [&](int y) {
       auto f_plus = wide(F_x);
-      const auto r = oracle::residual(y, wide(F_c), cross_entropy, label_scale);
+      const auto r =
+          oracle::residual(y, wide(F_c), cross_entropy, label_scale, residual_temperature);
       for (int j = 0; j < k; ++j) f_plus[j] += static_cast<long double>(S) / (s_c + noise) * r[j];
       return f_plus;
     };

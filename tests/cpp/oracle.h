@@ -24,9 +24,12 @@ inline Vector log_softmax(Vector l) {
   return l;
 }
 
-/// Residual s (e_y - B) of a candidate's hypothetical label.
-inline Vector residual(int y, Vector F_c, bool cross_entropy, double label_scale) {
+/// Residual s (e_y - B) of a candidate's hypothetical label, B = softmax(F / T_r) for
+/// cross-entropy.
+inline Vector residual(int y, Vector F_c, bool cross_entropy, double label_scale,
+                       double residual_temperature) {
   if (cross_entropy) {
+    for (long double& value : F_c) value /= residual_temperature;
     F_c = log_softmax(F_c);
     for (long double& value : F_c) value = expl(value);
   }

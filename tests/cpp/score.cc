@@ -72,11 +72,12 @@ struct Problem {
     result.loss = cross_entropy ? "cross_entropy" : "squared";
     result.temperature = kTemperature;
     result.ridge = kRidge;
+    result.residual_temperature = kResidualTemperature;
     result.utilities = view(utilities);
     return result;
   }
 
-  static constexpr double kTemperature = 0.4, kRidge = 0.3;
+  static constexpr double kTemperature = 0.4, kRidge = 0.3, kResidualTemperature = 2;
   double label_scale() const { return cross_entropy ? 5 : 1; }
 
   /// The summand of (candidate i, evaluation point x), and in *slack what a decision that is closer
@@ -90,7 +91,8 @@ struct Problem {
                                                        variance[point], variance[point] + kRidge));
     const auto after = [&](int y) {
       auto f_plus = mean.row(point);
-      const auto r = oracle::residual(y, mean.row(c), cross_entropy, label_scale());
+      const auto r =
+          oracle::residual(y, mean.row(c), cross_entropy, label_scale(), kResidualTemperature);
       for (std::size_t j = 0; j < r.size(); ++j) f_plus[j] += S / total * r[j];
       return f_plus;
     };
@@ -269,6 +271,7 @@ NTKFAST_TEST(score_refuses_what_does_not_fit) {
   refused("temperature", [](ScoreCall& call) { call.temperature = 0; });
   refused("ridge", [](ScoreCall& call) { call.ridge = -1; });
   refused("label_scale", [](ScoreCall& call) { call.label_scale = std::nan(""); });
+  refused("residual_temperature", [](ScoreCall& call) { call.residual_temperature = 0; });
   refused("noise: expected shape (4,), got (3,)", [](ScoreCall& call) { call.noise.shape[0] = 3; });
   refused("mean: expected float64", [](ScoreCall& call) { call.mean.dtype = DType::kFloat32; });
   for (const std::int64_t bad : {-1, 9}) {

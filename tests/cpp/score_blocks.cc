@@ -20,7 +20,7 @@ using test::Matrix;
 using test::Random;
 using test::view;
 
-constexpr double kRidge = 0.3, kTemperature = 0.4;
+constexpr double kRidge = 0.3, kTemperature = 0.4, kResidualTemperature = 2;
 
 TensorView blocks_view(std::vector<double>& data, std::int64_t count, std::int64_t k) {
   TensorView result = view(data);
@@ -100,6 +100,7 @@ struct Problem {
     result.loss = cross_entropy ? "cross_entropy" : "squared";
     result.temperature = kTemperature;
     result.ridge = kRidge;
+    result.residual_temperature = kResidualTemperature;
     result.utilities = view(utilities);
     return result;
   }
@@ -160,7 +161,8 @@ struct Problem {
     }
     const auto after = [&](int y) {
       auto f_plus = mean.row(point);
-      const auto r = oracle::residual(y, mean.row(c), cross_entropy, label_scale());
+      const auto r =
+          oracle::residual(y, mean.row(c), cross_entropy, label_scale(), kResidualTemperature);
       for (std::int64_t j = 0; j < k; ++j)
         for (std::int64_t a = 0; a < k; ++a) f_plus[j] += gain(a, j) * r[a];
       return f_plus;

@@ -44,7 +44,7 @@ struct Problem {
   std::vector<double> psi, mean, outputs, variance, noise, probs, weights, targets;
   std::vector<std::int64_t> candidates, evaluation;
   bool cross_entropy;
-  double label_scale, temperature, ridge = 0.3;
+  double label_scale, temperature, ridge = 0.3, residual_temperature = 1.7;
 
   Problem(int criterion, int k, int N, int Nc, int Nx, int d, double size = 1.0,
           bool in_order = false)
@@ -101,7 +101,8 @@ struct Problem {
   template <class T>
   ScoreArgs<T> args() const {
     ScoreArgs<T> result{};
-    static_cast<Settings&>(result) = {k, cross_entropy, label_scale, temperature, ridge};
+    static_cast<Settings&>(result) = {k,           cross_entropy, label_scale,
+                                      temperature, ridge,         residual_temperature};
     result.criterion = criterion;
     result.candidates = candidates.data();
     result.evaluation = evaluation.data();
@@ -157,6 +158,7 @@ struct Problem {
     result.loss = cross_entropy ? "cross_entropy" : "squared";
     result.temperature = temperature;
     result.ridge = ridge;
+    result.residual_temperature = residual_temperature;
     utilities.resize(static_cast<std::size_t>(Nc));
     result.utilities = view(utilities, {Nc});
     return result;
