@@ -178,9 +178,11 @@ void dense(std::int64_t candidates, std::int64_t evaluation, std::int64_t rank, 
 
 template <class T>
 void every_size() {
-  for (const std::int64_t candidates : {0, 1, 13, 15, 29, 113})
-    for (const std::int64_t evaluation : {0, 1, 15, 17, 128, 129})
+  for (const std::int64_t candidates : {0, 1, 13, 15, 29})
+    for (const std::int64_t evaluation : {0, 1, 15, 17, 129})
       features<T>(candidates, evaluation, (candidates + evaluation) % 5, 3);
+  for (const std::int64_t evaluation : {1, 17}) features<T>(113, evaluation, 4, 3);
+  for (const std::int64_t candidates : {1, 15}) features<T>(candidates, 128, 4, 3);
   for (const std::int64_t d : {0, 1, 2, 3, 15, 16, 17, 31, 33, 64, 257}) {
     features<T>(15, 18, d, 2);
     features<T>(5, 130, d, 10);
@@ -196,49 +198,59 @@ NTKFAST_TEST(score_float) { every_size<float>(); }
 NTKFAST_TEST(score_double) { every_size<double>(); }
 
 template <class T>
-void many_units() {  // more than 64 tiles of points, and candidates in several segments
+void many_units(std::int64_t candidates, std::int64_t evaluation, const char* criterion) {
   Random random(5);
   auto psi = random.matrix<T>(8, 1);
-  Problem problem(random, 8, 1, 1500, 8300, false);
+  Problem problem(random, 8, 1, candidates, evaluation, false);
   for (std::int64_t i = 0; i < 8; ++i) problem.variance[i] = dot(psi, i, i);
-  for (const char* criterion : {"variance_reduction", "epig"}) {
-    score_features_cpu(psi.view(), problem.call(criterion), {});
-    problem.check(
-        criterion, [&](std::int64_t i, std::int64_t j) { return dot(psi, i, j); }, tolerance<T>());
-  }
+  score_features_cpu(psi.view(), problem.call(criterion), {});
+  problem.check(
+      criterion, [&](std::int64_t i, std::int64_t j) { return dot(psi, i, j); }, tolerance<T>());
+}
+
+/// More than 64 tiles of points, candidates in several segments, and both.
+template <class T>
+void many_units() {
+  many_units<T>(20, 8300, "epig");
+  many_units<T>(1060, 200, "epig");
+  many_units<T>(1060, 8300, "variance_reduction");
 }
 NTKFAST_TEST(score_many_units_float) { many_units<float>(); }
 NTKFAST_TEST(score_many_units_double) { many_units<double>(); }
 
-/// The extremes of every argument at once: utilities stay finite.
+/// The extremes of every argument at once: utilities stay finite. The number of classes goes round,
+/// so that it meets every two of the other arguments.
 template <class T>
 void extremes() {
   Random random(9);
-  for (const double scale : {0.0, 1e-15, 1.0, 1e12})
-    for (const double logits : {0.0, 1e4, 1e8})
-      for (const double temperature : {1e-6, 1.0, 1e6})
-        for (const double label_scale : {0.0, 1e4, -1e4})
-          for (const std::int64_t k : {2, 3, 10}) {
-            auto psi = random.matrix<T>(9, 3);
-            for (T& value : psi.data) value *= static_cast<T>(scale);
-            Problem problem(random, 9, k, 9, 20, true);
-            for (double& value : problem.mean.data) value *= logits;
-            for (std::int64_t i = 0; i < 9; ++i) problem.variance[i] = dot(psi, i, i);
-            problem.noise[0] = 1e-300;
-            problem.noise[1] = std::numeric_limits<double>::infinity();
-            for (int index = 0; index < criterion_count(); ++index) {
-              ScoreCall call = problem.call(criterion_name(index));
-              call.temperature = temperature;
-              call.label_scale = label_scale;
-              score_features_cpu(psi.view(), call, {});
-              for (const double value : problem.utilities)
-                expect(std::isfinite(value),
-                       std::string(criterion_name(index)) + " is not finite: kernel " +
-                           std::to_string(scale * scale) + ", logits " + std::to_string(logits) +
-                           ", temperature " + std::to_string(temperature) + ", label_scale " +
-                           std::to_string(label_scale));
-            }
+  const std::int64_t classes[] = {2, 3, 10};
+  const double scales[] = {0.0, 1e-15, 1.0, 1e12}, sizes[] = {0.0, 1e4, 1e8},
+               temperatures[] = {1e-6, 1.0, 1e6}, label_scales[] = {0.0, 1e4, -1e4};
+  for (int a = 0; a < 4; ++a)
+    for (int b = 0; b < 3; ++b)
+      for (int c = 0; c < 3; ++c)
+        for (int d = 0; d < 3; ++d) {
+          auto psi = random.matrix<T>(9, 3);
+          for (T& value : psi.data) value *= static_cast<T>(scales[a]);
+          Problem problem(random, 9, classes[(a + b + c + d) % 3], 9, 20, true);
+          for (double& value : problem.mean.data) value *= sizes[b];
+          for (std::int64_t i = 0; i < 9; ++i) problem.variance[i] = dot(psi, i, i);
+          problem.noise[0] = 1e-300;
+          problem.noise[1] = std::numeric_limits<double>::infinity();
+          for (int index = 0; index < criterion_count(); ++index) {
+            ScoreCall call = problem.call(criterion_name(index));
+            call.temperature = temperatures[c];
+            call.label_scale = label_scales[d];
+            score_features_cpu(psi.view(), call, {});
+            for (const double value : problem.utilities)
+              expect(std::isfinite(value), std::string(criterion_name(index)) +
+                                               " is not finite: kernel " +
+                                               std::to_string(scales[a] * scales[a]) + ", logits " +
+                                               std::to_string(sizes[b]) + ", temperature " +
+                                               std::to_string(temperatures[c]) + ", label_scale " +
+                                               std::to_string(label_scales[d]));
           }
+        }
 }
 NTKFAST_TEST(score_extremes_float) { extremes<float>(); }
 NTKFAST_TEST(score_extremes_double) { extremes<double>(); }
