@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import isa_battery
@@ -56,13 +57,20 @@ def test_scores(results, isa):
         check(found[name], criterion, covariance(psi, keywords), keywords, dtype, some)
 
 
+@cache
+def block_utilities(criterion, dtype):
+    S, keywords = next((S, kw) for c, S, kw in isa_battery.block_calls(dtype) if c == criterion)
+    return reference.score_blocks(criterion, S, **keywords)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_blocks(results, isa):
     found = results(isa, "2")
     for dtype in isa_battery.DTYPES:
         for criterion, S, keywords in isa_battery.block_calls(dtype):
             name = f"{criterion}, blocks, {np.dtype(dtype).name}"
-            check_blocks(found[name], criterion, S, keywords, dtype)
+            expected = block_utilities(criterion, dtype)
+            check_blocks(found[name], criterion, S, keywords, dtype, expected=expected)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -162,13 +162,13 @@ def check(model, x, kind, dtype, tolerance) -> None:
 
 
 @given(network=sequences(), kind=st.sampled_from(["sum", "full"]))
-@settings(max_examples=40, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=20, deadline=None, suppress_health_check=SLOW)
 def test_random_sequence_networks(network, kind) -> None:
     check(*network, kind, torch.float64, 1e-10)
 
 
 @given(network=st.one_of(sequences(), convolutional_networks()), kind=st.sampled_from(["sum"]))
-@settings(max_examples=40, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=20, deadline=None, suppress_health_check=SLOW)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_random_networks_in_float32(network, kind) -> None:
     check(*network, kind, torch.float32, 1e-5)

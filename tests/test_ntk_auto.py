@@ -67,7 +67,7 @@ def test_every_sketch_is_unbiased_over_seeds(network, method, outputs, draws) ->
     methods = dict.fromkeys((name for name, _ in model.named_parameters()), "count")
     weights = ("0.weight", "3.weight")
     methods.update(dict.fromkeys(weights, method) if method != "exact" else {"0.weight": "exact"})
-    dim, seeds = 512, 80
+    dim, seeds = 512, 50
     K, estimates = 0, []
     for seed in range(seeds):
         ntk = fixed(

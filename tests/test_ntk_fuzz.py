@@ -15,7 +15,7 @@ from fuzz_pieces import PIECES, Piece  # noqa: E402
 
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
-CASES, BLOCK = 96, 24
+CASES, BLOCK = 60, 20
 
 
 @pytest.fixture(autouse=True)

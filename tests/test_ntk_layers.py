@@ -164,7 +164,7 @@ FIXTURE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 @given(network=convolutional_networks(), kind=st.sampled_from(["sum", "full"]))
-@settings(max_examples=40, deadline=None, suppress_health_check=FIXTURE)
+@settings(max_examples=20, deadline=None, suppress_health_check=FIXTURE)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_random_convolutional_networks(network, kind, monkeypatch) -> None:
     model, x = network
