@@ -206,8 +206,17 @@ def test_places_without_gradients_are_not_known() -> None:
 
     everyone, both = slice(None), [0, 1]
     known = extend(seen(2, (0, everyone, 1)), seen(3, (0, both, 1), (1, 0, 2)), n, 24)
-    assert torch.equal(known.owner, layout(n, 2, 3))
+    expected = layout(n, 2, 3)
+    expected[inside[0, :, 1]] = -1
+    assert torch.equal(known.owner, expected)
     assert sorted(known.dead.tolist()) == inside[0, :, 1].tolist()
+    # Whatever a pass finds there later is no contradiction, and is kept with what was known.
+    later = expected.clone()
+    later[inside[0, :, 1]] = torch.tensor([3, 1, 0, -1])
+    measured = Owners(later, n, dead=inside[0, 3:, 1])
+    assert agree(known, measured)
+    both = merge(known, measured)
+    assert torch.equal(both.owner, later) and both.dead.tolist() == inside[0, 3:, 1].tolist()
     assert extend(seen(2, (0, everyone, 1)), seen(3, (0, 2, 1)), n, 24).dead is None
     unsure = seen(2)
     unsure.rounding = torch.tensor([3])

@@ -172,13 +172,13 @@ def extend(first: Owners, second: Owners, n: int, rows: int) -> Owners | None:
         alive = (one.owner >= 0).view(q // m, one.n, m).sum(1).flatten()
         dead -= set((alive >= 2).nonzero()[:, 0].tolist())
     device = first.owner.device
-    owner = torch.arange(rows, device=device).div(m, rounding_mode="floor") % n
-    known = Owners(owner, n, first.shared or second.shared)
+    owner, unknown = torch.arange(rows, device=device).div(m, rounding_mode="floor") % n, None
     if dead:
         places = torch.tensor(sorted(dead), device=device)
         outer, points = places.div(m, rounding_mode="floor"), torch.arange(n, device=device)
-        known.dead = ((outer * n + points[:, None]) * m + places % m).flatten()
-    return known
+        unknown = ((outer * n + points[:, None]) * m + places % m).flatten()
+        owner[unknown] = -1
+    return Owners(owner, n, first.shared or second.shared, unknown)
 
 
 def scales(n: int, precision: torch.dtype) -> list[Tensor]:
