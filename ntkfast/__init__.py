@@ -23,6 +23,7 @@ from .config import show_config
 from .criteria import criteria
 from .posterior import Posterior
 from .selection import select, utilities
+from .store import open_features
 
 if TYPE_CHECKING:
     from .learner import LookAheadLearner
@@ -33,6 +34,7 @@ __all__ = [
     "LookAheadLearner",
     "Posterior",
     "criteria",
+    "open_features",
     "select",
     "show_config",
     "utilities",

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["replacing"]
+__all__ = ["PARTIAL", "hidden_neighbour", "replacing"]
+
+# What a killed process may leave behind.
+PARTIAL = ".ntkfast-*.part"
+
+
+def hidden_neighbour(path: Path) -> Path:
+    """Return a new name for what is to become `path`."""
+    return path.with_name(PARTIAL.replace("*", secrets.token_hex(8)))
 
 
 @contextlib.contextmanager
@@ -22,7 +30,7 @@ def replacing(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     """
     target = path.resolve()  # replace what a link points to, not the link
     # "x" creates the file or fails; that of tempfile.mkstemp only its owner could read.
-    partial = target.with_name(f".ntkfast-{secrets.token_hex(8)}.part")
+    partial = hidden_neighbour(target)
     file = partial.open(mode, **options)
     try:
         with file:

@@ -7,18 +7,20 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._ntk import capture, choose, explain, functional, gram
+from . import store
+from ._ntk import capture, choose, explain, functional, gram, stored
 from ._ntk.capture import Gradient, Plan
 from ._ntk.explain import SketchReport
 from ._ntk.features import FeatureSum, Layout
 from ._ntk.fields import Fields, InputFields
-from ._ntk.files import GramFile, PathLike, Rows, fingerprint
+from ._ntk.files import GramFile, PathLike, Rows, fingerprint, identity_of
 from ._ntk.inputs import Batch, Inputs, as_tensor, batch_length, leaves, take
 from ._ntk.replica import isolated, replica
 from ._ntk.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
@@ -45,6 +47,14 @@ _DEAR = 20
 _SKETCH_POINTS = 32
 _SKETCH_ROWS = 128
 _SKETCH_COMBINATIONS = 8
+# Relative difference, from those in a folder, of rows that are computed again: rounding of float16
+# and TF32, or of a network in half precision.
+_AGAIN = {
+    torch.float64: 1e-2,
+    torch.float32: 1e-2,
+    torch.bfloat16: 0.3,
+    torch.float16: 0.3,
+}
 
 
 @dataclass
@@ -60,6 +70,16 @@ class _Setup:
     @property
     def combinations(self) -> int:
         return len(self.weights)
+
+
+@dataclass
+class _FeatureWork:
+    """What blocks of features are made with."""
+
+    sum_of: FeatureSum
+    rows_per_point: int
+    width: int
+    batch: int
 
 
 class EmpiricalNTK:
@@ -270,7 +290,16 @@ class EmpiricalNTK:
                 start += batch_length(batch)
         return _result(torch.cat(parts), inputs)
 
-    def features(self, X: Any, *, out: PathLike | None = None) -> Any:
+    def features(
+        self,
+        X: Any,
+        *,
+        out: PathLike | None = None,
+        dtype: Any = None,
+        group: Any = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> Any:
         """Compute features: ``Phi @ Phi.T`` equals (or estimates, for a sketch) ``gram(X)``.
 
         Parameters
@@ -278,31 +307,64 @@ class EmpiricalNTK:
         X : Tensor, ndarray, DataFrame, dict or tuple of them, Dataset or DataLoader
             N points along the first axis; datasets and loaders are streamed.
         out : path, optional
-            Write a memory-mapped ``.npy`` file there instead of holding the features in memory.
+            Where to write them instead of holding them in memory. A path that ends in ``.npy``
+            becomes a memory-mapped file of the features. Any other is a folder, which
+            `ntkfast.open_features` opens: the features, the outputs beside them, and a manifest of
+            what they were computed from. A call that was killed or has failed goes on there when it
+            is called again, and loses a few seconds' work at most.
+        dtype : {"float16", "float32", "float64"}, optional
+            Type of the features in the folder; default: that of the features. float16 halves the
+            folder, and is refused where it would lose digits.
+        group : torch.distributed.ProcessGroup, optional
+            Processes that share the work: all call this with the same arguments, each writes its
+            own rows of one folder (on a file system they all see), and none waits for another.
+            Default: the default group, or the processes of torchrun.
+        rank, world_size : int, optional
+            The same without a group: number of this process, and of all of them.
 
         Returns
         -------
         Tensor or ndarray of shape (N, d)
-            On the model's device; an array when `X` is one, a read-only memory map with `out`. d
-            is `dim` for a sketch and ``draws * P`` for exact gradients (in the order of
-            ``named_parameters``, divided by ``sqrt(draws)``). Shape (N k, d), point-major, for
-            ``outputs="full"``.
+            On the model's device; an array when `X` is one, a read-only memory map with `out` (of
+            the rows of this process). d is `dim` for a sketch and ``draws * P`` for exact gradients
+            (in the order of ``named_parameters``, divided by ``sqrt(draws)``). Shape (N k, d),
+            point-major, for ``outputs="full"``.
 
         Raises
         ------
         ValueError
             When exact features exceed the memory budget, outputs or gradients are not finite
-            (says where), or the model mixes the points of a batch.
+            (says where), or the model mixes the points of a batch; when the folder holds features
+            of another network, other data or settings (says which), or is damaged.
+        OSError
+            When the disk is full, before or while the folder is written; when another process is
+            writing to it. What is finished stays.
 
         Notes
         -----
         With ``sketch="auto"`` the first call fits the sketch to its first points
         (:meth:`fit_sketch`), which takes about as long as the features of a hundred points; all
-        others keep it, so that features of one object always fit together.
-        """
-        return self.outputs_and_features(X, out=out)[1]
+        others keep it, so that features of one object always fit together. A folder keeps it, too:
+        every later call with that folder takes it from there.
 
-    def outputs_and_features(self, X: Any, *, out: PathLike | None = None) -> tuple[Any, Any]:
+        A folder is checked before anything is added: the fingerprint of parameters and structure,
+        the settings, the length of the data, a few points, and the first finished rows, which are
+        computed again. A stream of unknown length can go to a folder from one process; to go on it
+        must start anew, and what it gave before is read, not computed, again.
+        """
+        keywords = dict(dtype=dtype, group=group, rank=rank, world_size=world_size)
+        return self.outputs_and_features(X, out=out, **keywords)[1]
+
+    def outputs_and_features(
+        self,
+        X: Any,
+        *,
+        out: PathLike | None = None,
+        dtype: Any = None,
+        group: Any = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> tuple[Any, Any]:
         """Compute :meth:`outputs` and :meth:`features` in one pass over the data.
 
         So both belong to the same inputs even where every reading gives others (streams that can
@@ -310,55 +372,166 @@ class EmpiricalNTK:
 
         Parameters
         ----------
-        X, out
+        X, out, dtype, group, rank, world_size
             As for :meth:`features`.
 
         Returns
         -------
         outputs : Tensor or ndarray of shape (N, k)
+            A memory map, too, where `out` is a folder.
         features : Tensor or ndarray of shape (N, d)
 
         Raises
         ------
-        ValueError, RuntimeError
+        ValueError, RuntimeError, OSError
             As :meth:`features`.
         """
+        folder = stored.folder_of(out)
+        if folder is None:
+            given = dict(dtype=dtype, group=group, rank=rank, world_size=world_size)
+            stored.refuse_without_folder(given)
+        else:
+            share, kind = (
+                stored.as_share(group, rank, world_size),
+                stored.as_dtype(dtype, self._dtype),
+            )
         inputs = self._inputs(X, "X")
         with isolated(self._net, self._device) as net:
             setup = self._prepare(net, inputs)
+            if folder is not None:
+                return self._to_store(inputs, setup, folder, kind, *share)
             if self.sketch == "auto":
                 with _choosing:
                     if self._chosen is None:
                         self._choose(inputs, setup)
-            scale = setup.combinations if self._layout.full else 1
-            width = self._draws * self.n_parameters
-            if self._sketch is not None:
-                width = self._sketch.dim
-            elif out is None and inputs.length is not None:
-                self._refuse_if_too_large(inputs.length, scale * width)
-            rows = None if inputs.length is None else inputs.length * scale
-            extra = 0 if self._sketch is not None else 2 * scale * width * self._dtype.itemsize
-            sum_of = FeatureSum(self._layout, self._sketch, self._chosen, self._dtype)
-            target = Rows(rows, width, self._dtype, self._device, out)
+            work = self._feature_work(setup)
+            if self._sketch is None and out is None and inputs.length is not None:
+                self._refuse_if_too_large(inputs.length, work.rows_per_point * work.width)
+            rows = None if inputs.length is None else inputs.length * work.rows_per_point
+            target = Rows(rows, work.width, self._dtype, self._device, out)
             outputs: list[Tensor] = []
             try:
                 start = 0
-                size = self._batch_size(setup, extra)
-                for batch in self._progress(inputs, size, "features"):
-                    n = batch_length(batch)
-                    block = torch.zeros((n * scale, width), dtype=self._dtype, device=self._device)
-                    values, gradients = self._gradients(setup, batch, setup.weights)
-                    sum_of.add(gradients, n, block)
-                    self._check_finite([values, block.view(n, -1)], start, batch, "X", setup)
-                    target.append(block.mul_(self._draws**-0.5) if self._draws > 1 else block)
-                    outputs.append(values.to(self._dtype))
-                    start += n
+                for batch in self._progress(inputs, work.batch, "features"):
+                    values, block = self._features_of(setup, work, batch, start)
+                    target.append(block)
+                    outputs.append(values)
+                    start += len(values)
                 features = target.finish()
             except BaseException:
                 target.discard()
                 raise
             self._learn(setup)
         return _result(torch.cat(outputs), inputs), _result(features, inputs)
+
+    def _feature_work(self, setup: _Setup) -> _FeatureWork:
+        """Return what blocks of features are made with, the sketch being fixed."""
+        scale = setup.combinations if self._layout.full else 1
+        width = self._draws * self.n_parameters if self._sketch is None else self._sketch.dim
+        extra = 0 if self._sketch is not None else 2 * scale * width * self._dtype.itemsize
+        sum_of = FeatureSum(self._layout, self._sketch, self._chosen, self._dtype)
+        return _FeatureWork(sum_of, scale, width, self._batch_size(setup, extra))
+
+    def _features_of(
+        self, setup: _Setup, work: _FeatureWork, batch: Batch, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return outputs and features of a batch whose first point is number `start` of X."""
+        n = batch_length(batch)
+        shape = (n * work.rows_per_point, work.width)
+        block = torch.zeros(shape, dtype=self._dtype, device=self._device)
+        values, gradients = self._gradients(setup, batch, setup.weights)
+        work.sum_of.add(gradients, n, block)
+        self._check_finite([values, block.view(n, -1)], start, batch, "X", setup)
+        return values.to(self._dtype), block.mul_(self._draws**-0.5) if self._draws > 1 else block
+
+    def _to_store(
+        self,
+        inputs: Inputs,
+        setup: _Setup,
+        folder: Path,
+        dtype: np.dtype[Any],
+        rank: int,
+        world_size: int,
+    ) -> tuple[Any, Any]:
+        """Write the rows of this process to a folder, and return them."""
+        if inputs.length is None and world_size > 1:
+            raise ValueError(
+                f"X is a stream, which {world_size} processes cannot share, as none can go to its "
+                "own points: pass a Dataset that can be indexed, or use one process (rank=0, "
+                "world_size=1)"
+            )
+        work = self._feature_work(setup)
+        network = fingerprint(identity_of(self._net))
+        description: dict[str, Any] = {
+            "network": network,
+            "layers": self._names,
+            "outputs": self._outputs if isinstance(self._outputs, str) else int(self._outputs),
+            "draws": self._draws,
+            "sketch": self.sketch,
+            "seed": int(self._seed),
+            "points": inputs.length,
+            "data": fingerprint(inputs.identity()),
+            "dtype": str(dtype),
+            "n_features": work.width,
+            "rows_per_point": work.rows_per_point,
+            "outputs_dtype": str(self._dtype).removeprefix("torch."),
+            "n_outputs": setup.weights.shape[1],
+        }
+        store.stored(folder, description)
+        description["fitted_sketch"] = None
+        if self.sketch == "auto":
+            with _choosing:
+                self._chosen, description["fitted_sketch"] = stored.shared_sketches(
+                    folder,
+                    network,
+                    self._chosen,
+                    lambda: self._choose(inputs, setup),
+                    self._device,
+                )
+            work = self._feature_work(setup)
+        with store.StoreWriter(folder, description, rank, world_size) as writer:
+            self._compare_with_store(inputs, setup, work, writer)
+            parts = [(start, inputs.part(start, stop)) for start, stop in writer.missing()]
+            counts = [part.n_batches(work.batch) for _, part in parts]
+            total = None if None in counts else sum(count or 0 for count in counts)
+            batches = (
+                numbered for start, part in parts for numbered in part.numbered(work.batch, start)
+            )
+            # One bar for all processes: several would write over each other.
+            shown = track(batches, total, "features") if rank == 0 else batches
+            for start, batch in shown:
+                values, block = self._features_of(setup, work, batch, start)
+                writer.write(start, block.numpy(force=True), values.numpy(force=True))
+            rows = writer.finish()
+        self._learn(setup)
+        return rows.outputs, rows.features
+
+    def _compare_with_store(
+        self, inputs: Inputs, setup: _Setup, work: _FeatureWork, writer: store.StoreWriter
+    ) -> None:
+        """Compute the first rows of a store again: fingerprints do not see what code does."""
+        start = writer.one_finished()
+        if start is None:
+            return
+        # (Of a stream the first points are finished first, and a look at them loses none.)
+        count = min(2, writer.finished_after(start))
+        part = inputs.few(count) if inputs.length is None else inputs.part(start, start + count)
+        for batch in part.batches(count):
+            values, block = self._features_of(setup, work, batch, start)
+            stop = start + len(values)
+            then = writer.rows(start, stop)
+            for what, now, before in (("outputs", values, then[1]), ("features", block, then[0])):
+                expected = now.double().numpy(force=True)
+                scale = float(np.linalg.norm(expected))
+                error = float(np.linalg.norm(before - expected)) / scale if scale else 0.0
+                if not error <= _AGAIN[self._input_dtype]:
+                    raise ValueError(
+                        f"out: computed again, {what} of points {start} to {stop - 1} of X differ "
+                        f"from those in the folder by {100 * error:.2g} %, though parameters and "
+                        "structure of the network are the same: its code, or the data, have "
+                        "changed since. Give another folder"
+                    )
+            start = stop
 
     def gram(self, X1: Any, X2: Any = None, *, out: PathLike | None = None) -> Any:
         """Compute the exact kernel matrix of the points `X1` and `X2` (default: the same points).
@@ -769,9 +942,7 @@ class EmpiricalNTK:
     def _identity(self, inputs: list[Inputs], size: int) -> Iterator[Tensor | str]:
         """Everything a kernel matrix depends on."""
         yield f"{self._outputs} {self._draws} {self._seed} {self._names} {size} {self._dtype}"
-        for name, value in self._net.state_dict().items():
-            # What get_extra_state returns may be anything.
-            yield value if isinstance(value, Tensor) else f"{name} {value!r}"
+        yield from identity_of(self._net)
         for part in inputs:
             for batch in part.batches(_LARGEST_BATCH):
                 yield from leaves(batch)

@@ -19,6 +19,7 @@
 ``features``    gradients added up to features
 ``gram``        Gram matrices, block by block, from panels of points
 ``files``       results in memory-mapped files
+``stored``      what a folder of features needs to know, for one process or several
 ``explain``     a table of what is done for every parameter
 ==============  ================================================================================
 """

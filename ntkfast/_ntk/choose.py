@@ -25,14 +25,17 @@ timings of single layers (`bench/compare_sketches.py`) and only have to order th
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..arrays import Array
 from . import contract, gram
 from .capture import Gradient
 from .gram import Panel
@@ -117,6 +120,51 @@ class Sketches:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shared", CountSketch(self.dim - self.exact, self.seed))
+
+    def arrays(self) -> dict[str, Array]:
+        """Return all of it, for an .npz file without pickles."""
+        directions = {
+            f"directions_{i}": choice.directions.numpy(force=True)
+            for i, choice in enumerate(self.choices.values())
+            if choice.directions is not None
+        }
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        kept["choices"] = {
+            name: {f.name: getattr(c, f.name) for f in fields(c) if f.name != "directions"}
+            for name, c in self.choices.items()
+        }
+        return {"sketches": np.array(json.dumps(kept)), **directions}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, Array], device: torch.device) -> Sketches:
+        """Return what :meth:`arrays` came from."""
+        kept = json.loads(str(arrays["sketches"]))
+        choices = {}
+        for i, (name, choice) in enumerate(kept["choices"].items()):
+            directions = arrays.get(f"directions_{i}")
+            known = None if directions is None else torch.from_numpy(directions).to(device)
+            choices[name] = Choice(**choice, directions=known)
+        return cls(**{**kept, "choices": choices})
+
+    def agrees_with(self, other: Sketches) -> bool:
+        """Whether features of both fit together: they are the same but for rounding."""
+        if self._fixed() != other._fixed():
+            return False
+        pairs = zip(self.choices.values(), other.choices.values(), strict=True)
+        return all(
+            a.directions is None
+            or b.directions is None
+            or torch.allclose(a.directions.cpu(), b.directions.cpu(), atol=1e-3)
+            for a, b in pairs
+        )
+
+    def _fixed(self) -> list[Any]:
+        """Return what differs as a whole or not at all."""
+        choices = [
+            (name, c.method, c.start, c.rows, None if c.directions is None else c.directions.shape)
+            for name, c in self.choices.items()
+        ]
+        return [self.dim, self.seed, self.exact, choices]
 
     def row_projection(self, choice: Choice, number: int, rows: int, like: Tensor) -> Tensor:
         """(rows, choice.rows): what combines the rows of a weight; its first entry is `number`."""

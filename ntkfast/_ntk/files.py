@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PathLike = str | os.PathLike[str]
 
@@ -129,6 +130,16 @@ class GramFile:
         os.replace(self._partial, self._final)
         self._progress.unlink()
         return np.load(self._final, mmap_mode="r")
+
+
+def identity_of(net: nn.Module) -> Iterator[Tensor | str]:
+    """Everything of a network that its outputs depend on, code apart."""
+    # Objects show their address where they have nothing better to show.
+    yield re.sub(r" at 0x[0-9a-fA-F]+", "", repr(net))
+    for name, value in net.state_dict().items():
+        yield name
+        # What get_extra_state returns may be anything.
+        yield value if isinstance(value, Tensor) else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def fingerprint(values: Iterable[Tensor | str]) -> str:

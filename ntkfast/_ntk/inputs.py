@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeAlias
@@ -95,6 +96,19 @@ def _even(length: int, size: int) -> Iterator[range]:
     runs = -(-length // size)
     for i in range(runs):
         yield range(i * length // runs, (i + 1) * length // runs)
+
+
+class _Runs:
+    """Batches of consecutive points for a loader; a list of all indices would not fit in memory."""
+
+    def __init__(self, runs: Iterable[range]) -> None:
+        self.runs = list(runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, self.runs)
 
 
 def _split(batch: Batch, size: int) -> Iterator[Batch]:
@@ -235,6 +249,10 @@ class Inputs:
         self._kept: list[Batch] | None = None
         self._dataset: Any = None  # one that can be indexed
         self._loader: DataLoader[Any] | None = None
+        self._batch: int | None = None  # its batches' size, where they have one
+        # Of a part: number of its first point, and where it is read from if not at that point.
+        self._start = 0
+        self._whole: Inputs | None = None
         if isinstance(X, DataLoader):
             self._take_loader(X)
         elif isinstance(X, IterableDataset):
@@ -253,6 +271,7 @@ class Inputs:
         self._rest: Iterator[Any] | None = None
         # A few points that were read before, by position, and the length of a whole pass.
         self._points: list[tuple[int, Batch]] = []
+        self._compared = False  # a part of points that were
         self._total: int | None = None
 
     @classmethod
@@ -269,7 +288,7 @@ class Inputs:
     def _take_loader(self, loader: DataLoader[Any]) -> None:
         if loader.batch_sampler is None:
             raise ValueError(f"{self.name} is a DataLoader without batches; give batch_size")
-        self._loader = loader
+        self._loader, self._batch = loader, loader.batch_size
         if not isinstance(loader.dataset, IterableDataset):
             self._dataset, self.length = loader.dataset, known_length(loader, self.name)
         elif loader.drop_last:
@@ -348,8 +367,9 @@ class Inputs:
             self._read_twice()
         loader = self._loader
         if loader is None:
-            runs = [list(run) for run in _even(self.length or 0, size)]
-            loader = DataLoader(self._dataset, batch_sampler=runs, collate_fn=_stack)
+            first = self._start
+            runs = (range(first + r.start, first + r.stop) for r in _even(self.length or 0, size))
+            loader = self._loader_of(_Runs(runs))
         seen, rest = self._seen, self._rest
         self._seen, self._rest = [], None
         start, head = 0, None
@@ -358,9 +378,9 @@ class Inputs:
                 head = batch
             elif self._dataset is None and start == batch_length(head) and loader.num_workers > 1:
                 self._warn_of_workers(head, batch)
-            if self._dataset is not None and loader.batch_size is not None:
+            if self._dataset is not None and self._batch is not None:
                 left = (self.length or 0) - start
-                self._check_count(batch_length(batch), min(loader.batch_size, left))
+                self._check_count(batch_length(batch), min(self._batch, left))
             self._compare_points(batch, start)
             start += batch_length(batch)
             yield batch
@@ -385,7 +405,7 @@ class Inputs:
                 now = take(batch, slice(at, at + 1))
                 # Of padded text the shape depends on the rest of the batch.
                 if same_shapes(point, now) and first_difference(point, now) is not None:
-                    raise self._changed(position)
+                    raise self._changed(self._start + position)
 
     def _changed(self, position: int) -> ValueError:
         return ValueError(
@@ -429,7 +449,7 @@ class Inputs:
     def _read_twice(self, count: int = 0) -> None:
         """Read at least `count` points all over a data set twice, and keep them."""
         count = max(count, _COMPARED)
-        if len(self._points) >= min(count, self.length or 0):
+        if self._compared or len(self._points) >= min(count, self.length or 0):
             return
         rows = _spread(self.length or 0, count)
         groups = [rows]
@@ -470,20 +490,8 @@ class Inputs:
 
         Every other time from the last to the first, which a `collate_fn` that sorts undoes.
         """
-        loader = self._loader
-        options: dict[str, Any] = {"collate_fn": _stack}
-        if loader is not None:
-            options = {"collate_fn": loader.collate_fn}
-            if loader.num_workers:
-                # Not in this process: what a data set opens here, its workers would share.
-                options.update(
-                    num_workers=1,
-                    worker_init_fn=loader.worker_init_fn,
-                    multiprocessing_context=loader.multiprocessing_context,
-                    timeout=loader.timeout,
-                )
         orders = [group[:: (-1) ** t] for t in range(times) for group in groups]
-        source = iter(DataLoader(self._dataset, batch_sampler=orders, **options))
+        source = iter(self._loader_of(orders, workers=1))
         before = generator_states()
         found = [self._read(raw) for raw in source]
         draws = generator_states() != before
@@ -491,6 +499,23 @@ class Inputs:
         for reading in readings[1::2]:
             reading[:] = [take(b, list(range(batch_length(b)))[::-1]) for b in reading]
         return readings, draws
+
+    def _loader_of(self, batches: Any, workers: int | None = None) -> DataLoader[Any]:
+        """Return a loader of these points of the data set (at most `workers`), as the user's is."""
+        loader = self._loader
+        if loader is None:
+            return DataLoader(self._dataset, batch_sampler=batches, collate_fn=_stack)
+        options: dict[str, Any] = {"collate_fn": loader.collate_fn}
+        if loader.num_workers:
+            # Not in this process: what a data set opens here, its workers would share.
+            options.update(
+                num_workers=min(loader.num_workers, workers or loader.num_workers),
+                worker_init_fn=loader.worker_init_fn,
+                multiprocessing_context=loader.multiprocessing_context,
+                timeout=loader.timeout,
+                prefetch_factor=loader.prefetch_factor,
+            )
+        return DataLoader(self._dataset, batch_sampler=batches, **options)
 
     @staticmethod
     def _first_change(groups: list[list[int]], readings: list[list[Batch]]) -> int | None:
@@ -525,9 +550,77 @@ class Inputs:
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Batches of at most `size` points in order; larger ones of a loader are split evenly."""
-        for batch in self._kept if self._kept is not None else self._pass(size):
+        source: Iterable[Batch] = self._pass(size) if self._kept is None else self._kept
+        if self._whole is not None:
+            source = self._skipping(self._whole._pass(size))
+        for batch in source:
             for part in _split(batch, size):
                 yield self._on_device(part)
+
+    def numbered(self, size: int, start: int) -> Iterator[tuple[int, Batch]]:
+        """Yield the :meth:`batches` and the numbers of their first points, from `start` on."""
+        for batch in self.batches(size):
+            yield start, batch
+            start += batch_length(batch)
+
+    def identity(self) -> Iterator[Tensor | str]:
+        """Yield what tells these points from others, of a few of them.
+
+        Of streams nothing: which of them are seen depends on their batches.
+        """
+        if self.length is None:
+            yield "stream"
+            return
+        probe = self.probe(_COMPARED)
+        yield repr(sorted(probe) if isinstance(probe, dict) else "")
+        yield from leaves(probe)
+
+    def _skipping(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the points of a part, from batches of all points."""
+        start, at = self._start, 0
+        stop = None if self.length is None else start + self.length
+        for batch in batches:
+            if stop is not None and at >= stop:
+                return
+            rows = range(batch_length(batch))[
+                max(0, start - at) : None if stop is None else stop - at
+            ]
+            if rows:
+                yield take(batch, slice(rows.start, rows.stop))
+            at += batch_length(batch)
+        if at < start:
+            raise ValueError(
+                f"{self.name} gave {at} points, and {start} of them have been read before: it must "
+                "give the same points each time it is read"
+            )
+
+    def part(self, start: int, stop: int | None) -> Inputs:
+        """Return points ``start ... stop - 1``, or from `start` on.
+
+        Those before are not read, unless there is no other way: of a stream, or a loader that makes
+        its batches in a way of its own.
+        """
+        if start == 0 and stop == self.length:
+            return self
+        if self._kept is not None:
+            return self.panel(start, self.length or 0 if stop is None else stop)
+        result = copy.copy(self)
+        result._start, result.length = start, None if stop is None else stop - start
+        loader = self._loader
+        if self._dataset is None or (
+            loader is not None and type(loader).__iter__ is not DataLoader.__iter__
+        ):
+            result._whole = self
+            return result
+        assert stop is not None
+        # Compared with a second reading already, as far as they are compared.
+        here = [(at - start, point) for at, point in self._points if start <= at < stop]
+        result._points, result._compared = here, True
+        if loader is not None:
+            size = self._batch or _READ_SIZE
+            runs = (range(a, min(a + size, stop)) for a in range(start, stop, size))
+            result._loader, result._batch = self._loader_of(_Runs(runs)), size
+        return result
 
     def n_batches(self, size: int) -> int | None:
         """Return the number of :meth:`batches`; None where it is not known."""
@@ -535,7 +628,7 @@ class Inputs:
             return sum(-(-batch_length(batch) // size) for batch in self._kept)
         if self.length is None:
             return None
-        own = self.length if self._loader is None else self._loader.batch_size
+        own = self.length if self._loader is None else self._batch
         if own is None:
             return None  # of a batch sampler
         whole, rest = divmod(self.length, own)
