@@ -220,6 +220,9 @@ def _locked(folder: Path, *, shared: bool) -> int:
         raise
     except (ImportError, OSError):
         pass
+    except BaseException:  # Ctrl-C while waiting
+        os.close(handle)
+        raise
     return handle
 
 
@@ -403,7 +406,7 @@ def open_features(folder: str | os.PathLike[str]) -> FeatureStore:
     manifest = _read_manifests(folder)
     if manifest is None:
         raise FileNotFoundError(
-            errno.ENOENT, f"no store of features (a folder with a {_MANIFEST})", str(folder)
+            f"{folder} is no store of features: there is no folder with a {_MANIFEST}"
         )
     finished, points = manifest["finished"], manifest["points"]
     how = (
@@ -555,7 +558,8 @@ class StoreWriter:
             self._publish()
             for name, kind in _array_files(self._described()).items():
                 self._files[name] = _ArrayFile(folder / name, *kind)
-            os.fsync(self._lock)  # the files are there, too
+            with contextlib.suppress(OSError):  # folders of some file systems cannot be
+                os.fsync(self._lock)
         except BaseException:
             self._close()
             raise
@@ -707,18 +711,22 @@ class StoreWriter:
         if missing:
             raise ValueError(f"X gave no points for rows {_listed(missing)}")  # type: ignore[arg-type]
         self._close()
+        start, stop = self._span
+        if start == stop:  # fewer points than processes
+            shapes = _array_files({**self._described(), "points": 0}).values()
+            features, outputs = (np.empty(*kind) for kind in shapes)
+            return FeatureStore(features, outputs, self._described())
         everything = self._checked()
         assert everything is not None
-        if not _without(0, self._points, everything["finished"]):
+        several = list(self._folder.glob("manifest-*.json"))
+        if several and not _without(0, self._points, everything["finished"]):
             _write_manifest(self._folder / _MANIFEST, everything)
-            for path in self._folder.glob("manifest-*.json"):
+            for path in several:
                 path.unlink(missing_ok=True)
-        start, stop = self._span
-        store, scale = _opened(self._folder, everything), self._scale
+        whole, scale = _opened(self._folder, everything), self._scale
+        assert stop is not None
         return FeatureStore(
-            store.features[start * scale : (stop or 0) * scale],
-            store.outputs[start:stop],
-            everything,
+            whole.features[start * scale : stop * scale], whole.outputs[start:stop], everything
         )
 
     def _close(self) -> None:

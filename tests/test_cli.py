@@ -283,7 +283,7 @@ def damaged(folder, arrays, what):
     ("what", "message"),
     [
         ("missing", "not there"),
-        ("a folder", "not there as a file"),
+        ("a folder", "bad.npy is no store of features"),
         ("unknown ending", "not a .npy, .npz or .safetensors"),
         ("empty", "cannot read"),
         ("text", "damaged"),

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import ntkfast as nf
 from ntkfast import ops
-from ntkfast._cli.files import open_atomic, read_array
+from ntkfast._cli.files import is_store, open_atomic, read_arrays
 from ntkfast.arrays import (
     ArgumentError,
     ArgumentValueError,
@@ -81,6 +81,8 @@ Writes CSV: rank, index (row of the pool, from 0), utility (larger is better; in
 
 If the labelled points are rows of the pool, --labeled-indices says which; they are never ranked. Otherwise save their features and outputs too. Without labelled points the whole pool is ranked, for a cold start.
 
+[bold]Stores.[/bold] A folder that EmpiricalNTK.features(X, out="pool/") has written holds features and outputs: --features pool/ takes both from it, --labeled-features labeled/ likewise.
+
 [bold]Files.[/bold] .npy, .npz and .safetensors; .npy and .safetensors are memory-mapped. In a file of several arrays the one named like the option is read (features, labeled_indices, ...); FILE::ARRAY chooses another.
 
 [bold]Examples[/bold]
@@ -89,6 +91,9 @@ If the labelled points are rows of the pool, --labeled-indices says which; they 
   ntkfast rank --features pool.npz --outputs pool.npz \\
       --labeled-indices labeled.npy --targets classes.npy \\
       --mode sequential --batch-size 20 -o next.csv
+
+  [green]# a pool kept as a store[/green]
+  ntkfast rank --features pool/ --labeled-indices labeled.npy --targets classes.npy -b 20
 
   [green]# the whole pool, best first, by the entropy expected to be left[/green]
   ntkfast rank --features phi.npy --outputs logits.npy \\
@@ -102,15 +107,19 @@ def rank(
     features: Annotated[
         str,
         typer.Option(
-            metavar="FILE", help="(N, d) features of the pool.", rich_help_panel="The pool"
+            metavar="FILE",
+            help="(N, d) features of the pool; or the folder of a store.",
+            rich_help_panel="The pool",
         ),
     ],
     outputs: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="FILE", help="(N, k) outputs of the network.", rich_help_panel="The pool"
+            metavar="FILE",
+            help="(N, k) outputs of the network. Default: those of the store.",
+            rich_help_panel="The pool",
         ),
-    ],
+    ] = None,
     targets: Annotated[
         str | None,
         typer.Option(
@@ -132,7 +141,7 @@ def rank(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="(n, d) features, for labelled points outside the pool.",
+            help="(n, d) features, for labelled points outside the pool; or the folder of a store.",
             rich_help_panel="The labelled points",
         ),
     ] = None,
@@ -224,6 +233,7 @@ def rank(
         # What costs nothing to check comes before minutes of reading and factorising.
         criterion = automatic(as_loss(loss)) if criterion == "auto" else criterion
         _check_options(criterion, loss, mode, precision, batch_size, log_loss_targets)
+        _check_pool_files(features, outputs)
         _check_labeled_files(targets, labeled_indices, labeled_features, labeled_outputs)
         if temperature is not None:
             as_positive("temperature", temperature)
@@ -238,9 +248,7 @@ def rank(
             "labeled_indices": labeled_indices,
             "log_loss_targets": log_loss_targets,
         }
-        arrays = {
-            name: None if spec is None else read_array(spec, name) for name, spec in files.items()
-        }
+        arrays = read_arrays(files)
         distributions = arrays.pop("log_loss_targets")
         data = _described(**arrays)
         pool_size = len(data["features"])
@@ -314,6 +322,15 @@ def _check_options(
         raise ValueError("mode: sequential needs --batch-size, the number of points to pick")
 
 
+def _check_pool_files(features: str, outputs: str | None) -> None:
+    """Raise a ValueError where only the features of the pool are given."""
+    if outputs is None and not is_store(features):
+        raise ValueError(
+            "outputs: --outputs is missing; only a store, a folder that EmpiricalNTK.features has "
+            f"written, holds both, and {features} is no folder"
+        )
+
+
 def _check_labeled_files(
     targets: str | None,
     labeled_indices: str | None,
@@ -321,6 +338,8 @@ def _check_labeled_files(
     labeled_outputs: str | None,
 ) -> None:
     """Raise a ValueError unless the labelled points are described in one way, and completely."""
+    stored = labeled_features is not None and is_store(labeled_features)
+    outputs_missing = labeled_outputs is None and not stored
     if labeled_indices is not None:
         if labeled_features is not None or labeled_outputs is not None:
             raise ValueError(
@@ -329,7 +348,7 @@ def _check_labeled_files(
             )
         if targets is None:
             raise ValueError("targets: --labeled-indices needs the labels of those points")
-    elif len({targets is None, labeled_features is None, labeled_outputs is None}) > 1:
+    elif len({targets is None, labeled_features is None, outputs_missing}) > 1:
         raise ValueError(
             "targets: labelled points need --targets and either --labeled-indices or both "
             "--labeled-features and --labeled-outputs"

@@ -7,15 +7,17 @@ import json
 import math
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from ..arrays import ArgumentValueError
 from ..files import replacing
+from ..store import FeatureStore, differences, open_features
 
-__all__ = ["open_atomic", "read_array"]
+__all__ = ["is_store", "open_atomic", "read_array", "read_arrays"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,6 +41,55 @@ _SAFETENSORS_DTYPES = {
 
 _UNKNOWN = "it is damaged, or holds Python objects, which are never loaded"
 _CUT_SHORT = "it is cut short"
+
+
+# What features of two stores must agree in to be used together: all but the data.
+_TOGETHER = (
+    "network fitted_sketch layers outputs draws sketch n_features seed n_outputs rows_per_point"
+)
+
+
+def is_store(spec: str) -> bool:
+    """Whether an option names a folder, not a file."""
+    return Path(spec).is_dir()
+
+
+def read_arrays(specs: Mapping[str, str | None]) -> dict[str, Array | None]:
+    """Read the arrays that options name; those of None are None.
+
+    A folder for ``features`` or ``labeled_features`` is a store: it gives ``outputs`` or
+    ``labeled_outputs``, too, unless these are named.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `read_array` and `open_features`, and for stores whose features do not fit together.
+    """
+    stores: dict[str, FeatureStore] = {}
+    for labeled in ("", "labeled_"):
+        spec = specs[f"{labeled}features"]
+        if spec is not None and is_store(spec):
+            try:
+                stores[labeled] = open_features(spec)
+            except (OSError, ValueError) as error:
+                raise ArgumentValueError(
+                    f"{labeled}features", f"{labeled}features: {error}"
+                ) from None
+    if len(stores) == 2:
+        difference = differences(stores["labeled_"].manifest, stores[""].manifest, of=_TOGETHER)
+        if difference:
+            raise ArgumentValueError(
+                "labeled_features",
+                f"labeled_features: {specs['labeled_features']} holds features {difference} in "
+                f"{specs['features']}: they do not fit together",
+            )
+    arrays: dict[str, Array | None] = dict.fromkeys(specs)
+    for labeled, store in stores.items():
+        arrays[f"{labeled}features"], arrays[f"{labeled}outputs"] = store
+    for name, spec in specs.items():
+        if spec is not None and name.removesuffix("features") not in stores:
+            arrays[name] = read_array(spec, name)
+    return arrays
 
 
 def read_array(spec: str, name: str) -> Array:
