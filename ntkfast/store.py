@@ -147,7 +147,7 @@ def _listed(spans: list[Span]) -> str:
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         manifest = json.loads(text)

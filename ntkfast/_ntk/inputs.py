@@ -572,8 +572,9 @@ class Inputs:
             yield "stream"
             return
         probe = self.probe(_COMPARED)
-        yield repr(sorted(probe) if isinstance(probe, dict) else "")
-        yield from leaves(probe)
+        names = sorted(probe) if isinstance(probe, dict) else []
+        yield repr(names)
+        yield from [probe[name] for name in names] if isinstance(probe, dict) else leaves(probe)
 
     def _skipping(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the points of a part, from batches of all points."""
@@ -606,6 +607,7 @@ class Inputs:
             return self.panel(start, self.length or 0 if stop is None else stop)
         result = copy.copy(self)
         result._start, result.length = start, None if stop is None else stop - start
+        result._seen, result._rest = [], None  # of all points
         loader = self._loader
         if self._dataset is None or (
             loader is not None and type(loader).__iter__ is not DataLoader.__iter__
