@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import ntkfast as nf
+from ntkfast import store
 
 pytest.importorskip("typer")
 
@@ -148,6 +149,70 @@ def test_rank_reads_every_format(folder, arrays, kind):
         save(folder / "all.npz", **arrays)
         names = dict.fromkeys(arrays, folder / "all.npz")
     assert rank(folder, **names).stdout == rank(folder).stdout != ""
+
+
+def write_store(folder, features, outputs, finish=True, **others):
+    description = {
+        "network": "a",
+        "data": "b",
+        "fitted_sketch": None,
+        "layers": ["c"],
+        "points": len(features),
+        "outputs": "sum",
+        "draws": 1,
+        "sketch": "sparse",
+        "seed": 0,
+        "n_features": features.shape[1],
+        "dtype": str(features.dtype),
+        "n_outputs": outputs.shape[1],
+        "outputs_dtype": str(outputs.dtype),
+        "rows_per_point": 1,
+    }
+    with store.StoreWriter(folder, {**description, **others}) as writer:
+        writer.write(0, features[: None if finish else 40], outputs[: None if finish else 40])
+        if finish:
+            writer.finish()
+        else:
+            writer.flush()
+    return folder
+
+
+def test_rank_reads_a_store(folder, arrays):
+    pool = write_store(folder / "pool", arrays["features"], arrays["outputs"])
+    expected = rank(folder).stdout
+    assert rank(folder, features=f"{pool}/", outputs=None).stdout == expected != ""
+    # Other outputs, where they are named.
+    np.save(folder / "other.npy", 2 * arrays["outputs"])
+    other = rank(folder, outputs=folder / "other.npy").stdout
+    assert rank(folder, features=pool, outputs=folder / "other.npy").stdout == other != expected
+
+
+def test_rank_reads_a_store_of_labelled_points(folder, arrays):
+    labeled, phi, f = (arrays[name] for name in ("labeled_indices", "features", "outputs"))
+    pool = write_store(folder / "pool", phi, f)
+    there = write_store(folder / "labeled", phi[labeled], f[labeled], data="other")
+    np.save(folder / "phi_l.npy", phi[labeled])
+    np.save(folder / "out_l.npy", f[labeled])
+    files = dict(labeled_features=folder / "phi_l.npy", labeled_outputs=folder / "out_l.npy")
+    expected = rank(folder, labeled_indices=None, **files)
+    stored = dict(features=pool, outputs=None, labeled_indices=None, labeled_features=there)
+    assert rank(folder, **stored).stdout == expected.stdout != ""
+    stored["labeled_features"] = write_store(folder / "x", phi[labeled], f[labeled], network="b")
+    assert_one_line(
+        rank(folder, **stored),
+        "labeled_features: .*x holds features of another network .* do not fit together",
+    )
+
+
+def test_rank_stores_that_are_none(folder, arrays):
+    pool = write_store(folder / "pool", arrays["features"], arrays["outputs"], finish=False)
+    assert_one_line(
+        rank(folder, features=pool, outputs=None), r"features: .* 20 of 60 points are missing"
+    )
+    message = "features: .*nothing is no store of features"
+    (folder / "nothing").mkdir()
+    assert_one_line(rank(folder, features=folder / "nothing", outputs=None), message)
+    assert_one_line(rank(folder, outputs=None), "outputs: --outputs is missing; only a store")
 
 
 def test_rank_widens_bfloat16(folder, arrays):

@@ -184,6 +184,75 @@ def test_probes_come_from_all_of_the_data(kind):
     assert passed(found.sliceable().panel(10, 33)._kept[0]) == list(range(10, 33))
 
 
+class Prepared(DataLoader):
+    """A loader that does more than its arguments say."""
+
+    def __iter__(self):
+        for (x,) in super().__iter__():
+            yield x + 0
+
+
+PARTS = {
+    **CONTAINERS,
+    "workers": lambda x: DataLoader(TensorDataset(x), 7, num_workers=1),
+    "batch sampler": lambda x: DataLoader(
+        TensorDataset(x), batch_sampler=BatchSampler(SequentialSampler(range(len(x))), 7, False)
+    ),
+    "padding": lambda x: DataLoader(Items(lambda i: x[i], len(x)), 7, collate_fn=torch.stack),
+    "own loader": lambda x: Prepared(TensorDataset(x), 7),
+    "stream": lambda x: Stream(lambda: x),
+    "loader of a stream": lambda x: DataLoader(Stream(lambda: x), 7),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_of_the_points(kind):
+    found = inputs(PARTS[kind](values(100)))
+    found.probe(3)
+    found.first(20)  # what is looked at is not lost, nor is there twice
+    stream = found.length is None
+    for start, stop in ((33, 71), (97, 100), (0, 5), (0, 100)):
+        part = found.part(start, None if stream and stop == 100 else stop)
+        numbered = list(part.numbered(9, start))
+        assert [i for _, batch in numbered for i in numbers(batch)] == list(range(start, stop))
+        assert all(numbers(batch)[0] == first for first, batch in numbered)
+        assert max(len(numbers(batch)) for _, batch in numbered) <= 9
+        if not stream and kind != "own loader" and kind != "batch sampler":
+            assert part.n_batches(9) == len(numbered)
+
+
+def test_a_part_reads_no_other_points():
+    read = []
+    X = Items(lambda i: (read.append(i), values()[i])[1])
+    for data in (X, DataLoader(X, 7)):
+        found = inputs(data)
+        found.probe(3)
+        read.clear()
+        assert [i for batch in found.part(20, 33).batches(5) for i in numbers(batch)] == read
+        assert read == list(range(20, 33))
+
+
+def test_a_part_is_compared_with_what_was_read_before():
+    later, x = [0.0], values()
+    found = inputs(Items(lambda i: x[i] + later[0]))
+    found.probe(3)
+    later[0] = 1.0
+    with pytest.raises(ValueError, match="point 22 of X differs when it is read again"):
+        list(found.part(20, 33).batches(5))
+
+
+def test_data_are_told_by_their_points():
+    x = values(100)
+    identities = {
+        kind: [leaf.tolist() if isinstance(leaf, torch.Tensor) else leaf for leaf in found]
+        for kind in ("tensor", "array", "dataset", "loader", "loader of single points")
+        for found in [inputs(CONTAINERS[kind](x)).identity()]
+    }
+    assert all(found == identities["tensor"] for found in identities.values())
+    (names, points) = identities["tensor"]
+    assert names == "[]" and [int(p[0]) for p in points] == [0, 14, 28, 42, 56, 70, 84, 99]
+
+
 def test_nothing_of_a_stream_is_lost_by_looking():
     for X in (Stream(lambda: values(100)), DataLoader(Stream(lambda: values(100)), 3)):
         found = inputs(X)
