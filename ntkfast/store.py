@@ -611,11 +611,12 @@ class StoreWriter:
         usage = shutil.disk_usage(there)
         # (Some network file systems know nothing of their size.)
         if usage.total and needed > usage.free:
+            half = "" if self._description["dtype"] == "float16" else ' or dtype="float16"'
             raise OSError(
                 errno.ENOSPC,
                 f"the features that are missing need {_gigabytes(needed)}, and "
                 f"{_gigabytes(usage.free)} are free: make room, or take fewer features "
-                '(dim=...) or dtype="float16"',
+                f"(dim=...){half}",
                 str(self._folder),
             )
 

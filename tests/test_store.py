@@ -6,10 +6,12 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -646,3 +648,35 @@ def test_one_sketch_is_fitted_for_all(tmp_path, processes) -> None:
         EmpiricalNTK(workers.network(), sketch="auto", dim=48).features(
             workers.loader(), out=folder
         )
+
+
+# the page about it
+
+
+def test_the_page_about_large_pools(tmp_path, monkeypatch) -> None:
+    """Its code runs as it is printed; its messages are those that come."""
+    page = (Path(__file__).parents[1] / "docs/large-pools.md").read_text(encoding="utf-8")
+    section = page[page.index("## Make a store") :].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    labeled_outputs, labeled_features = EmpiricalNTK(
+        workers.network(), dim=512
+    ).outputs_and_features(workers.points(5).numpy())
+    names = {
+        "model": workers.network(),
+        "pool": TensorDataset(workers.points()),
+        "labeled_features": labeled_features,
+        "labeled_outputs": labeled_outputs,
+        "targets": labeled_outputs.argmax(1),
+        "new_points": workers.points(3),
+    }
+    for block in (blocks[0], blocks[2]):
+        exec(compile(block, "large-pools.md", "exec"), names)
+    assert nf.open_features("pool").features.dtype == np.float16
+    assert names["new_features"].shape == (3, 512)
+    with pytest.raises(ValueError) as caught:
+        EmpiricalNTK(_trained(workers.network()), dim=512).features(
+            names["pool"], out="pool/", dtype="float16"
+        )
+    assert f"ValueError: {caught.value}" in " ".join(section.split())

@@ -420,6 +420,8 @@ def _described(
             )
         labeled_indices = as_indices("labeled_indices", labeled_indices, len(features), empty=True)
         labeled_features, labeled_outputs = features[labeled_indices], outputs[labeled_indices]
+    if labeled_features is not None and labeled_features.dtype == np.float16:
+        labeled_features = labeled_features.astype(np.float32)  # of a store; few, unlike the pool
     return {
         "features": features,
         "outputs": outputs,
