@@ -609,6 +609,21 @@ def test_ranks_of_different_networks_are_refused(tmp_path) -> None:
         nf.open_features(folder)
 
 
+def test_processes_that_come_at_the_same_moment_see_each_other(tmp_path, monkeypatch) -> None:
+    """Both had found an empty folder; the other one's seed is another."""
+    other, enter = tmp_path / "manifest-1-of-2.json", store.StoreWriter._enter
+
+    def entered(self, spans):
+        enter(self, spans)
+        manifest = json.loads((tmp_path / "manifest-0-of-2.json").read_text())
+        other.write_text(json.dumps({**manifest, "seed": 1}))
+
+    monkeypatch.setattr(store.StoreWriter, "_enter", entered)
+    with pytest.raises(ValueError, match="processes with different arguments have written"):
+        workers.write_rows(tmp_path, rank=0, world_size=2)
+    assert list(tmp_path.iterdir()) == [other]
+
+
 def test_more_processes_than_points(tmp_path, expected) -> None:
     ntk, folder = EmpiricalNTK(workers.network(), dim=32), tmp_path / "pool"
     lengths = [
