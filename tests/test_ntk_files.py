@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,6 +93,27 @@ def test_a_damaged_partial_file_is_refused(network, tmp_path) -> None:
     np.lib.format.open_memmap(tmp_path / "K.npy.partial", mode="w+", shape=(3, 3))
     with pytest.raises(ValueError, match="damaged"):
         ntk.gram(x, out=tmp_path / "K.npy")
+
+
+def test_a_full_disk_is_an_error_before_anything_is_computed(
+    network, tmp_path, monkeypatch
+) -> None:
+    """A memory map would end the process when its pages find no room."""
+
+    def no_room(file, start, size):
+        assert size == os.fstat(file).st_size > 23 * 8
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model, x = network
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    counting = Counting(model)
+    ntk = EmpiricalNTK(counting, dim=64)
+    ntk.gram(x[:2])
+    counting.count.stop_at = counting.count.points + 10
+    for call in (ntk.features, ntk.gram):
+        with pytest.raises(OSError, match=r"no room for an array of shape \(23, \d\d\) \(No space"):
+            call(x, out=tmp_path / "array.npy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_streams_are_read_once(network) -> None:

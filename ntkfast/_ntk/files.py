@@ -26,6 +26,25 @@ def _beside(path: PathLike) -> tuple[Path, Path]:
     return final, final.with_name(final.name + ".partial")
 
 
+def _new_array(path: Path, dtype: torch.dtype, shape: tuple[int, int]) -> Any:
+    """Map a new file, all of whose room is taken at once.
+
+    A map has no way to say later that the disk is full: that would end the process.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=_numpy_dtype(dtype), shape=shape)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        del array
+        path.unlink()
+        raise OSError(
+            error.errno, f"no room for an array of shape {shape} ({error.strerror})", str(path)
+        ) from error
+    return array
+
+
 class Rows:
     """Blocks of rows, in order: into a tensor, a file, or (unknown number of rows) a list."""
 
@@ -45,9 +64,7 @@ class Rows:
         self._tensor: Tensor | None = None
         self._map: Any = None
         if path is not None:
-            self._map = np.lib.format.open_memmap(
-                _beside(path)[1], mode="w+", dtype=_numpy_dtype(dtype), shape=(rows or 0, width)
-            )
+            self._map = _new_array(_beside(path)[1], dtype, (rows or 0, width))
         elif rows is not None:
             self._tensor = torch.empty((rows, width), dtype=dtype, device=device)
 
@@ -107,9 +124,7 @@ class GramFile:
                 raise ValueError(f"{self._partial} is damaged; delete it to start afresh")
             self.done = {(int(i), int(j)) for i, j in state["done"]}
         else:
-            self.matrix = np.lib.format.open_memmap(
-                self._partial, mode="w+", dtype=kind, shape=shape
-            )
+            self.matrix = _new_array(self._partial, dtype, shape)
             self._save()
 
     def _save(self) -> None:
