@@ -391,10 +391,8 @@ class EmpiricalNTK:
             given = dict(dtype=dtype, group=group, rank=rank, world_size=world_size)
             stored.refuse_without_folder(given)
         else:
-            share, kind = (
-                stored.as_share(group, rank, world_size),
-                stored.as_dtype(dtype, self._dtype),
-            )
+            share = stored.as_share(group, rank, world_size)
+            kind = stored.as_dtype(dtype, self._dtype)
         inputs = self._inputs(X, "X")
         with isolated(self._net, self._device) as net:
             setup = self._prepare(net, inputs)
@@ -477,7 +475,7 @@ class EmpiricalNTK:
             "outputs_dtype": str(self._dtype).removeprefix("torch."),
             "n_outputs": setup.weights.shape[1],
         }
-        store.stored(folder, description)
+        store.read_checked(folder, description)  # before anything is added
         description["fitted_sketch"] = None
         if self.sketch == "auto":
             with _choosing:

@@ -46,9 +46,9 @@ __all__ = [
     "StoreWriter",
     "differences",
     "open_features",
+    "read_checked",
     "rows_of",
     "shared_arrays",
-    "stored",
 ]
 
 Span = tuple[int, int]
@@ -430,7 +430,7 @@ def open_features(folder: str | os.PathLike[str]) -> FeatureStore:
 # writing
 
 
-def stored(folder: Path, description: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_checked(folder: Path, description: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what the manifests of a folder say; None where there is nothing yet.
 
     Raises
@@ -595,7 +595,7 @@ class StoreWriter:
         return {"format": _FORMAT, "version": _VERSION, **kept}
 
     def _checked(self) -> dict[str, Any] | None:
-        return stored(self._folder, self._description)
+        return read_checked(self._folder, self._description)
 
     def _row_bytes(self) -> int:
         kinds = _array_files(self._description).values()
