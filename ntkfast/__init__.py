@@ -21,6 +21,7 @@ except ImportError as error:
 
 from .config import show_config
 from .criteria import criteria
+from .loss import calibration_temperature
 from .posterior import Posterior
 from .selection import select, utilities
 from .store import open_features
@@ -33,6 +34,7 @@ __all__ = [
     "EmpiricalNTK",
     "LookAheadLearner",
     "Posterior",
+    "calibration_temperature",
     "criteria",
     "open_features",
     "select",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from ntkfast import ops
 
@@ -37,7 +37,12 @@ class Criterion:
         It looks at the outputs after a hypothetical label (so it needs two classes at least, and F
         moves with every pick of a sequential batch), not at the covariance alone.
     compiled : str
-        The compiled criterion behind it.
+        The compiled criterion behind it, an empty string where there are no pairs to score.
+    coverage : dict
+        Of a criterion that covers: the compiled one by name of `similarity`; else empty. It reads
+        the kernel as it was before any label, and no outputs.
+    uncertainty : bool
+        Evaluation points are weighted by the margin of their two most probable classes.
     moments : bool
         It needs no pairs in weight space: q_c / (s_c + lam_c) with q_x = psi_x^T G psi_x.
     fisher : bool
@@ -56,10 +61,12 @@ class Criterion:
     moments: bool = False
     fisher: bool = False
     float32_limit: float = math.inf
+    coverage: Mapping[str, str] = field(default_factory=dict)
+    uncertainty: bool = False
 
     def check_outputs(self, k: int, owner: str) -> None:
         """Raise a ValueError if it compares classes and `owner` has one output."""
-        if k == 1 and (self.look_ahead or self.fisher):
+        if k == 1 and (self.look_ahead or self.fisher or self.uncertainty):
             raise ArgumentValueError(
                 "criterion",
                 f"{self.name} compares classes, and {owner} has one output: use "
@@ -67,6 +74,9 @@ class Criterion:
                 "[0, logit]",
             )
 
+
+# By the names of `similarity`, the default first.
+_SIMILARITIES = {"rbf": "gaussian_coverage", "cosine": "cosine_coverage"}
 
 _ARGUMENTS = ("label_probs", "temperature", "log_loss_targets")
 
@@ -92,6 +102,28 @@ def _row(
         moments="moments" in traits,
         fisher=fisher,
         float32_limit=float32_limit,
+    )
+
+
+def _coverage(
+    name: str,
+    formula: str,
+    use: str,
+    *,
+    forms: Mapping[str, str] = _SIMILARITIES,
+    uncertainty: bool = False,
+) -> Criterion:
+    """Return a row of a criterion that covers."""
+    needs = ("similarity",) if len(forms) > 1 else ()
+    return Criterion(
+        name=name,
+        formula=formula,
+        needs=(*needs, "radius", *(("temperature",) if uncertainty else ())),
+        use=use,
+        look_ahead=False,
+        compiled=next(iter(forms.values())),
+        coverage=forms,
+        uncertainty=uncertainty,
     )
 
 
@@ -149,6 +181,31 @@ _TABLE = (
         compiled="variance_reduction",
         fisher=True,
     ),
+    Criterion(
+        name="d_optimal",
+        formula="log(1 + S(c,c) / lam_c); of a batch B: log det(I + D^-1 S(B,B))",
+        needs=(),
+        use="information about the whole model, whatever it is needed for: spreads, finds outliers",
+        look_ahead=False,
+        compiled="",
+    ),
+    _coverage(
+        name="max_herding",
+        formula="sum_x v max(0, k(x,c) - m(x)), m(x) = max k(x,l) of labelled and picked l",
+        use="no or few labels: batches that stand for the pool; reads no outputs",
+    ),
+    _coverage(
+        name="uncertainty_herding",
+        formula="max_herding with v(x) U(x), U = 1 - (largest - second largest softmax(F / T))",
+        use="any number of labels: covers where classes are open, the finer the more labels",
+        uncertainty=True,
+    ),
+    _coverage(
+        name="prob_cover",
+        formula="max_herding with k(x,c) = 1[|x - c| < radius]",
+        use="the first labels: the largest balls that are likely to hold one class",
+        forms={"ball": "ball_coverage"},
+    ),
 )
 
 
@@ -172,7 +229,8 @@ class CriteriaTable(tuple[Criterion, ...]):
         yield "x: evaluation points, v: their weights; c: candidate; y: its hypothetical label,"
         yield "P(y|c): its distribution; f: outputs of the network, F: after the labels so far,"
         yield "f+: after (c, y) as well; S: covariance, lam: ridge, lam_c: noise of c's label;"
-        yield "p: class probabilities by f."
+        yield "p: class probabilities by f; D: noises of a batch; k: exp(-|x - c|^2 / radius^2) or"
+        yield "their cosine, of features of length one, by the kernel before any label."
 
 
 def criteria() -> CriteriaTable:
@@ -186,7 +244,8 @@ def criteria() -> CriteriaTable:
     --------
     >>> import ntkfast as nf
     >>> [row.name for row in nf.criteria() if not row.look_ahead]
-    ['variance_reduction', 'epig', 'fisher_variance_reduction']
+    ['variance_reduction', 'epig', 'fisher_variance_reduction', 'd_optimal', 'max_herding',
+     'uncertainty_herding', 'prob_cover']
     """
     return CriteriaTable(_TABLE)
 

@@ -48,7 +48,7 @@ __all__ = [
 Array = Any  # torch.Tensor or cupy.ndarray
 _ARRAYS = (
     "candidates", "evaluation", "mean", "outputs", "noise", "label_probs", "weights",
-    "log_loss_targets",
+    "log_loss_targets", "covered",
 )  # fmt: skip
 
 

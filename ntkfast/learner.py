@@ -29,7 +29,7 @@ from .lock import Lock
 from .loss import Loss, as_loss
 from .ntk import EmpiricalNTK, InputFields, SketchName, as_tensor
 from .posterior import Posterior, missing, missing_for
-from .selection import Precision, Selection, select
+from .selection import Precision, Selection, Similarity, select
 
 __all__ = ["LookAheadLearner"]
 
@@ -297,6 +297,8 @@ class LookAheadLearner:
         temperature: float | None = None,
         log_loss_targets: Any = None,
         precision: Precision = "auto",
+        similarity: Similarity | None = None,
+        radius: float | Literal["auto"] = "auto",
     ) -> Selection:
         """Choose `batch_size` points of the pool; changes nothing, so asking twice is harmless.
 
@@ -320,7 +322,7 @@ class LookAheadLearner:
             which those of the drawn points count.
         noise : array (N_c,), optional
             Noise of the candidates' labels in (0, inf], in the order of `candidates`.
-        temperature, precision
+        temperature, precision, similarity, radius
             As in `ntkfast.select`, like the meaning of all the others.
 
         Returns
@@ -370,6 +372,8 @@ class LookAheadLearner:
             temperature=temperature,
             log_loss_targets=log_loss_targets,
             precision=precision,
+            similarity=similarity,
+            radius=radius,
         )
         if posterior._library == fitted.library:
             return picked

@@ -57,6 +57,10 @@ class ScoreInputs:
         Divides outputs inside softmax (the `expected_*` criteria).
     log_loss_targets : (N_x, k) float64 or None
         q(x) of `expected_log_loss`.
+    covered : (N_x,) float64 or None
+        m(x) of the `*_coverage` criteria: how well the points so far cover x.
+    radius : float
+        Of `gaussian_coverage` and `ball_coverage`.
     residual_temperature : float
         T_r of the residual label_scale (e_y - softmax(F / T_r)) of cross-entropy.
     """
@@ -74,10 +78,12 @@ class ScoreInputs:
     temperature: float
     log_loss_targets: Any = None
     residual_temperature: float = 1.0
+    covered: Any = None
+    radius: float = 1.0
 
     def part(self, candidates: slice, evaluation: slice) -> ScoreInputs:
         """Return the call for some of the candidates and evaluation points."""
-        targets = self.log_loss_targets
+        targets, covered = self.log_loss_targets, self.covered
         return replace(
             self,
             candidates=self.candidates[candidates],
@@ -86,6 +92,7 @@ class ScoreInputs:
             evaluation=self.evaluation[evaluation],
             weights=self.weights[evaluation],
             log_loss_targets=None if targets is None else targets[evaluation],
+            covered=None if covered is None else covered[evaluation],
         )
 
 
@@ -96,8 +103,10 @@ def criteria() -> dict[str, frozenset[str]]:
     """Names of the criteria the compiled core can score, and the traits of each.
 
     A trait is an argument that the criterion reads (`label_probs`, `temperature`,
-    `log_loss_targets`), or "point_variance" (it reads S(x, x)), "look_ahead" (at outputs after a
-    hypothetical label) or "moments" (it needs no pairs in weight space).
+    `log_loss_targets`, `covered`, `radius`), or "point_variance" (it reads S(x, x)), "look_ahead"
+    (at outputs after a hypothetical label) or "moments" (it needs no pairs in weight space).
+    Those that read `covered` are given the kernel K before any label in the place of S, and are not
+    for blocks.
     """
     return dict(_CRITERIA)
 
@@ -150,8 +159,9 @@ def _call(criterion: str, inputs: ScoreInputs, variance: Float64) -> dict[str, A
         call[name] = np.arange(len(inputs.mean)) if points is None else _indices(points)
     for name in ("mean", "outputs", "noise", "label_probs", "weights"):
         call[name] = _float64(call[name])
-    if inputs.log_loss_targets is not None:
-        call["log_loss_targets"] = _float64(inputs.log_loss_targets)
+    for name in ("log_loss_targets", "covered"):
+        if call[name] is not None:
+            call[name] = _float64(call[name])
     call["utilities"] = np.empty(call["candidates"].shape)
     return call
 

@@ -22,6 +22,7 @@ from ._posterior.blocks import (
     points_of_rows,
 )
 from ._posterior.covariance import FunctionSpace, WeightSpace
+from ._posterior.coverage import Given
 from ._posterior.engines import Engine, engine_of, missing_for
 from ._posterior.labels import missing, refuse_missing
 from .arrays import (
@@ -357,6 +358,7 @@ class Posterior:
         inputs: _Inputs,
         labels: int,
         library: Library,
+        given: Given | None = None,
     ) -> None:
         self.ridge: float = inputs.ridge
         self.loss: Loss = inputs.loss
@@ -367,6 +369,7 @@ class Posterior:
         self._mean = mean
         self._is_labeled = inputs.is_labeled
         self._labels = labels
+        self._given = given
         self._library = library
         self._warned = False
         self._lock = Lock()
@@ -485,10 +488,9 @@ class Posterior:
             labeled_indices=labeled_indices,
         )
         informative, noise, residual = inputs.informative(per_point)
-        space, change = WeightSpace.fit(
-            phi, engine.rows(labeled, informative), noise, residual, engine
-        )
-        post = cls._of(space, change, inputs, n, library, per_point)
+        labeled = engine.rows(labeled, informative)
+        space, change = WeightSpace.fit(phi, labeled, noise, residual, engine)
+        post = cls._of(space, change, inputs, n, library, per_point, Given(labeled))
         post._warn_if_too_coarse()
         return post
 
@@ -607,7 +609,8 @@ class Posterior:
             n * per_point,
             per_point,
         )
-        return cls._of(space, change, inputs, n, library, per_point)
+        given = Given(diagonal=diagonal.astype(np.float64) if n else np.empty(0))
+        return cls._of(space, change, inputs, n, library, per_point, given)
 
     @classmethod
     def _of(
@@ -618,11 +621,13 @@ class Posterior:
         n: int,
         library: Library,
         per_point: int,
+        given: Given,
     ) -> Posterior:
         """Posterior of a space with so many rows per point, whose fit changes F by `change`."""
         mean = inputs.outputs + change.reshape(inputs.outputs.shape)
         _check_overflow(mean, space.variance)
-        return cls(in_blocks(space, per_point), mean, inputs, n, library)
+        kept = given if per_point == 1 else None
+        return cls(in_blocks(space, per_point), mean, inputs, n, library, kept)
 
     def __repr__(self) -> str:
         (N, k), space = self._mean.shape, self._rows
@@ -713,7 +718,9 @@ class Posterior:
         library = library_named(target)
         engine = engine_of(library)
         there = library == self._library
-        return self._twin(self._space.copy() if there else self._space.to(engine), library)
+        twin = self._twin(self._space.copy() if there else self._space.to(engine), library)
+        twin._given = self._given and self._given.to(self._space.engine, engine)
+        return twin
 
     def condition(self, indices: Any, targets: Any, noise: Any = None) -> None:
         r"""Learn real labels of some of the N points, in place and without SGD.
@@ -957,6 +964,7 @@ class Posterior:
             self.label_scale,
             self._labels,
             self.residual_temperature,
+            self._given,
         )
         file.write(path, state)
 
@@ -982,4 +990,5 @@ class Posterior:
             label_scale=stored.label_scale,
             residual_temperature=stored.residual_temperature,
         )
-        return cls(stored.space, stored.mean, inputs, stored.labels, Library("numpy"))
+        library = Library("numpy")
+        return cls(stored.space, stored.mean, inputs, stored.labels, library, stored.given)

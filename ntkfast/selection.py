@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from . import ops
 from ._posterior.blocks import BlockScorer
 from ._posterior.covariance import FeatureScorer, KernelScorer
+from ._posterior.coverage import (
+    Cover,
+    KernelBefore,
+    Similarity,
+    largest_pure_radius,
+    nearest_radius,
+)
 from ._posterior.moments import Moments, moments
 from ._posterior.precision import Precision, resolve
 from .arrays import (
@@ -26,11 +33,11 @@ from .arrays import (
 )
 from .criteria import Criterion, find
 from .lock import exclusive
-from .loss import expected_labels, probabilities
+from .loss import expected_labels, probabilities, softmax
 from .posterior import Posterior
 from .progress import track
 
-__all__ = ["Precision", "Selection", "select", "utilities"]
+__all__ = ["Precision", "Selection", "Similarity", "select", "utilities"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class _Task:
     weights: Array  # (N_x,)
     temperature: float
     log_loss_targets: Array | None  # (N_x, k)
+    similarity: str  # compiled coverage
+    radius: float | None  # None: by the criterion's rule
 
     @classmethod
     def read(
@@ -79,6 +88,8 @@ class _Task:
         temperature: Any,
         log_loss_targets: Any,
         precision: str,
+        similarity: Any,
+        radius: Any,
         mode: str = "top",
     ) -> _Task:
         if not isinstance(post, Posterior):
@@ -122,6 +133,21 @@ class _Task:
             v = v * h[points]
             with np.errstate(divide="ignore"):
                 lam = lam / h[chosen]
+        temperature = as_positive("temperature", temperature)
+        if similarity is not None:
+            as_choice("similarity", similarity, get_args(Similarity))
+        automatic = isinstance(radius, str) and radius == "auto"
+        r = None if automatic else as_positive("radius", radius)
+        if row.coverage and post._space.per_point > 1:
+            raise ArgumentValueError(
+                "criterion",
+                f"{criterion} is of a scalar kernel, and this one has k x k blocks: use "
+                "outputs='sum', 'single' or 'random' of EmpiricalNTK, or another criterion",
+            )
+        if row.uncertainty and post._labels:  # without labels every class is as open as any
+            largest = np.sort(softmax(post._mean[points] / temperature), axis=1)
+            v = v * (1 - (largest[:, -1] - largest[:, -2]))
+        scored = not row.coverage  # coverage has rules of its own
         return cls(
             row=row,
             post=post,
@@ -132,7 +158,9 @@ class _Task:
                 ridge=post.ridge,
                 noise=lam,
                 sequential=mode == "sequential",
-            ),
+            )
+            if scored
+            else precision,
             candidates=chosen,
             evaluation=points,
             mean=post._mean,
@@ -140,8 +168,10 @@ class _Task:
             label_probs=label_probs,
             noise=lam,
             weights=v,
-            temperature=as_positive("temperature", temperature),
+            temperature=temperature,
             log_loss_targets=log_loss_targets,
+            similarity=row.coverage.get(similarity, row.compiled),
+            radius=r,
         )
 
     def keep(self, which: Array) -> None:
@@ -159,6 +189,8 @@ class _Task:
 
     def score(self, scorer: FeatureScorer | KernelScorer | BlockScorer) -> Array:
         """Utilities (N_c,) from pairs of candidates and evaluation points."""
+        if not self.row.compiled:
+            return scorer.log_det(self.candidates, self.noise)
         P = self.label_probs
         if P is None:
             P = probabilities(self.mean[self.candidates], self.post.loss)
@@ -191,6 +223,38 @@ def _checked(utility: Array, candidates: Array) -> Array:
     return utility
 
 
+def _cover(task: _Task) -> Cover:
+    """Return what candidates cover of the evaluation points, given the labels so far."""
+    post, row = task.post, task.row
+    kernel = KernelBefore(
+        cast(Any, post._space),
+        post._given,
+        np.flatnonzero(post._is_labeled),
+        np.union1d(task.candidates, task.evaluation),
+        has_labels=post._labels > 0,
+    )
+    radius = task.radius
+    if radius is None and row.name == "prob_cover":
+        if (k := post._mean.shape[1]) == 1:
+            raise ArgumentValueError(
+                "radius",
+                'radius="auto" looks for balls of one class only, and this posterior has one '
+                "output: give radius",
+            )
+        radius = largest_pure_radius(kernel, k)
+    elif radius is None:
+        radius = nearest_radius(kernel) if row.uncertainty else 1.0
+    return Cover(
+        kernel,
+        task.similarity,
+        task.candidates,
+        task.evaluation,
+        task.weights,
+        radius,
+        task.precision,
+    )
+
+
 def _moments(task: _Task, rounds: int) -> Moments | None:
     """Return what scores so many rounds of picks without pairs, if that is possible and pays."""
     if not task.row.moments:
@@ -207,6 +271,8 @@ def _moments(task: _Task, rounds: int) -> Moments | None:
 
 
 def _utilities(task: _Task) -> Array:
+    if task.row.coverage:
+        return _checked(_cover(task).score(np.arange(len(task.candidates))), task.candidates)
     scorer = _moments(task, 1)
     if scorer is None:
         utility = task.score(task.post._space.scorer(task.precision))
@@ -241,12 +307,57 @@ def _sequential_by_moments(task: _Task, of: Moments, b: int) -> tuple[list[int],
     return indices, values
 
 
+# Candidates that are scored again at once, at first; doubled while that does not settle a pick.
+_AGAIN = 64
+# Share by which a sum in another order may exceed itself.
+_ORDER = 1e-12
+
+
+def _sequential_by_coverage(task: _Task, b: int) -> tuple[list[int], list[float]]:
+    """Pick, count the pick in, and score again those that may still be best.
+
+    What a candidate covers anew never grows: what it was worth before bounds what it is worth
+    (the lazy greedy algorithm of Minoux). The picks are those of scoring all again.
+    """
+    cover, candidates = _cover(task), task.candidates
+    bound = _checked(cover.score(np.arange(len(candidates))), candidates)
+    current = np.ones(len(candidates), bool)  # bounds that are utilities
+    free = np.ones(len(candidates), bool)
+    indices, values = [], []
+    for i in track(range(b), description=task.row.name):
+        again = _AGAIN
+        while True:
+            best = np.max(bound, initial=0.0, where=current & free)
+            behind = np.flatnonzero(free & ~current & (bound >= best * (1 - _ORDER)) & (bound > 0))
+            if len(behind) == 0:
+                break
+            order = np.lexsort((candidates[behind], -bound[behind]))
+            behind = np.sort(behind[order[:again]])
+            bound[behind] = _checked(cover.score(behind), candidates[behind])
+            current[behind] = True
+            again *= 2
+        # What has covered nothing more before does not now.
+        known = free & (current | (bound == 0))
+        pick = _best(np.where(known, bound, -np.inf), candidates)
+        free[pick] = False
+        indices.append(int(candidates[pick]))
+        values.append(float(bound[pick]))
+        if i + 1 < b:
+            cover.pick(pick)
+            current[:] = False
+    return indices, values
+
+
 def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
     """Pick, condition on the pick with its pseudo-label argmax F, score again."""
     post, space = task.post, task.post._space
+    if task.row.coverage:
+        return _sequential_by_coverage(task, b)
     without_pairs = _moments(task, b)
     if without_pairs is not None:
         return _sequential_by_moments(task, without_pairs, b)
+    if not task.row.compiled:  # reads no evaluation points
+        task.evaluation = task.evaluation[:0]
     points = np.union1d(task.candidates, task.evaluation)
     scorer, rows = space.scratch(points, b - 1, task.precision)
     task.move(rows)
@@ -283,6 +394,8 @@ def utilities(
     temperature: float | None = None,
     log_loss_targets: Any = None,
     precision: Precision = "auto",
+    similarity: Similarity | None = None,
+    radius: float | Literal["auto"] = "auto",
 ) -> Any:
     r"""Score every candidate under every label it might get.
 
@@ -325,7 +438,18 @@ def utilities(
         or noises lie beyond 1e-30 to 1e30, which "float32" refuses; "tf32" for float32 features on
         a GPU and criteria without a `float32_limit`. "float32": as exact as float32 on any device
         (a GPU multiplies features on its tensor cores, three times in tf32). "tf32" and "bf16",
-        which rounds a copy of the features (torch only), need features on a GPU.
+        which rounds a copy of the features (torch only), need features on a GPU. Coverage: "auto"
+        is the type of the features, and float64 for radii below 0.05, for which distances computed
+        in float32 are too coarse.
+    similarity : {"rbf", "cosine"}, optional
+        k of `max_herding` and `uncertainty_herding`, of features of length one. "rbf" (default):
+        exp(-|x - c|^2 / radius^2). "cosine": the normalised kernel
+        K(x, c) / sqrt(K(x, x) K(c, c)) itself, without any radius. `prob_cover` has balls.
+    radius : float or "auto"
+        In units of features of length one, whose distances are 2 at most. "auto", as published:
+        `max_herding` 1; `uncertainty_herding` the smallest distance of two different labelled
+        points, 1 while there are fewer than two; `prob_cover` the largest at which 95 % of the
+        balls hold one cluster only, of k-means with as many clusters as classes.
 
     Returns
     -------
@@ -349,6 +473,15 @@ def utilities(
     ``outputs="full"``) O(N_c N_x k^2 (d + k)) with features, O(N_c N_x k^3) with a kernel, and
     O((N_c + N_x) k d^2) for those two; "auto" is float64 where variances exceed 1e4 times the
     smallest noise.
+
+    The criteria of coverage (`max_herding`, Bae, Oh, Sutherland, ECCV 2024, arXiv 2407.12212;
+    `uncertainty_herding`, Bae, Oliveira, Sutherland, ICLR 2025, arXiv 2412.20644; `prob_cover`,
+    Yehuda, Dekel, Hacohen, Weinshall, NeurIPS 2022, arXiv 2205.11320) read the kernel K as it was
+    before any label, and of labels only which points have one. For the features of a network, the
+    last layer's included, that is its tangent kernel; build a posterior from embeddings to cover
+    those. U(x) of `uncertainty_herding` is one while there are no labels; its authors divide
+    logits by a `temperature` that calibrates them on labels held out of training:
+    `ntkfast.calibration_temperature`. A scalar kernel is needed.
     """
     task = _Task.read(
         post,
@@ -361,6 +494,8 @@ def utilities(
         temperature,
         log_loss_targets,
         precision,
+        similarity,
+        radius,
     )
     return post._library.wrap(_utilities(task))
 
@@ -379,6 +514,8 @@ def select(
     temperature: float | None = None,
     log_loss_targets: Any = None,
     precision: Precision = "auto",
+    similarity: Similarity | None = None,
+    radius: float | Literal["auto"] = "auto",
 ) -> Selection:
     """Choose a batch of candidates; never a labelled point, never one twice.
 
@@ -394,9 +531,12 @@ def select(
         "top": the best by their utilities. "sequential": pick the best, condition on it with the
         noise of its hypothetical label and the pseudo-label argmax F (the variance criteria need
         none), score again, and so on: picks of a batch are not redundant. A given `label_probs`
-        stays, the default follows F.
-    candidates, evaluation, label_probs, weights, noise, temperature, log_loss_targets, precision
+        stays, the default follows F. For coverage a pick covers like a label, and only candidates
+        that may still be best are scored again.
+    candidates, evaluation, label_probs, weights, noise, temperature, log_loss_targets
         As in `utilities`; labelled candidates are left out.
+    precision, similarity, radius
+        As in `utilities`.
 
     Returns
     -------
@@ -439,6 +579,8 @@ def select(
         temperature,
         log_loss_targets,
         precision,
+        similarity,
+        radius,
         mode,
     )
     task.keep(~post._is_labeled[task.candidates])

@@ -404,12 +404,16 @@ def test_files_keep_the_residual_temperature(representation, tmp_path):
         post.save(path)
         with np.load(path) as archive:
             stored = dict(archive)
-        assert (int(stored["version"]) == 3) == ("residual_temperature" in stored) == (T_r == 2)
+        assert stored["version"] == 3 and stored["residual_temperature"] == T_r
         loaded = nf.Posterior.load(path)
         assert loaded.residual_temperature == loaded.copy().residual_temperature == T_r
         for each in (post, loaded):
             each.condition([2], [1])
         np.testing.assert_array_equal(post.mean, loaded.mean)
+    # A file of a version before.
+    del stored["residual_temperature"]
+    np.savez(path, **(stored | dict(version=np.array(2))))
+    assert nf.Posterior.load(path).residual_temperature == 1.0
     for wrong in (0.0, np.nan, "hot"):
         np.savez(path, **(stored | dict(residual_temperature=np.array(wrong))))
         with pytest.raises(ValueError, match="is damaged: residual_temperature must be"):

@@ -68,6 +68,7 @@ ScoreInputs check_score_call(const ScoreCall& call, std::int64_t num_points, Dev
   score.weights = array(call.weights, "weights", {score.num_evaluation});
   if (call.log_loss_targets.ndim > 0)
     score.targets = array(call.log_loss_targets, "log_loss_targets", {score.num_evaluation, k});
+  if (call.covered.ndim > 0) score.covered = array(call.covered, "covered", {score.num_evaluation});
   array(call.utilities, "utilities", {score.num_candidates});
   require(k >= 1 && k < (1 << 24), "mean: expected between 1 and 2^24 - 1 classes");
   const unsigned traits = criterion_traits(score.criterion);
@@ -76,6 +77,9 @@ ScoreInputs check_score_call(const ScoreCall& call, std::int64_t num_points, Dev
                                                 "of outputs");
   require(call.log_loss_targets.ndim > 0 || !(traits & kReadsTargets),
           "log_loss_targets: criterion '" + call.criterion + "' needs them");
+  require(call.covered.ndim > 0 || !(traits & kReadsCovered),
+          "covered: criterion '" + call.criterion + "' needs it");
+  require(std::isfinite(call.radius) && call.radius > 0, "radius: expected a finite number > 0");
   require(call.loss == "squared" || call.loss == "cross_entropy",
           "loss: expected 'squared' or 'cross_entropy', got '" + call.loss + "'");
   require(std::isfinite(call.temperature) && call.temperature > 0,
@@ -90,6 +94,7 @@ ScoreInputs check_score_call(const ScoreCall& call, std::int64_t num_points, Dev
   score.temperature = call.temperature;
   score.ridge = call.ridge;
   score.residual_temperature = call.residual_temperature;
+  score.radius = call.radius;
   return score;
 }
 

@@ -23,11 +23,13 @@ struct ScoreCall {
   TensorView label_probs;       // (N_c, k) P(y|c)
   TensorView weights;           // (N_x,) v(x)
   TensorView log_loss_targets;  // (N_x, k) q(x), or ndim 0
+  TensorView covered;           // (N_x,) m(x), or ndim 0
   double label_scale = 1;
   std::string loss = "squared";  // or "cross_entropy"
   double temperature = 1;
   double ridge = 1;
   double residual_temperature = 1;
+  double radius = 1;
   TensorView utilities;  // (N_c,) double, written
 };
 

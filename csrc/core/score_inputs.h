@@ -13,6 +13,7 @@ struct Settings {
   double temperature;           // T
   double ridge;                 // lam, the label noise of an evaluation point (epig)
   double residual_temperature;  // T_r: B = softmax(F / T_r) for cross-entropy
+  double radius;                // of coverage, in units of features of length one
 };
 
 /// What every scoring operation reads besides covariances.
@@ -25,6 +26,7 @@ struct ScoreInputs : Settings {
   const double *mean, *outputs;       // of all points
   const double *noise, *label_probs;  // follow candidates
   const double *weights, *targets;    // follow evaluation; targets may be null
+  const double* covered;              // likewise; m(x), may be null
 };
 
 }  // namespace ntkfast

@@ -69,7 +69,8 @@ void prepare_points(const Score<T>& score, int64_t x_tile) {
     const int64_t x = score.evaluation[i];
     panel[lane] = static_cast<T>(score.weights[i]);
     const PointInputs inputs{score.mean + x * k, score.outputs + x * k,
-                             score.targets ? score.targets + i * k : nullptr, score.variance[x]};
+                             score.targets ? score.targets + i * k : nullptr, score.variance[x],
+                             score.covered ? score.covered[i] : 0.0};
     const Prepared<T> out{panel + kTileCols + lane, kTileCols};
     visit_scalar(score.criterion, [&](auto c) { decltype(c)::prepare_point(score, inputs, out); });
   }

@@ -104,7 +104,7 @@ void prepare_points(const ScoreBlocks<T>& score, int64_t x_tile, void* memory) {
     panel[lane] = static_cast<T>(score.weights[i]);
     const BlockPoint point{
         {score.mean + x * k, score.outputs + x * k, score.targets ? score.targets + i * k : nullptr,
-         0.0},
+         0.0, 0.0},
         score.evaluation_variance ? score.evaluation_variance + i * k * k : nullptr};
     const Prepared<T> out{panel + kCols + lane, kCols};
     visit_block(score.criterion, [&](auto c) {

@@ -50,6 +50,8 @@ void score_blocks(const ScoreBlocksKernels<T>& kernels, const TensorView& covari
   ScoreBlocks<T> score{};
   const std::int64_t num_points = call.mean.ndim == 2 ? call.mean.shape[0] : -1;
   static_cast<ScoreInputs&>(score) = read_score_call(call, num_points);
+  require(!(criterion_traits(score.criterion) & kReadsCovered),
+          "criterion '" + call.criterion + "' is of a scalar kernel, and this one has blocks");
   const std::int64_t k = score.classes, num_candidates = score.num_candidates,
                      num_evaluation = score.num_evaluation;
   const MatrixView<T> S = matrix<T>(covariance, "covariance", -1, -1);

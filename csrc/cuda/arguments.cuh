@@ -65,7 +65,7 @@ inline int score_device(const TensorView& covariance, const TensorView& downdate
                         const ScoreCall& call) {
   return common_device({&covariance, &downdate, &call.candidates, &call.evaluation, &call.mean,
                         &call.outputs, &call.variance, &call.noise, &call.label_probs,
-                        &call.weights, &call.log_loss_targets, &call.utilities});
+                        &call.weights, &call.log_loss_targets, &call.covered, &call.utilities});
 }
 
 /// Everything of a scoring call but its covariance and workspace.

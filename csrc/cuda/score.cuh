@@ -99,7 +99,8 @@ struct PreparePoints {
     const int64_t x = args.evaluation ? args.evaluation[i] : i;
     out[0] = static_cast<T>(args.weights[i]);
     const PointInputs inputs{args.mean + x * k, args.outputs + x * k,
-                             args.targets ? args.targets + i * k : nullptr, args.variance[x]};
+                             args.targets ? args.targets + i * k : nullptr, args.variance[x],
+                             args.covered ? args.covered[i] : 0.0};
     PreparePoint<T> prepare{args, inputs, Prepared<T>{out + ld, ld}};
     visit_on_device(args.criterion, prepare, Criteria{});
   }

@@ -101,10 +101,15 @@ NTKFAST_HD NTKFAST_INLINE bool tells_nothing(double noise) { return !(noise < 1e
 template <class Criterion, class Form = typename Criterion::Form>
 struct Block;
 
-/// Calls visitor(Block<C>{}) with the criterion C of this index.
+/// Calls visitor(Block<C>{}) with the criterion C of this index. Coverage is of scalar kernels: for
+/// it nothing is called.
 template <class Visitor>
 NTKFAST_INLINE void visit_block(int index, Visitor&& visitor) {
-  visit_criterion(index, [&](auto criterion) { visitor(Block<decltype(criterion)>{}); });
+  visit_criterion(index, [&](auto criterion) {
+    if constexpr (!has<decltype(criterion)>(kReadsCovered)) {
+      visitor(Block<decltype(criterion)>{});
+    }
+  });
 }
 
 /// Rows z_y = unit s A^-1 (e_y - B) of the labels with P(y) > 0, weighted `weight` P(y). Without

@@ -28,12 +28,15 @@ enum Trait : unsigned {
   kReadsTargets = 8,      // q(x)
   kReadsPointVariance = 16,  // S(x, x)
   kMoments = 32,             // is tr((S_cc + lam_c I)^-1 q_c), which features give without pairs
-  kReadsSquares = 64,        // LabelSums::squares
+  kReadsCovered = 64,        // m(x): how well the points so far cover x
+  kReadsRadius = 128,        // of coverage
+  kReadsSquares = 256,       // LabelSums::squares
 };
 /// Names of the traits that callers need to know, from the lowest bit on. Where a trait is an
 /// argument it has the argument's name.
 constexpr const char* kTraitNames[] = {"look_ahead",       "label_probs",    "temperature",
-                                       "log_loss_targets", "point_variance", "moments"};
+                                       "log_loss_targets", "point_variance", "moments",
+                                       "covered",          "radius"};
 
 template <class Criterion>
 NTKFAST_HD constexpr bool has(Trait trait) {
@@ -164,6 +167,52 @@ struct Epig : OfCorrelation {
   }
 };
 
+// --- Functions of the kernel alone, before any label: what a candidate covers anew ---
+
+/// max(0, k(x, c) - m(x)), with m(x) the largest k(x, l) of the points l so far and k a function of
+/// rho = K(x, c) / sqrt(K(x, x) K(c, c)), the kernel of features of length one. It is 1 at rho = 1,
+/// and is given t = scale(radius) rho + shift(radius).
+struct OfCoverage {
+  using Form = OfCoverage;
+  static constexpr unsigned kTraits = kReadsCovered | kReadsRadius;
+};
+
+/// k = rho
+struct CosineCoverage : OfCoverage {
+  static constexpr const char* name = "cosine_coverage";
+  static constexpr unsigned kTraits = kReadsCovered;
+  static NTKFAST_HD double scale(double) { return 1; }
+  static NTKFAST_HD double shift(double) { return 0; }
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(V t) {
+    return min_of(t, V(scalar_of<V>(1)));
+  }
+};
+
+/// k = exp(-|x - c|^2 / radius^2), |x - c|^2 = 2 - 2 rho
+struct GaussianCoverage : OfCoverage {
+  static constexpr const char* name = "gaussian_coverage";
+  static NTKFAST_HD double scale(double radius) { return 2 * kLog2E / (radius * radius); }
+  static NTKFAST_HD double shift(double radius) { return -scale(radius); }
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(V t) {
+    using T = scalar_of<V>;
+    return exp2_of(max_of(min_of(t, V(T(0))), V(T(-4096))));
+  }
+};
+
+/// k = [|x - c| < radius]
+struct BallCoverage : OfCoverage {
+  static constexpr const char* name = "ball_coverage";
+  static NTKFAST_HD double scale(double) { return 1; }
+  static NTKFAST_HD double shift(double radius) { return 0.5 * radius * radius - 1; }
+  template <class V>
+  static NTKFAST_HD NTKFAST_INLINE V of(V t) {
+    using T = scalar_of<V>;
+    return select(t > V(T(0)), V(T(1)), V(T(0)));
+  }
+};
+
 // --- The list ---
 
 template <class... C>
@@ -171,7 +220,8 @@ struct CriterionList {
   static constexpr int size = sizeof...(C);
 };
 using Criteria = CriterionList<Mlmoc, Emoc, ExpectedEntropy, ExpectedLogLoss, ExpectedError,
-                               ExpectedBrier, LabelFlips, VarianceReduction, Epig>;
+                               ExpectedBrier, LabelFlips, VarianceReduction, Epig, CosineCoverage,
+                               GaussianCoverage, BallCoverage>;
 
 template <class Visitor>
 NTKFAST_INLINE void visit_criterion(int, Visitor&&, CriterionList<>) {}

@@ -21,6 +21,7 @@ struct PointInputs {
   const double* f;
   const double* q;
   double variance;  // S(x, x)
+  double covered;   // m(x)
 };
 
 /// One candidate. P: distribution of its hypothetical label; noise lam_c, infinity allowed.
@@ -392,6 +393,32 @@ struct Scalar<Criterion, OfCorrelation> : Criterion {
     const V rho2 = min_of(rho * rho, bound);
     const V left = fma_of(V(c(1)), V(x(2)), V(c(2))) + (bound - rho2);
     return Criterion::of(rho2, max_of(left, V(scalar_of<V>(1e-37))));
+  }
+};
+
+/// The covariance is K itself. A point without features covers nothing: its rho is zero.
+template <class Criterion>
+struct Scalar<Criterion, OfCoverage> : Criterion {
+  static NTKFAST_HD int point_size(int) { return 2; }      // 1 / |x|, m
+  static NTKFAST_HD int candidate_size(int) { return 2; }  // scale / |c|, shift
+  static NTKFAST_HD double inverse_length(double square) {
+    return square > 0 ? 1.0 / sqrt(square) : 0.0;
+  }
+  template <class T>
+  static NTKFAST_HD void prepare_point(const Settings&, const PointInputs& x, Prepared<T> out) {
+    out[0] = bounded<T>(inverse_length(x.variance));
+    out[1] = static_cast<T>(x.covered);
+  }
+  template <class T>
+  static NTKFAST_HD void prepare_candidate(const Settings& s, const CandidateInputs& c,
+                                           Prepared<T> out) {
+    out[0] = bounded<T>(Criterion::scale(s.radius) * inverse_length(c.variance));
+    out[1] = bounded<T>(Criterion::shift(s.radius));
+  }
+  template <int K, class V, class Point, class Candidate>
+  static NTKFAST_HD NTKFAST_INLINE V value(int, V S, const Point& x, const Candidate& c, V*) {
+    const V t = fma_of(S * V(c(0)), V(x(0)), V(c(1)));
+    return max_of(Criterion::of(t) - V(x(1)), V(scalar_of<V>(0)));
   }
 };
 

@@ -147,11 +147,13 @@ ScoreCall score_call(const Call& members) {
   call.label_probs = view("label_probs");
   call.weights = view("weights");
   call.log_loss_targets = view("log_loss_targets");
+  call.covered = view("covered");
   call.label_scale = read<double>(members, "label_scale");
   call.loss = read<std::string>(members, "loss");
   call.temperature = read<double>(members, "temperature");
   call.ridge = read<double>(members, "ridge");
   call.residual_temperature = read<double>(members, "residual_temperature");
+  call.radius = read<double>(members, "radius");
   call.utilities = view_of(read<Array>(members, "utilities"), out("utilities"));
   return call;
 }

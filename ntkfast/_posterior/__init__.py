@@ -6,6 +6,7 @@
 ``covariance``  S in its two representations, weight space and function space
 ``blocks``      the same for kernels with k x k blocks
 ``moments``     the variance criteria over features without pairs
+``coverage``    the kernel before any label, and what candidates cover of it
 ``labels``      labels that are missing
 ``file``        what `Posterior.save` writes and `Posterior.load` reads
 ==============  ================================================================================

@@ -263,6 +263,12 @@ class BlockScorer:
             )
         return result
 
+    def log_det(self, points: Array, noise: Array) -> Array:
+        """(1/k) log det(I + S(c, c) / noise) of some points."""
+        scaled = self._variances(points) / noise[:, None, None]
+        result: Array = np.linalg.slogdet(np.eye(self.k) + scaled)[1] / self.k
+        return result
+
     def step(self, point: int, noise: float, residual: Array) -> Array:
         """Return the change of F (N, k) by a label of this residual (k,) at `point`."""
         column = self.column(point)

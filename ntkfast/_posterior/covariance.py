@@ -99,6 +99,14 @@ class Change:
     commit: Callable[[], None]
 
 
+def _norm(d: int, times: Callable[[Array], Array], back: Callable[[Array], Array]) -> float:
+    """Return |A| >= 1 of x -> A x, `times`, and x -> A^T x, `back`, by the power method."""
+    v: Array = np.random.default_rng(0).normal(size=d)
+    for _ in range(20):
+        v = back(times(v / np.linalg.norm(v)))
+    return max(1.0, float(np.sqrt(np.linalg.norm(v))))
+
+
 @dataclass(frozen=True)
 class Whitening:
     """W (d, d) of psi(x) = W phi(x), kept transposed: as I - left^T right, or as `matrix`.
@@ -153,6 +161,26 @@ class Whitening:
         if len(self.left):
             self.engine.condition_features(psi, self.left, self.right)
         return psi
+
+    def undone(self, psi: Any) -> tuple[Any, float]:
+        """Phi of psi (N, d), in its dtype, and |W^-1|, by which what rounding did to psi grows.
+
+        A copy, or psi itself where there is nothing to undo. For the compact form, of rank r,
+        (I - P^T Z)^-1 = I + P^T (I - Z P^T)^-1 Z.
+        """
+        engine = self.engine
+        if self.matrix is not None:
+            inverse = np.linalg.inv(engine.host(self.matrix))
+            size = _norm(len(inverse), inverse.__matmul__, inverse.T.__matmul__)
+            return engine.whiten(psi, engine.put(inverse.T)), size
+        if len(self.left) == 0:
+            return psi, 1.0
+        P, Z = engine.host(self.left), engine.host(self.right)
+        G = np.linalg.solve(np.eye(len(P)) - Z @ P.T, Z)
+        phi = engine.copy(psi)
+        engine.condition_features(phi, self.left, engine.put(-G))
+        size = _norm(P.shape[1], lambda v: v + P.T @ (G @ v), lambda v: v + G.T @ (P @ v))
+        return phi, size
 
     def pull_back(self, step: Any) -> Any:
         """W^T step: a step (d, k) along psi as a step along phi."""
@@ -361,6 +389,11 @@ class _Scorer:
     def step(self, point: int, noise: float, residual: Array) -> Array:
         """Return the change of F (N, k) by a label of this residual (k,) at `point`."""
         return np.outer(self.column(point) / (self.variance[point] + noise), residual)
+
+    def log_det(self, points: Array, noise: Array) -> Array:
+        """log(1 + S(c, c) / noise) of some points."""
+        result: Array = np.log1p(self.variance[points] / noise)
+        return result
 
 
 class FeatureScorer(_Scorer):

@@ -1,8 +1,7 @@
 """The file of a posterior: an .npz archive of its arrays, without pickles.
 
-Version 1 holds no `Factor` of the labels, and is still written where there is none. Version 3 holds
-a `residual_temperature` other than 1, which earlier ones did not know: they stand for 1, and are
-still written then.
+Version 1 holds no `Factor` of the labels; 2 neither a `residual_temperature`, which is 1 then, nor
+what coverage needs of labelled points. Both are still written where there is nothing more.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from ..files import replacing
 from ..loss import Loss, as_loss, residual_temperature_of
 from .blocks import Space, in_blocks
 from .covariance import FunctionSpace, WeightSpace
+from .coverage import Given
 from .engines import CPU
 
 __all__ = ["Stored", "read", "write"]
@@ -39,15 +39,19 @@ class Stored:
     label_scale: float
     labels: int
     residual_temperature: float = 1.0
+    given: Given | None = None
 
 
 def write(path: str | os.PathLike[str], stored: Stored) -> None:
     """Write a file, all of it or nothing."""
     arrays = stored.space.arrays()
     version = 2 if "factor" in arrays else 1
-    if stored.residual_temperature != 1:
+    if stored.given is not None or stored.residual_temperature != 1:
         version = 3
         arrays["residual_temperature"] = np.array(stored.residual_temperature)
+        arrays["holds_labeled"] = np.array(stored.given is not None)
+        if stored.given is not None:
+            arrays |= stored.given.arrays(stored.space.engine)
     with replacing(Path(path), "xb") as file:
         np.savez(
             file,
@@ -120,7 +124,19 @@ def _checked(arrays: dict[str, Array]) -> Stored:
         label_scale=as_positive("label_scale", arrays["label_scale"]),
         labels=_int(arrays, "labels"),
         residual_temperature=_residual_temperature(arrays, loss),
+        given=_given(arrays),
     )
+
+
+def _given(arrays: dict[str, Array]) -> Given | None:
+    """Return what coverage needs of labelled points."""
+    if _int(arrays, "version") < 3 or not arrays["holds_labeled"]:
+        return None
+    if "psi" in arrays:
+        shape = (None, arrays["psi"].shape[1])
+        return Given(as_floats("labeled_features", arrays["labeled_features"], shape))
+    diagonal = arrays["labeled_diagonal"]
+    return Given(diagonal=as_weights("labeled_diagonal", diagonal, _int(arrays, "labeled")))
 
 
 def _residual_temperature(arrays: dict[str, Array], loss: Loss) -> float:
@@ -146,7 +162,7 @@ def _function_space(
 ) -> FunctionSpace:
     variance = as_weights("variance", arrays["variance"], rows)
     kept = {"S": as_floats("S", arrays["S"], (rows, rows)), "variance": variance}
-    if _int(arrays, "version") == 2 or "factor" in arrays:
+    if _int(arrays, "version") > 1:
         labeled = _int(arrays, "labeled")
         L = as_floats("factor", arrays["factor"], (None, None), np.float64)
         r = len(L)

@@ -19,6 +19,7 @@ __all__ = [
     "FLOAT32_LIMIT",
     "PRODUCTS",
     "Precision",
+    "check_tensor_cores",
     "resolve",
     "stored_type",
     "subtracted_type",
@@ -82,7 +83,7 @@ def resolve(
     """
     as_choice("precision", precision, get_args(Precision))
     if precision in ("tf32", "bf16"):
-        _check_tensor_cores(precision, space)
+        check_tensor_cores(precision, space)
     if precision == "float64":
         return precision
     variance, smallest = float(np.max(space.variance)), float(noise.min())
@@ -107,7 +108,7 @@ def resolve(
     return "tf32" if space.engine.on_gpu and not space.dense and np.isinf(limit) else "float32"
 
 
-def _check_tensor_cores(precision: str, space: Space) -> None:
+def check_tensor_cores(precision: str, space: Space) -> None:
     """Raise a ValueError unless the covariance can be scored in tf32 or bf16."""
     if not space.engine.on_gpu:
         problem = 'needs tensor cores; on a CPU it would be slower and less exact than "float32"'

@@ -288,7 +288,7 @@ FOR_EVERY_REGISTER(softmax_rank_one)
 struct Pair {
   int k;
   bool cross_entropy;
-  double label_scale, temperature, ridge, residual_temperature, S, s_x, s_c, noise;
+  double label_scale, temperature, ridge, residual_temperature, radius, covered, S, s_x, s_c, noise;
   std::vector<double> F_x, f_x, q, F_c, f_c, P;
 
   Pair(Random& random, int classes, double spread) : k(classes) {
@@ -297,6 +297,8 @@ struct Pair {
     temperature = random.uniform() < 0.5 ? 0.3 : 1.0;
     ridge = random.uniform(0.1, 2);
     residual_temperature = random.uniform(0.5, 3);
+    radius = random.uniform(0.3, 2);
+    covered = random.uniform() < 0.3 ? 0 : random.uniform();
     const double x = random.normal(), c = random.normal(), y = random.normal();
     S = x * c;
     s_x = x * x + y * y;
@@ -312,10 +314,10 @@ struct Pair {
     for (const double value : q) total += value;
     for (double& value : q) value /= total;
   }
-  PointInputs point() const { return {F_x.data(), f_x.data(), q.data(), s_x}; }
+  PointInputs point() const { return {F_x.data(), f_x.data(), q.data(), s_x, covered}; }
   CandidateInputs candidate() const { return {F_c.data(), f_c.data(), P.data(), s_c, noise}; }
   Settings settings() const {
-    return {k, cross_entropy, label_scale, temperature, ridge, residual_temperature};
+    return {k, cross_entropy, label_scale, temperature, ridge, residual_temperature, radius};
   }
 
   double value(const std::string& criterion, bool look_ahead) const {
@@ -324,7 +326,7 @@ struct Pair {
     };
     if (!look_ahead)
       return static_cast<double>(
-          oracle::of_covariance(criterion, S, s_c, s_c + noise, s_x, s_x + ridge));
+          oracle::of_covariance(criterion, S, s_c, s_c + noise, s_x, s_x + ridge, covered, radius));
     const auto after = [&](int y) {
       auto f_plus = wide(F_x);
       const auto r =

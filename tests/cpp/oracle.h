@@ -80,8 +80,17 @@ long double look_ahead(const std::string& criterion, FPlus f_plus, const Vector&
 
 /// The summand of a criterion of a scalar covariance; totals are variances plus noises.
 inline long double of_covariance(const std::string& criterion, long double S, long double s_c,
-                                 long double total_c, long double s_x, long double total_x) {
+                                 long double total_c, long double s_x, long double total_x,
+                                 long double covered, long double radius) {
   if (criterion == "variance_reduction") return S * S / total_c;
+  if (criterion != "epig") {  // coverage, of features of length one
+    const long double rho = s_c > 0 && s_x > 0 ? S / sqrtl(s_c * s_x) : 0;
+    const long double square = std::max(2 - 2 * rho, 0.0L);
+    long double k = std::min(rho, 1.0L);
+    if (criterion == "gaussian_coverage") k = expl(-square / (radius * radius));
+    if (criterion == "ball_coverage") k = square < radius * radius;
+    return std::max(k - covered, 0.0L);
+  }
   return -0.5L * log1pl(-std::min(S * S, s_c * s_x) / (total_c * total_x));  // epig
 }
 

@@ -25,7 +25,7 @@ struct Problem {
   std::int64_t N, k;
   std::vector<std::int64_t> candidates, evaluation;
   Matrix<double> mean, outputs, label_probs, targets;
-  std::vector<double> variance, noise, weights, utilities;
+  std::vector<double> variance, noise, weights, covered, utilities;
   bool cross_entropy;
 
   Problem(Random& random, std::int64_t points, std::int64_t classes, std::int64_t num_candidates,
@@ -46,6 +46,7 @@ struct Problem {
     for (std::int64_t i = 0; i < num_evaluation; ++i) {
       evaluation.push_back(random.below(N));
       weights.push_back(random.uniform());
+      covered.push_back(i % 3 ? random.uniform() : 0);
     }
     for (Matrix<double>* rows : {&label_probs, &targets})
       for (std::int64_t i = 0; i < rows->rows; ++i) {
@@ -68,6 +69,8 @@ struct Problem {
     result.label_probs = label_probs.view();
     result.weights = view(weights);
     if (criterion == "expected_log_loss") result.log_loss_targets = targets.view();
+    result.covered = view(covered);
+    result.radius = kRadius;
     result.label_scale = label_scale();
     result.loss = cross_entropy ? "cross_entropy" : "squared";
     result.temperature = kTemperature;
@@ -77,7 +80,7 @@ struct Problem {
     return result;
   }
 
-  static constexpr double kTemperature = 0.4, kRidge = 0.3, kResidualTemperature = 2;
+  static constexpr double kTemperature = 0.4, kRidge = 0.3, kResidualTemperature = 2, kRadius = 1.2;
   double label_scale() const { return cross_entropy ? 5 : 1; }
 
   /// The summand of (candidate i, evaluation point x), and in *slack what a decision that is closer
@@ -88,7 +91,8 @@ struct Problem {
     const double total = variance[c] + noise[i];
     if (!(criterion_traits(criterion_index(criterion)) & kLookAhead))
       return static_cast<double>(oracle::of_covariance(criterion, S, variance[c], total,
-                                                       variance[point], variance[point] + kRidge));
+                                                       variance[point], variance[point] + kRidge,
+                                                       covered[x], kRadius));
     const auto after = [&](int y) {
       auto f_plus = mean.row(point);
       const auto r =
@@ -283,6 +287,11 @@ NTKFAST_TEST(score_refuses_what_does_not_fit) {
   refused("temperature", [](ScoreCall& call) { call.temperature = 0; });
   refused("ridge", [](ScoreCall& call) { call.ridge = -1; });
   refused("label_scale", [](ScoreCall& call) { call.label_scale = std::nan(""); });
+  refused("radius", [](ScoreCall& call) { call.radius = 0; });
+  refused("covered", [](ScoreCall& call) {
+    call.criterion = "ball_coverage";
+    call.covered = {};
+  });
   refused("residual_temperature", [](ScoreCall& call) { call.residual_temperature = 0; });
   refused("noise: expected shape (4,), got (3,)", [](ScoreCall& call) { call.noise.shape[0] = 3; });
   refused("mean: expected float64", [](ScoreCall& call) { call.mean.dtype = DType::kFloat32; });

@@ -187,7 +187,8 @@ void blocks(std::int64_t candidates, std::int64_t evaluation, std::int64_t k) {
       panel(i, j) = S(problem.candidates[i / k] * k + i % k, problem.evaluation[j / k] * k + j % k);
   for (int index = 0; index < criterion_count(); ++index) {
     const std::string criterion = criterion_name(index);
-    if ((criterion_traits(index) & kLookAhead) && k < 2) continue;
+    const unsigned traits = criterion_traits(index);
+    if (((traits & kLookAhead) && k < 2) || (traits & kReadsCovered)) continue;
     const TensorView diagonal = blocks_view(problem.evaluation_variance, evaluation, k);
     const ScoreCall call = problem.call(criterion);
     score_blocks_cpu(S.view(), view(problem.candidates), view(problem.evaluation), diagonal, call,

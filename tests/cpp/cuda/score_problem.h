@@ -41,10 +41,10 @@ TensorView view(const std::vector<T>& data, std::initializer_list<std::int64_t> 
 
 struct Problem {
   int criterion, k, N, Nc, Nx, d;
-  std::vector<double> psi, mean, outputs, variance, noise, probs, weights, targets;
+  std::vector<double> psi, mean, outputs, variance, noise, probs, weights, targets, covered;
   std::vector<std::int64_t> candidates, evaluation;
   bool cross_entropy;
-  double label_scale, temperature, ridge = 0.3, residual_temperature = 1.7;
+  double label_scale, temperature, ridge = 0.3, residual_temperature = 1.7, radius = 1.1;
 
   Problem(int criterion, int k, int N, int Nc, int Nx, int d, double size = 1.0,
           bool in_order = false)
@@ -76,6 +76,7 @@ struct Problem {
     fill(noise, Nc, [&] { return uniform(random); });
     if (Nc > 2) noise[2] = std::numeric_limits<double>::infinity();
     fill(weights, Nx, [&] { return uniform(random); });
+    fill(covered, Nx, [&] { return uniform(random) - 0.3; });
     const auto distribution = [&](std::vector<double>& to, int rows) {
       fill(to, rows * k, [&] { return uniform(random); });
       for (int i = 0; i < rows; ++i) {
@@ -101,8 +102,8 @@ struct Problem {
   template <class T>
   ScoreArgs<T> args() const {
     ScoreArgs<T> result{};
-    static_cast<Settings&>(result) = {k,           cross_entropy, label_scale,
-                                      temperature, ridge,         residual_temperature};
+    static_cast<Settings&>(result) = {k,     cross_entropy,        label_scale, temperature,
+                                      ridge, residual_temperature, radius};
     result.criterion = criterion;
     result.candidates = candidates.data();
     result.evaluation = evaluation.data();
@@ -115,6 +116,7 @@ struct Problem {
     result.label_probs = probs.data();
     result.weights = weights.data();
     result.targets = targets.data();
+    result.covered = covered.data();
     return result;
   }
 
@@ -154,6 +156,8 @@ struct Problem {
     result.label_probs = view(probs, {Nc, k});
     result.weights = view(weights, {Nx});
     result.log_loss_targets = view(targets, {Nx, k});
+    result.covered = view(covered, {Nx});
+    result.radius = radius;
     result.label_scale = label_scale;
     result.loss = cross_entropy ? "cross_entropy" : "squared";
     result.temperature = temperature;
