@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 from block_problems import blocks
+from data import oracle
 from score_problems import problem
 from scoring import score_blocks, score_dense, score_features
 
@@ -107,7 +108,7 @@ def battery():
 def block_calls(dtype):
     """Yield (criterion, S, keywords) of every call of score_blocks."""
     S, keywords = blocks(5, N=40, k=11, candidates=37, evaluation=600, dtype=dtype)
-    for criterion in ops.criteria():
+    for criterion in oracle.CRITERIA:
         yield criterion, S, keywords
 
 

@@ -11,6 +11,8 @@ import ntkfast as nf
 DATA = Path(__file__).parent / "data"
 GOLDEN = sorted(path.stem for path in DATA.glob("*.npz"))
 REPRESENTATIONS = ("features", "kernel")
+# Criteria that refitting defines; tests/test_coverage.py has the others.
+REFITTED = tuple(row.name for row in nf.criteria() if row.compiled in oracle.CRITERIA)
 
 
 def golden(name):

@@ -9,7 +9,8 @@ import numpy as np
 from data import oracle
 from data.oracle import log_softmax, softmax  # noqa: F401 (for others)
 
-PAIRWISE = oracle.CRITERIA
+COVERAGE = ("cosine_coverage", "gaussian_coverage", "ball_coverage")
+PAIRWISE = (*oracle.CRITERIA, *COVERAGE)
 _label_value = oracle.label_value
 
 
@@ -23,6 +24,18 @@ def cpu_isa():
 
 def num_threads():
     return 1
+
+
+def similarity(criterion, S_xc, s_c, s_x, radius):
+    """k of coverage, by distances of features of length one."""
+    size = np.sqrt(s_c * s_x)
+    rho = np.divide(S_xc, size, out=np.zeros_like(S_xc), where=size > 0)
+    distance = np.sqrt(np.maximum(2 - 2 * rho, 0))
+    if criterion == "cosine_coverage":
+        return np.minimum(rho, 1)
+    if criterion == "ball_coverage":
+        return (distance < radius).astype(float)
+    return np.exp(-((distance / radius) ** 2))
 
 
 def score(
@@ -43,6 +56,8 @@ def score(
     temperature,
     log_loss_targets,
     residual_temperature=1.0,
+    covered=None,
+    radius=1.0,
 ):
     """Utilities (N_c,) from the covariances S_cx (N_c, N_x) of candidates and evaluation points."""
     if criterion not in PAIRWISE:
@@ -55,6 +70,10 @@ def score(
     result = np.zeros(len(candidates))
     for i, c in enumerate(candidates):
         S_xc, s_c, s_x = S_cx[i], variance[c], variance[evaluation]
+        if criterion in COVERAGE:
+            k_xc = similarity(criterion, S_xc, s_c, s_x, radius)
+            result[i] = weights @ np.maximum(k_xc - covered, 0)
+            continue
         if criterion == "variance_reduction":
             result[i] = weights @ (S_xc**2 / (s_c + noise[i]))
             continue
@@ -107,6 +126,8 @@ def score_blocks(
     temperature,
     log_loss_targets,
     residual_temperature=1.0,
+    covered=None,
+    radius=1.0,
     rows=None,
     columns=None,
     evaluation_variance=None,

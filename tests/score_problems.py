@@ -55,6 +55,8 @@ def problem(
         temperature=temperature,
         log_loss_targets=distributions(rng, evaluation, k),
         residual_temperature=1.0 if loss == "squared" else residual_temperature,
+        covered=rng.uniform(size=evaluation) * (rng.random(evaluation) < 0.7),
+        radius=1.3,
     )
 
 
@@ -68,6 +70,7 @@ def some_candidates(keywords, rows):
 def some_evaluation(keywords, columns):
     """The same for some of its evaluation points, of a call of `score_blocks` too."""
     names = ("evaluation", "weights", "log_loss_targets", "columns", "evaluation_variance")
+    names = (*names, "covered")
     return keywords | {name: keywords[name][columns] for name in names if name in keywords}
 
 
@@ -113,6 +116,10 @@ def pairs(criterion, S_cx, kw):
         rho2, between, least = rho2_of(S_cx, kw)
         near = np.log(between + least)
         return -0.5 * np.where(rho2 < 0.5, np.log1p(-np.minimum(rho2, 0.5)), near)
+    if criterion in reference.COVERAGE:
+        s_c, s_x = kw["variance"][kw["candidates"]][:, None], kw["variance"][kw["evaluation"]]
+        k = reference.similarity(criterion, S_cx, s_c, s_x, kw["radius"])
+        return np.maximum(k - kw["covered"], 0)
     if criterion == "variance_reduction":
         return S_cx**2 / (kw["variance"][kw["candidates"]] + kw["noise"])[:, None]
     f_plus, f_x = steps(S_cx, kw), kw["outputs"][kw["evaluation"]]
@@ -134,6 +141,8 @@ def tolerance(criterion, S_cx, kw, dtype, factor=16.0, size=None):
     eps = factor * EPSILON[dtype]
     s_c, s_x = kw["variance"][kw["candidates"]][:, None], kw["variance"][kw["evaluation"]]
     size = np.sqrt(s_c) * np.sqrt(s_x) if size is None else size
+    if criterion in reference.COVERAGE:
+        return coverage_tolerance(criterion, S_cx, s_c, s_x, size, kw["radius"], eps)
     total = s_c + kw["noise"][:, None]
     if criterion == "variance_reduction":
         return eps * (2 * size + np.abs(S_cx)) * np.abs(S_cx) / total + (eps * size) ** 2 / total
@@ -149,6 +158,19 @@ def tolerance(criterion, S_cx, kw, dtype, factor=16.0, size=None):
     r = kw["label_scale"] * (np.eye(k) - base[:, None])  # (N_c, k, k)
     step = (size / total)[:, None] * np.linalg.norm(r, axis=2)[..., None]
     return label_tolerance(criterion, steps(S_cx, kw), step, kw, eps)
+
+
+def coverage_tolerance(criterion, S_cx, s_c, s_x, size, radius, eps):
+    """`tolerance` of coverage: rho moves by eps of `size`; near the edge of a ball anything may."""
+    length = np.sqrt(s_c) * np.sqrt(s_x)
+    wrong = eps * (1 + np.divide(size, length, out=np.zeros_like(length), where=length > 0))
+    if criterion == "cosine_coverage":
+        return wrong
+    if criterion == "gaussian_coverage":
+        k = reference.similarity(criterion, S_cx, s_c, s_x, radius)
+        return np.minimum(k * np.expm1(np.minimum(2 * wrong / radius**2, 30)) + eps, 1)
+    at = np.divide(S_cx, length, out=np.zeros_like(length), where=length > 0)
+    return (np.abs(2 - 2 * at - radius**2) <= 4 * wrong) + eps
 
 
 def label_tolerance(criterion, f_plus, step, kw, eps):
@@ -193,7 +215,8 @@ def bounds(criterion, kw):
             return -np.inf, 0
         even = np.zeros((1, kw["mean"].shape[1]))
         return reference._label_value(criterion, even, even, np.ones(1), 1.0, None), 0
-    return (0, 1) if criterion == "label_flips" else (0, np.inf)
+    shares = ("label_flips", *reference.COVERAGE)
+    return (0, 1) if criterion in shares else (0, np.inf)
 
 
 def all_certain(criterion, kw, right):

@@ -242,6 +242,7 @@ def test_parts_make_the_whole(criterion, dtype, seed, cut, column):
         evaluation=extra,
         weights=np.append(kw["weights"], np.zeros(column)),
         log_loss_targets=np.vstack([kw["log_loss_targets"], np.full((column, 3), 1 / 3)]),
+        covered=np.append(kw["covered"], np.zeros(column)),
     )
     appended = score_features(criterion, psi, **appended)
     assert np.abs(appended - found).max() <= 16 * EPSILON[dtype] * np.abs(found).max()

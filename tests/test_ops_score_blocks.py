@@ -13,6 +13,7 @@ from block_problems import (
     pairs_and_tolerance,
     panel,
 )
+from data import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from score_problems import (
@@ -24,8 +25,6 @@ from score_problems import (
 )
 from scoring import score_blocks, score_dense
 
-from ntkfast import ops
-
 DTYPES = [np.float32, np.float64]
 LOSSES = ["squared", "cross_entropy"]
 # Around a panel of rows and the lanes of a tile (8, 16 or 32 points).
@@ -34,7 +33,7 @@ CLASSES = [2, 3, 10, 26]
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda t: t.__name__)
 losses = pytest.mark.parametrize("loss", LOSSES)
-every_criterion = pytest.mark.parametrize("criterion", ops.criteria())
+every_criterion = pytest.mark.parametrize("criterion", oracle.CRITERIA)
 
 
 @dtypes
@@ -141,7 +140,7 @@ def test_candidates_do_not_see_each_other(criterion, dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("criterion", ops.criteria())
+@pytest.mark.parametrize("criterion", oracle.CRITERIA)
 def test_a_candidate_without_noise_or_variance_teaches_nothing(criterion, dtype):
     S, kw = blocks(7, k=3, candidates=12, dtype=dtype)
     unmoved = kw | dict(noise=np.full(12, np.inf))
@@ -194,7 +193,7 @@ def test_extremes_see_faults(criterion, temperature):
 @dtypes
 def test_huge_and_tiny_kernels(dtype):
     """Utilities scale with the kernel as they should, from 1e-18 to 1e18."""
-    for criterion in ops.criteria():
+    for criterion in oracle.CRITERIA:
         S, kw = blocks(9, k=3, dtype=dtype)
         expected = score_blocks(criterion, S, **kw)
         for scale in (1e-18, 1e18):
