@@ -120,6 +120,23 @@ def test_rank_options_reach_the_library(folder, arrays):
     np.testing.assert_array_equal(utilities, expected.utilities)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "options", "settings"),
+    [
+        ("uncertainty_herding", ["--similarity", "cosine"], dict(similarity="cosine")),
+        ("max_herding", ["--radius", 0.4], dict(radius=0.4)),
+        ("prob_cover", [], {}),
+    ],
+)
+def test_rank_by_coverage(folder, arrays, criterion, options, settings):
+    result = rank(folder, "--criterion", criterion, "--mode", "sequential", "-b", 5, *options)
+    assert result.returncode == 0, result.stderr
+    indices, utilities = read_csv(result.stdout)
+    expected = nf.select(posterior(arrays), criterion, 5, **settings)
+    np.testing.assert_array_equal(indices, expected.indices)
+    np.testing.assert_array_equal(utilities, expected.utilities)
+
+
 def test_rank_log_loss_targets(folder, arrays):
     target = np.full((POINTS, CLASSES), 1 / CLASSES)
     np.save(folder / "q.npy", target)
@@ -397,6 +414,9 @@ def assert_one_line(result, message):
         (["--ridge", "0"], "ridge"),
         (["--ridge", "nan"], "ridge"),
         (["--ridge", "much"], "ridge"),
+        (["--criterion", "max_herding", "--radius", "0"], "radius"),
+        (["--radius", "wide"], "radius"),
+        (["--criterion", "max_herding", "--similarity", "ball"], "similarity"),
         (["--temperature", "-1"], "temperature"),
         (["--precision", "float8"], "precision"),
         (["--output", "nowhere/next.csv"], "folder"),

@@ -326,7 +326,9 @@ def test_what_labels_have_left_of_float32():
         post = posterior(p, dtype=dtype, ridge=1e-3)
         post.condition([3, 17], [1, 0], [noise, noise])
         if dtype == np.float32 and noise < 1e-6:
-            with pytest.raises(ValueError, match=r"no longer holds the kernel.*float64 features"):
+            with pytest.raises(
+                ValueError, match=r"labels have shrunk .* does not hold the kernel.*float64"
+            ):
                 nf.utilities(post, "max_herding", radius=0.5)
             continue
         labeled = [*p["phi_l"], p["phi"][3], p["phi"][17]]
@@ -336,6 +338,43 @@ def test_what_labels_have_left_of_float32():
         )
         bound = 1e-7 if dtype == np.float64 else 1e-3
         assert relative_error(nf.utilities(post, "max_herding"), expected) <= bound
+
+
+def test_what_a_float32_kernel_holds():
+    """Its rounding is that of squared distances: small radii are refused, not guessed."""
+    rng = np.random.default_rng(0)
+    x, f = rng.normal(size=(40, 3)), rng.normal(size=(40, 3))
+    K = np.exp(-((x[:, None] - x) ** 2).sum(2) / 2).astype(np.float32)
+    single, exact = (
+        nf.Posterior.from_kernel(A[:30, :30], A[30:, :30], A[30:, 30:], f[:30], f[30:],
+                                 np.arange(10) % 3, 0.01)
+        for A in (K, K.astype(np.float64))
+    )  # fmt: skip
+    for radius in (1.0, 0.1, 0.02):
+        u, v = (nf.utilities(post, "max_herding", radius=radius) for post in (single, exact))
+        assert relative_error(u, v) <= 16 * 2.0**-24 / radius**2
+    with pytest.raises(ValueError, match=r"^float32 does not hold the kernel .* radius of 0\.004"):
+        nf.utilities(single, "max_herding", radius=0.004)
+    nf.utilities(exact, "max_herding", radius=0.004)
+    nf.utilities(single, "max_herding", similarity="cosine", radius=0.004)  # has no radius
+
+
+def test_the_callers_features_may_change():
+    """What is kept of labelled points is the posterior's own."""
+    p = problem(5)
+    mine = {key: p[key].copy() for key in ("phi_l", "phi")}
+    for representation in ("features", "kernel"):
+        kernels = [mine["phi"] @ mine["phi"].T, mine["phi_l"] @ mine["phi"].T,
+                   mine["phi_l"] @ mine["phi_l"].T]  # fmt: skip
+        arrays = [mine["phi"].copy(), mine["phi_l"].copy()]
+        if representation == "features":
+            post = nf.Posterior.from_features(arrays[0], p["f"], arrays[1], p["f_l"], p["T"])
+        else:
+            post = nf.Posterior.from_kernel(*kernels, p["f"], p["f_l"], p["T"])
+        before = nf.utilities(post, "max_herding")
+        for array in (*arrays, *kernels):
+            array[...] = 7
+        np.testing.assert_array_equal(nf.utilities(post, "max_herding"), before)
 
 
 # --- Radii ---
@@ -394,7 +433,7 @@ def test_radius_of_prob_cover(representation):
     np.add.at(table, (label, cluster), 1)
     assert (table.max(1) / table.sum(1)).min() > 0.95
     radius = coverage.largest_pure_radius(kernel, 4)
-    below, above = (purity(phi, cluster, radius * share) for share in (1 - 1e-9, 1.02))
+    below, above = (purity(phi, cluster, radius * share) for share in (1, 1 + 2e-5))
     assert below >= 0.95 > above
     found = nf.select(post, "prob_cover", 4)
     expected = nf.select(post, "prob_cover", 4, radius=radius)

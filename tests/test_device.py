@@ -223,12 +223,14 @@ def test_utilities(device, criterion, representation, precision):
         pytest.skip("cupy has no bfloat16")
     p = random_problem(11, n=8, N_c=30, N_x=41, d=20, k=4, loss="cross_entropy", scale=4.0)
     post, same = both(device, p, representation, np.float32)
-    options = keywords(p, device.put) | dict(precision=precision)
+    # No distance is near the radius, where rounding would decide.
+    radius = dict(radius=1.2 if criterion == "prob_cover" else "auto")
+    options = keywords(p, device.put) | dict(precision=precision) | radius
     if representation == "kernel" and precision in ("tf32", "bf16"):
         with pytest.raises(ValueError, match=f'precision="{precision}" would lose the ranking'):
             nf.utilities(post, criterion, **options)
         return
-    expected = nf.utilities(same, criterion, **keywords(p), precision="float64")
+    expected = nf.utilities(same, criterion, **keywords(p), **radius, precision="float64")
     found = nf.utilities(post, criterion, **options)
     tolerance = max(TOLERANCE[precision], 1e-6 if precision == "float64" else 0)
     if criterion == "label_flips":  # a rounded output may decide one comparison

@@ -150,9 +150,39 @@ def test_query_takes_what_select_takes(problem):
     assert torch.equal(learner.query(4).indices, learner.query(4, criterion="auto").indices)
 
 
+def test_coverage(problem):
+    """Of the pool as given, by the kernel of the network, with labels and before any."""
+    cold = LookAheadLearner(problem["model"], criterion="max_herding", layers="last")
+    cold.fit(None, None, problem["pool"])
+    picked = cold.query(5)
+    first = cold.query(5, criterion="uncertainty_herding")
+    assert torch.equal(picked.indices, first.indices)  # every class is open
+    cold.update(picked, problem["pool_y"][picked.indices])
+    again = cold.query(5)
+    assert not set(again.indices.tolist()) & set(picked.indices.tolist())
+    warm = fitted(problem, criterion="uncertainty_herding", evaluation_size=50)
+    v = np.random.default_rng(0).uniform(size=120)
+    settings = dict(temperature=2.0, radius=0.7)
+    drawn = np.sort(np.random.default_rng(0).choice(120, 50, replace=False))
+    found = warm.query(6, weights=v, **settings)
+    expected = nf.select(
+        warm.posterior, "uncertainty_herding", 6, evaluation=drawn, weights=v[drawn], **settings
+    )
+    assert torch.equal(found.utilities, expected.utilities)
+    for change in (dict(radius="auto"), dict(temperature=1.0), dict(similarity="cosine")):
+        other = warm.query(6, weights=v, **(settings | change))
+        assert not torch.equal(found.utilities, other.utilities)
+    blocks = fitted(problem, outputs="full", sketch=None)
+    with pytest.raises(ValueError, match="prob_cover is of a scalar kernel"):
+        blocks.query(2, criterion="prob_cover")
+    assert len(blocks.query(2, criterion="d_optimal").indices) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (dict(radius=0), "radius must be finite and > 0"),
+        (dict(similarity="euclid"), 'similarity must be "rbf" or "cosine"'),
         (dict(criterion="magic"), "unknown criterion 'magic'; known: mlmoc"),
         (dict(mode="greedy"), "mode must be"),
         (dict(weights=np.ones(30)), r"weights has shape \(30,\); expected \(120,\)"),

@@ -183,7 +183,9 @@ def test_every_later_call_rounds_once_more(ratio):
         assert relative_error(single.mean, exact.mean) <= 2 * UNIT * ratio
 
 
-CRITERIA = [row.name for row in nf.criteria() if "log_loss_targets" not in row.needs]
+CRITERIA = [  # coverage knows no ridge: its rounding is that of distances
+    row.name for row in nf.criteria() if "log_loss_targets" not in row.needs and not row.coverage
+]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import numpy as np
 import typer
@@ -28,6 +28,7 @@ from ntkfast.arrays import (
 from ntkfast.config import USES, show_config
 from ntkfast.criteria import automatic, find
 from ntkfast.loss import as_loss
+from ntkfast.selection import Similarity
 
 __all__ = ["app"]
 
@@ -208,6 +209,21 @@ def rank(
             rich_help_panel="The question",
         ),
     ] = None,
+    similarity: Annotated[
+        str | None,
+        typer.Option(
+            help="Of max_herding and uncertainty_herding: rbf (default) or cosine.",
+            rich_help_panel="The question",
+        ),
+    ] = None,
+    radius: Annotated[
+        str,
+        typer.Option(
+            help="Of coverage (the herdings and prob_cover), > 0 for features of length one; "
+            "auto: by the rules of their authors.",
+            rich_help_panel="The question",
+        ),
+    ] = "auto",
     precision: Annotated[
         str,
         typer.Option(
@@ -237,7 +253,9 @@ def rank(
         _check_labeled_files(targets, labeled_indices, labeled_features, labeled_outputs)
         if temperature is not None:
             as_positive("temperature", temperature)
-        lam = _ridge(ridge)
+        lam, reach = _number("ridge", ridge), _number("radius", radius)
+        if similarity is not None:
+            as_choice("similarity", similarity, get_args(Similarity))
         _check_writable(output)
         files = {
             "features": features,
@@ -278,6 +296,8 @@ def rank(
             temperature=temperature,
             precision=precision,  # type: ignore[arg-type]
             log_loss_targets=distributions,
+            similarity=similarity,  # type: ignore[arg-type]
+            radius=reach,
         )
         with open_atomic(output) as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -373,15 +393,15 @@ def _check_writable(output: str) -> None:
         ) from None
 
 
-def _ridge(text: str) -> Any:
+def _number(name: str, text: str) -> Any:
     """Return a number > 0 or "auto"."""
     if text == "auto":
         return text
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"ridge: expected a number or auto, got {text!r}") from None
-    return as_positive("ridge", number)
+        raise ValueError(f"{name}: expected a number or auto, got {text!r}") from None
+    return as_positive(name, number)
 
 
 def _described(

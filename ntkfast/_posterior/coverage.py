@@ -169,12 +169,16 @@ class KernelBefore:
         ValueError
             One that does not fit K or its device, or what labels have left of it.
         """
-        rounding = 2.0 * np.finfo(self._space.dtype).eps * self.amplified
-        if rounding > _ACCURACY * radius:
-            raise ValueError(
+        if self._distance_held > radius:
+            cause = (
                 f"labels have shrunk features by up to a factor {self.amplified:.2g}, and "
-                f"{self._space.dtype} no longer holds the kernel before them to a radius of "
-                f"{radius:.3g}: build the posterior from float64 features, or with a larger ridge"
+                if self.amplified > 1
+                else ""
+            )
+            raise ValueError(
+                f"{cause}{self._space.dtype} does not hold the kernel before any label to a radius "
+                f"of {radius:.3g}: build the posterior from float64, or give a larger radius or "
+                "ridge"
             )
         as_choice("precision", precision, get_args(Precision))
         if precision in ("tf32", "bf16"):
@@ -252,9 +256,15 @@ class KernelBefore:
             yield 2 - 2 * K * inverse[:, None] * inverse[part]
 
     @property
+    def _distance_held(self) -> float:
+        """Smallest distance that is told from none: a rounded K holds the squares of distances."""
+        unit = 2.0 * float(np.finfo(self._space.dtype).eps) / _ACCURACY
+        return unit * self.amplified if self._is_features else float(np.sqrt(unit))
+
+    @property
     def same(self) -> float:
         """Squared distance up to which rounding may have moved one point away from itself."""
-        return float(64 * np.finfo(self._space.dtype).eps)
+        return max(64 * float(np.finfo(self._space.dtype).eps), self._distance_held**2)
 
 
 def nearest_radius(kernel: KernelBefore) -> float:
@@ -315,7 +325,9 @@ def largest_pure_radius(kernel: KernelBefore, k: int, seed: int = 0) -> float:
             'radius="auto" looks for balls of one cluster only, and points of several clusters '
             "lie on each other: give radius > 0",
         )
-    return min(radius, 2.0)  # two points of length one are not further apart
+    # A little less than a distance that occurs, so that rounding does not decide on that pair; two
+    # points of length one are not further than 2 apart.
+    return min((1 - 1e-5) * radius, 2.0)
 
 
 _FORMS: dict[str, Callable[[Array, float], Array]] = {
