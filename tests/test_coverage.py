@@ -1,5 +1,7 @@
 """Criteria of coverage, and d_optimal, against their definitions in loops over numpy arrays."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from problems import posterior, random_problem, relative_error
@@ -375,6 +377,25 @@ def test_the_callers_features_may_change():
         for array in (*arrays, *kernels):
             array[...] = 7
         np.testing.assert_array_equal(nf.utilities(post, "max_herding"), before)
+
+
+def test_memory_of_large_pools(monkeypatch):
+    """From features neither pairs of points nor all columns of labelled ones are formed."""
+    monkeypatch.setattr(coverage, "_COLUMN_BYTES", 1 << 20)
+    N, n = 6000, 500
+    rng = np.random.default_rng(0)
+    phi, f = rng.normal(size=(N, 8)), rng.normal(size=(N, 3))
+    post = nf.Posterior.from_features(
+        phi, f, phi[:n], f[:n], np.zeros(n, np.int64), loss="cross_entropy"
+    )
+    evaluation = np.arange(0, N, 10)
+    for name in NAMES:
+        tracemalloc.start()
+        picked = nf.select(post, name, 3, candidates=np.arange(n, N), evaluation=evaluation)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(set(picked.indices.tolist())) == 3
+        assert peak < 8 * n * N / 3 < 8 * N * N
 
 
 # --- Radii ---
