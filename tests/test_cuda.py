@@ -28,8 +28,6 @@ from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 INDICES = ("candidates", "evaluation")
 ARRAYS = ("mean", "outputs", "variance", "noise", "label_probs", "weights", "log_loss_targets",
           "covered")  # fmt: skip
-# Rounding may decide one comparison, which is worth one point.
-STEPS = ("label_flips", "ball_coverage")
 # Relative to the largest utility. Features are rounded to tf32 (11 bits) and bf16 (8 bits).
 TOLERANCE = {"fma64": 1e-11, "fma32": 2e-5, "tf32x3": 2e-5, "tf32": 2e-2, "bf16": 1e-1}
 
@@ -39,6 +37,18 @@ def close(found, expected, tolerance):
     scale = np.abs(expected).max() if expected.size else 1.0
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(scale, 1e-300))
+
+
+def close_scores(found, criterion, psi, keywords, products, tolerance):
+    """Utilities of features, or of float32 covariances: `products` "dense"."""
+    if criterion == "ball_coverage":  # a step: rounding decides where distances are near the radius
+        dtype = np.float64 if products == "fma64" else np.float32
+        factor = 16.0 * (2**13 if products == "tf32" else 1)
+        found = found.cpu().numpy()
+        return check(found, criterion, covariance(psi, keywords), keywords, dtype, factor=factor)
+    if criterion == "label_flips":  # a rounded logit may decide one comparison
+        tolerance = max(tolerance, 2e-2)
+    close(found, reference.score_features(criterion, psi, **keywords), tolerance)
 
 
 def on(device, keywords):
@@ -114,11 +124,9 @@ def test_cupy_streams_are_those_of_the_device_of_the_array(monkeypatch):
 @pytest.mark.parametrize("criterion", ops.criteria())
 def test_score_features(gpu, criterion, products, k):
     psi, keywords = problem(k, N=300, d=37, k=k, candidates=150, evaluation=211)
-    expected = reference.score_features(criterion, rounded(psi, products), **keywords)
     tolerance = TOLERANCE[products] if products != "bf16" else 2e-5
-    if criterion in STEPS:  # a rounded logit may decide one comparison
-        tolerance = max(tolerance, 2e-2)
-    close(score(products, criterion, psi, keywords, gpu), expected, tolerance)
+    found = score(products, criterion, psi, keywords, gpu)
+    close_scores(found, criterion, rounded(psi, products), keywords, products, tolerance)
 
 
 @pytest.mark.gpu
@@ -129,13 +137,12 @@ def test_many_classes(gpu, products, k):
     psi = rounded(psi, products)
     tolerance = TOLERANCE[products] if products not in ("bf16", "dense") else 2e-5
     for criterion in ops.criteria():
-        expected = reference.score_features(criterion, psi, **keywords)
         if products == "dense":
             S = torch.tensor((psi @ psi.T).astype(np.float32), device=gpu)
             found = cuda_score_dense(criterion, S, **on(gpu, keywords))
         else:
             found = score(products, criterion, psi, keywords, gpu)
-        close(found, expected, max(tolerance, 2e-2) if criterion in STEPS else tolerance)
+        close_scores(found, criterion, psi, keywords, products, tolerance)
 
 
 @pytest.mark.gpu
@@ -236,7 +243,7 @@ def test_score_dense(gpu, dtype, rank):
             downdate=torch.from_numpy(V).to(gpu),
             **on(gpu, keywords),
         )
-        close(found, expected, 2e-2 if criterion in STEPS else 5e-5)
+        close(found, expected, 2e-2 if criterion in ("label_flips", "ball_coverage") else 5e-5)
 
 
 @pytest.mark.gpu
