@@ -184,16 +184,16 @@ def test_temperature_of_uncertainty():
 def test_copies_of_points(name, dtype):
     """Of equal candidates the lowest; a copy of what is covered adds exactly nothing."""
     rng = np.random.default_rng(0)
-    places = rng.normal(size=(5, 20)).astype(dtype)
-    of = rng.permutation(np.repeat(np.arange(5), 6))
-    post = nf.Posterior.from_features(places[of], rng.normal(size=(30, 3)), None, None, None)
-    picked = nf.select(post, name, 30, radius=0.5)
-    first = picked.indices[:5]
-    assert sorted(of[first]) == list(range(5))
+    places = rng.normal(size=(9, 331)).astype(dtype)
+    of = rng.permutation(np.repeat(np.arange(9), 6))
+    post = nf.Posterior.from_features(places[of], rng.normal(size=(54, 3)), None, None, None)
+    picked = nf.select(post, name, 54, radius=0.5)
+    first = picked.indices[:9]
+    assert sorted(of[first]) == list(range(9))
     assert all(c == np.flatnonzero(of == of[c])[0] for c in first)
-    assert (picked.utilities[:5] > 0).all() and (picked.utilities[5:] == 0).all()
-    rest = np.setdiff1d(np.arange(30), first)
-    assert picked.indices[5:].tolist() == rest.tolist()  # nothing is left to cover
+    assert (picked.utilities[:9] > 0).all() and (picked.utilities[9:] == 0).all()
+    rest = np.setdiff1d(np.arange(54), first)
+    assert picked.indices[9:].tolist() == rest.tolist()  # nothing is left to cover
 
 
 def test_lengths_of_features_do_not_matter():
