@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -38,6 +39,9 @@ from .posterior import Posterior
 from .progress import track
 
 __all__ = ["Precision", "Selection", "Similarity", "select", "utilities"]
+
+
+Choose = Callable[[Array, Array], int]
 
 
 @dataclass(frozen=True)
@@ -287,9 +291,23 @@ def _best(utility: Array, candidates: Array) -> int:
     return int(ties[candidates[ties].argmin()])
 
 
-def _sequential_by_moments(task: _Task, of: Moments, b: int) -> tuple[list[int], list[float]]:
+def _chosen(choose: Choose | None, utility: Array, points: Array) -> int:
+    """Position of the pick: what `choose` says, checked, or the largest utility."""
+    if choose is None:
+        return _best(utility, points)
+    position = operator.index(choose(points, utility))
+    if not 0 <= position < len(points):
+        raise ArgumentValueError(
+            "choose", f"choose returned {position}; expected a position in [0, {len(points)})"
+        )
+    return position
+
+
+def _sequential_by_moments(
+    task: _Task, of: Moments, b: int, choose: Choose | None
+) -> tuple[list[int], list[float]]:
     first = _checked(of.utilities(), task.candidates)
-    batch = of.batch(b)
+    batch = of.batch(b) if choose is None else None
     if batch is not None:
         picked, utility = batch
         chosen = task.candidates[picked]
@@ -298,7 +316,8 @@ def _sequential_by_moments(task: _Task, of: Moments, b: int) -> tuple[list[int],
     indices, values = [], []
     for i in track(range(b), description=task.row.name):
         utility = first if i == 0 else _checked(of.utilities(), task.candidates)
-        best = _best(np.where(free, utility, -np.inf), task.candidates)
+        left = np.flatnonzero(free)
+        best = int(left[_chosen(choose, utility[left], task.candidates[left])])
         free[best] = False
         indices.append(int(task.candidates[best]))
         values.append(float(utility[best]))
@@ -313,11 +332,14 @@ _AGAIN = 64
 _ORDER = 1e-12
 
 
-def _sequential_by_coverage(task: _Task, b: int) -> tuple[list[int], list[float]]:
+def _sequential_by_coverage(
+    task: _Task, b: int, choose: Choose | None
+) -> tuple[list[int], list[float]]:
     """Pick, count the pick in, and score again those that may still be best.
 
     What a candidate covers anew never grows: what it was worth before bounds what it is worth
-    (the lazy greedy algorithm of Minoux). The picks are those of scoring all again.
+    (the lazy greedy algorithm of Minoux). The picks are those of scoring all again, as `choose`
+    needs it.
     """
     cover, candidates = _cover(task), task.candidates
     bound = _checked(cover.score(np.arange(len(candidates))), candidates)
@@ -325,7 +347,7 @@ def _sequential_by_coverage(task: _Task, b: int) -> tuple[list[int], list[float]
     free = np.ones(len(candidates), bool)
     indices, values = [], []
     for i in track(range(b), description=task.row.name):
-        again = _AGAIN
+        again = _AGAIN if choose is None else len(candidates)
         while True:
             best = np.max(bound, initial=0.0, where=current & free)
             behind = np.flatnonzero(free & ~current & (bound >= best * (1 - _ORDER)) & (bound > 0))
@@ -337,8 +359,8 @@ def _sequential_by_coverage(task: _Task, b: int) -> tuple[list[int], list[float]
             current[behind] = True
             again *= 2
         # What has covered nothing more before does not now.
-        known = free & (current | (bound == 0))
-        pick = _best(np.where(known, bound, -np.inf), candidates)
+        known = np.flatnonzero(free & (current | (bound == 0)))
+        pick = int(known[_chosen(choose, bound[known], candidates[known])])
         free[pick] = False
         indices.append(int(candidates[pick]))
         values.append(float(bound[pick]))
@@ -348,14 +370,14 @@ def _sequential_by_coverage(task: _Task, b: int) -> tuple[list[int], list[float]
     return indices, values
 
 
-def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
+def _sequential(task: _Task, b: int, choose: Choose | None = None) -> tuple[list[int], list[float]]:
     """Pick, condition on the pick with its pseudo-label argmax F, score again."""
     post, space = task.post, task.post._space
     if task.row.coverage:
-        return _sequential_by_coverage(task, b)
+        return _sequential_by_coverage(task, b, choose)
     without_pairs = _moments(task, b)
     if without_pairs is not None:
-        return _sequential_by_moments(task, without_pairs, b)
+        return _sequential_by_moments(task, without_pairs, b, choose)
     if not task.row.compiled:  # reads no evaluation points
         task.evaluation = task.evaluation[:0]
     points = np.union1d(task.candidates, task.evaluation)
@@ -364,7 +386,7 @@ def _sequential(task: _Task, b: int) -> tuple[list[int], list[float]]:
     indices, values = [], []
     for i in track(range(b), description=task.row.name):
         utility = _checked(task.score(scorer), rows[task.candidates])
-        best = _best(utility, task.candidates)
+        best = _chosen(choose, utility, rows[task.candidates])
         c, noise = int(task.candidates[best]), float(task.noise[best])
         indices.append(int(rows[c]))
         values.append(float(utility[best]))
@@ -516,6 +538,7 @@ def select(
     precision: Precision = "auto",
     similarity: Similarity | None = None,
     radius: float | Literal["auto"] = "auto",
+    choose: Choose | None = None,
 ) -> Selection:
     """Choose a batch of candidates; never a labelled point, never one twice.
 
@@ -537,12 +560,16 @@ def select(
         As in `utilities`; labelled candidates are left out.
     precision, similarity, radius
         As in `utilities`.
+    choose : callable, optional
+        How a pick is made: ``choose(points, utilities)`` gets the m candidates that are left and
+        their utilities, numpy arrays (m,), and returns the position of its pick in [0, m). For
+        random ties, batches drawn at random, or a look at all utilities of every round. Default:
+        the largest utility, of equal ones that of the lowest point.
 
     Returns
     -------
     Selection
-        `indices` into the N points and `utilities` at the time of each pick. Of equal utilities the
-        lowest point wins.
+        `indices` into the N points and `utilities` at the time of each pick.
 
     Raises
     ------
@@ -593,9 +620,16 @@ def select(
     values: Any
     if mode == "top":
         values = _utilities(task)
-        order = np.lexsort((task.candidates, -values))[:b]
+        if choose is None:
+            order = np.lexsort((task.candidates, -values))[:b]
+        else:
+            left = np.arange(len(values))
+            order = np.empty(b, np.int64)
+            for i in range(b):
+                position = _chosen(choose, values[left], task.candidates[left])
+                order[i], left = left[position], np.delete(left, position)
         indices, values = task.candidates[order], values[order]
     else:
-        indices, values = _sequential(task, b)
+        indices, values = _sequential(task, b, choose)
     wrap = post._library.wrap
     return Selection(wrap(np.asarray(indices, np.int64)), wrap(np.asarray(values, np.float64)))

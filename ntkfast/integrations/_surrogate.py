@@ -1,0 +1,304 @@
+"""What the integrations share: a posterior from what hosts have at hand, and picks from it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+
+from ..arrays import ArgumentTypeError, ArgumentValueError, Array, as_choice, as_numpy, library_of
+from ..criteria import automatic, find
+from ..posterior import Posterior
+from ..selection import select, utilities
+
+__all__ = [
+    "Kernel",
+    "Surrogate",
+    "array_of",
+    "check_kernel",
+    "host",
+    "kernel_matrix",
+    "kernel_model",
+    "linearised",
+    "network_model",
+    "network_of",
+    "numbered",
+    "rows_of",
+    "with_two_classes",
+]
+
+Kernel = str | Callable[[Any, Any], Any]
+# What softmax is undone with where a classifier is certain.
+_LEAST = float(np.finfo(np.float64).eps)
+# Losses of torch, and what a network trained with them is to `LookAheadLearner`.
+_LOSSES: dict[str, Literal["cross_entropy", "squared"]] = {
+    "CrossEntropyLoss": "cross_entropy",
+    "NLLLoss": "cross_entropy",
+    "MSELoss": "squared",
+}
+
+
+def host(module: str, extra: str) -> Any:
+    """Import a host, or say how to get it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise ImportError(
+            f"ntkfast.integrations.{extra} needs {error.name}: pip install 'ntkfast[{extra}]'"
+        ) from error
+
+
+def check_kernel(kernel: Any, *, networks: bool) -> None:
+    """Raise unless `kernel` is one of ours, one of scikit-learn's or a callable."""
+    from sklearn.metrics.pairwise import PAIRWISE_KERNEL_FUNCTIONS
+
+    if callable(kernel):
+        return
+    known = (*(("ntk",) if networks else ()), "features", *sorted(PAIRWISE_KERNEL_FUNCTIONS))
+    if not isinstance(kernel, str):
+        raise ArgumentTypeError(
+            "kernel", f"kernel must be a name or a callable; got a {type(kernel).__name__}"
+        )
+    as_choice("kernel", kernel, known)
+
+
+def kernel_matrix(kernel: Kernel, parameters: Mapping[str, Any] | None, A: Any, B: Any) -> Array:
+    """K (len(A), len(B)), float64, of a kernel of scikit-learn or of a callable on two sets."""
+    if callable(kernel):
+        K = np.asarray(kernel(A, B, **(parameters or {})), np.float64)
+    else:
+        from sklearn.metrics.pairwise import pairwise_kernels
+
+        K = np.asarray(pairwise_kernels(A, B, metric=kernel, **(parameters or {})), np.float64)
+    shape = (rows_of(A), rows_of(B))
+    if K.shape != shape:
+        raise ArgumentValueError(
+            "kernel",
+            f"kernel(A, B) has shape {K.shape}; expected {shape}, the kernel of every row of A "
+            "with every row of B",
+        )
+    return K
+
+
+@dataclass
+class Surrogate:
+    """A posterior of N points, and how the labels of any of them are distributed.
+
+    Attributes
+    ----------
+    posterior : Posterior
+        Its points are those that were given, in their order.
+    label_probs : callable or None
+        From indices of points to P (n, k); None: P follows the posterior.
+    """
+
+    posterior: Posterior
+    label_probs: Callable[[Array], Array] | None = None
+
+    def _arguments(self, criterion: str, candidates: Array, **keywords: Any) -> dict[str, Any]:
+        if criterion == "auto":
+            criterion = automatic(self.posterior.loss)
+        row = find(criterion)
+        if "log_loss_targets" in row.needs:
+            raise ArgumentValueError(
+                "criterion",
+                f"{criterion} needs log_loss_targets, which this host does not have: call "
+                "ntkfast.utilities or ntkfast.select",
+            )
+        if self.label_probs is not None and "label_probs" in row.needs:
+            keywords["label_probs"] = self.label_probs(candidates)
+        return dict(post=self.posterior, criterion=criterion, candidates=candidates, **keywords)
+
+    def utilities(self, criterion: str, candidates: Array, **keywords: Any) -> Array:
+        """Score the candidates as `ntkfast.utilities` does, in numpy."""
+        return _host_array(utilities(**self._arguments(criterion, candidates, **keywords)))
+
+    def select(
+        self, criterion: str, candidates: Array, batch_size: int, mode: Any, **keywords: Any
+    ) -> tuple[Array, Array]:
+        """Pick as `ntkfast.select` does; return indices and utilities, in numpy."""
+        picked = select(
+            batch_size=batch_size, mode=mode, **self._arguments(criterion, candidates, **keywords)
+        )
+        return _host_array(picked.indices), _host_array(picked.utilities)
+
+
+def kernel_model(
+    kernel: Kernel,
+    parameters: Mapping[str, Any] | None,
+    points: Any,
+    labeled: Any,
+    targets: Array,
+    k: int,
+    ridge: float | Literal["auto"],
+    *,
+    noise: Any = None,
+) -> Posterior:
+    """Build kernel ridge regression on one-hot labels, from outputs that are zero.
+
+    F = K(., L) (K_LL + ridge I)^-1 T: squared loss, `targets` (n,) are numbers of classes. If
+    fewer than two are known, there are two all the same, as in `with_two_classes`.
+    """
+    N, n = rows_of(points), len(targets)
+    k = max(k, 2)
+    zeros, zeros_labeled = np.zeros((N, k)), np.zeros((n, k))
+    rest: dict[str, Any] = dict(ridge=ridge, noise=noise)
+    if kernel == "linear" and not parameters and points.shape[1] < N:
+        # The same kernel in weight space, where nothing N x N exists.
+        return _exact_features(
+            _dense(points), zeros, _dense(labeled), zeros_labeled, targets, **rest
+        )
+    K_uu = kernel_matrix(kernel, parameters, points, points)
+    K_lu = kernel_matrix(kernel, parameters, labeled, points) if n else None
+    K_ll = kernel_matrix(kernel, parameters, labeled, labeled) if n else None
+    return Posterior.from_kernel(K_uu, K_lu, K_ll, zeros, zeros_labeled, targets, **rest)
+
+
+def linearised(
+    points: Any,
+    labeled: Any,
+    P: Array,
+    P_labeled: Array,
+    targets: Array,
+    ridge: float | Literal["auto"],
+) -> Posterior:
+    """Take a classifier as linear in given features, trained with cross-entropy.
+
+    Its outputs are the logarithms of its probabilities, whose soft-max they are.
+    """
+    return _exact_features(
+        _dense(points),
+        np.log(np.maximum(with_two_classes(P), _LEAST)),
+        _dense(labeled),
+        np.log(np.maximum(with_two_classes(P_labeled), _LEAST)),
+        targets,
+        ridge,
+        loss="cross_entropy",
+    )
+
+
+def _exact_features(points: Any, *arguments: Any, **keywords: Any) -> Posterior:
+    """Posterior of features that are no sketch: however many labels, they are exact."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*outnumber a quarter of the")
+        return Posterior.from_features(points, *arguments, **keywords)
+
+
+def network_of(model: Any) -> tuple[Any, Literal["cross_entropy", "squared"]]:
+    """Return the torch network inside a classifier and the loss that it was trained with.
+
+    Of a skorch net, and of what wraps one as `neural_net_` (scikit-activeml's SkorchClassifier) or
+    `estimator_` (its SklearnClassifier). Where scikit-activeml's `forward_outputs` says that the
+    network returns several tensors, of its first entry.
+
+    Raises
+    ------
+    TypeError, ValueError
+        There is none, it is not trained yet, or its loss is another one.
+    """
+    import torch
+
+    outputs = getattr(model, "forward_outputs", None)
+    net = getattr(model, "neural_net_", getattr(model, "estimator_", model))
+    network, criterion = getattr(net, "module_", None), getattr(net, "criterion_", None)
+    if not isinstance(network, torch.nn.Module):
+        raise ArgumentTypeError(
+            "kernel",
+            f'kernel="ntk" needs a torch network, and a {type(net).__name__} holds none, or is not '
+            "trained yet: use a skorch net, or another kernel",
+        )
+    losses = [
+        loss for name, loss in _LOSSES.items() if isinstance(criterion, getattr(torch.nn, name))
+    ]
+    if not losses:
+        raise ArgumentValueError(
+            "kernel",
+            f"the network is trained with {type(criterion).__name__}, and the tangent kernel is "
+            f"worked out for {', '.join(_LOSSES)}: use one of these, or another kernel",
+        )
+    return network if outputs is None else _output(
+        network, next(iter(outputs.values()))[0]
+    ), losses[0]
+
+
+def _output(network: Any, index: int) -> Any:
+    """Return a network that returns the tensor at `index` of those that `network` returns."""
+    import torch
+
+    class Output(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Any) -> Any:
+            returned = self.network(x)
+            return returned[index] if isinstance(returned, (tuple, list)) else returned
+
+    return Output().train(network.training)
+
+
+def network_model(
+    network: Any,
+    loss: Literal["cross_entropy", "squared"],
+    parameters: Mapping[str, Any] | None,
+    points: Any,
+    labeled: Any,
+    targets: Array,
+    k: int,
+    ridge: float | Literal["auto"],
+) -> Posterior:
+    """Posterior of a network, linearised; `parameters` are keywords of `LookAheadLearner`."""
+    from ..learner import LookAheadLearner
+
+    keywords: dict[str, Any] = {"loss": loss, "ridge": ridge, **(parameters or {})}
+    learner = LookAheadLearner(network, classes=range(k), evaluation_size=None, **keywords)
+    return learner.fit(labeled if len(targets) else None, targets, points).posterior
+
+
+def rows_of(points: Any) -> int:
+    """Return the number of points; sparse matrices have no len()."""
+    return int(points.shape[0]) if hasattr(points, "shape") else len(points)
+
+
+def array_of(points: Any) -> Any:
+    """Points as an array, (n, ...); sparse matrices stay sparse."""
+    if hasattr(points, "toarray"):
+        return points.tocsr()
+    return as_numpy("X", points)
+
+
+def numbered(name: str, labels: list[Any], classes: Any) -> tuple[Array, int]:
+    """Return the number of each label's class, and of how many; classes None: the labels there."""
+    known = np.unique(np.asarray(labels)) if classes is None else np.asarray(classes)
+    number = {label: i for i, label in enumerate(known.tolist())}
+    for i, label in enumerate(labels):
+        if label not in number:
+            raise ArgumentValueError(
+                name,
+                f"{name}[{i}] is {label!r}, which is none of the classes that the classifier was "
+                "fitted to: fit it again",
+            )
+    return np.array([number[label] for label in labels], np.int64), len(number)
+
+
+def with_two_classes(P: Any) -> Array:
+    """P (n, k), float64; where fewer than two classes are known, with others that no point has."""
+    P = np.asarray(P, np.float64)
+    missing = max(2 - P.shape[1], 0)
+    return np.concatenate([P, np.zeros((len(P), missing))], axis=1) if missing else P
+
+
+def _dense(points: Any) -> Any:
+    return points.toarray() if hasattr(points, "toarray") else points
+
+
+def _host_array(array: Any) -> Array:
+    """Bring a result to the host, as numpy."""
+    (array,) = library_of(array).fetch(result=array)
+    return as_numpy("result", array)
