@@ -42,16 +42,14 @@ _LOSSES: dict[str, Literal["cross_entropy", "squared"]] = {
 }
 
 
-def host(module: str, extra: str) -> Any:
-    """Import a host, or say how to get it."""
+def host(module: str, install: str) -> None:
+    """Import a host, or say how to get it: ``pip install {install}``."""
     try:
-        return import_module(module)
+        import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        if error.name != module:
             raise
-        raise ImportError(
-            f"ntkfast.integrations.{extra} needs {error.name}: pip install 'ntkfast[{extra}]'"
-        ) from error
+        raise ImportError(f"this integration needs {module}: pip install {install}") from error
 
 
 def check_kernel(kernel: Any, *, networks: bool) -> None:
@@ -204,6 +202,12 @@ def network_of(model: Any) -> tuple[Any, Literal["cross_entropy", "squared"]]:
     """
     import torch
 
+    if not getattr(model, "is_fitted_", True):
+        raise ArgumentValueError(
+            "kernel",
+            'kernel="ntk" needs a trained network, and the one in this classifier could not be '
+            "fitted: it has no labels, or see the warning of its fit",
+        )
     outputs = getattr(model, "forward_outputs", None)
     net = getattr(model, "neural_net_", getattr(model, "estimator_", model))
     network, criterion = getattr(net, "module_", None), getattr(net, "criterion_", None)
@@ -249,7 +253,7 @@ def network_model(
     parameters: Mapping[str, Any] | None,
     points: Any,
     labeled: Any,
-    targets: Array,
+    targets: Any,
     k: int,
     ridge: float | Literal["auto"],
 ) -> Posterior:

@@ -11,7 +11,7 @@ from ..arrays import ArgumentTypeError, Array
 from ..learner import LookAheadLearner
 from ._surrogate import host
 
-host("baal", "baal")
+host("baal", "'ntkfast[baal]'")
 
 from baal.active import ActiveLearningDataset, ActiveLearningLoop  # noqa: E402
 from baal.active.heuristics import Precomputed  # noqa: E402

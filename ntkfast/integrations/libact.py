@@ -21,7 +21,7 @@ from ._surrogate import (
     with_two_classes,
 )
 
-host("libact.base.interfaces", "libact")
+host("libact", "git+https://github.com/ntucllab/libact  # 0.2; 0.1.6 of PyPI is too old")
 
 from libact.base.interfaces import ProbabilisticModel, QueryStrategy  # noqa: E402
 

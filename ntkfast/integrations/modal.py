@@ -23,7 +23,7 @@ from ._surrogate import (
     with_two_classes,
 )
 
-host("modAL", "modal")
+host("modAL", "'ntkfast[modal]'")
 
 from modAL.models import BayesianOptimizer  # noqa: E402
 from modAL.models.base import BaseCommittee  # noqa: E402
@@ -125,19 +125,19 @@ def _surrogate(
     parameters: Mapping[str, Any] | None,
 ) -> Surrogate:
     labels = [] if y_training is None else np.asarray(y_training).ravel().tolist()
-    classes = getattr(learner.estimator, "classes_", None)
-    is_fitted = classes is not None
-    targets, k = numbered("y_training", labels, classes)
     if X_training is None:
         X_training = X_pool[:0]
     if kernel == "ntk":
         network, loss = network_of(learner.estimator)
-        k = np.asarray(learner.predict_proba(X_pool[:1])).shape[1]
+        k = np.asarray(learner.predict_proba(array_of(X_pool)[:1])).shape[1]
+        # A net takes its labels for the numbers of its outputs, whichever it has seen.
+        points, labeled = array_of(X_pool), array_of(X_training)
         return Surrogate(
-            network_model(
-                network, loss, parameters, array_of(X_pool), array_of(X_training), targets, k, ridge
-            )
+            network_model(network, loss, parameters, points, labeled, labels, k, ridge)
         )
+    classes = getattr(learner.estimator, "classes_", None)
+    is_fitted = classes is not None
+    targets, k = numbered("y_training", labels, classes)
     seen, labeled = (
         array_of(learner.transform_without_estimating(X) if learner.on_transformed else X)
         for X in (X_pool, X_training)

@@ -24,7 +24,7 @@ from ._surrogate import (
     with_two_classes,
 )
 
-host("skactiveml", "skactiveml")
+host("skactiveml", "'ntkfast[skactiveml]'")
 
 from skactiveml.base import (  # noqa: E402
     SingleAnnotatorPoolQueryStrategy,
@@ -202,6 +202,13 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
         if self.kernel == "ntk":
             network, loss = network_of(clf)
             k = _probabilities(clf.predict_proba(X[:1]))[0].shape[1]
+            if hasattr(clf, "estimator_") and not np.array_equal(classes, np.arange(k)):
+                raise ArgumentValueError(
+                    "clf",
+                    "clf hands its net the labels as they are, which must be the numbers of the "
+                    f"net's outputs, and it has the classes {classes.tolist()}: use a "
+                    "SkorchClassifier, which numbers them",
+                )
             dtype = getattr(clf, "sample_dtype", None)
             points, labeled = (a if dtype is None else a.astype(dtype) for a in (points, labeled))
             return Surrogate(

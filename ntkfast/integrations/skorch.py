@@ -7,7 +7,7 @@ from typing import Any
 from ..learner import LookAheadLearner
 from ._surrogate import host, network_of
 
-host("skorch", "skorch")
+host("skorch", "'ntkfast[skorch]'")
 
 __all__ = ["look_ahead_learner"]
 
@@ -15,8 +15,8 @@ __all__ = ["look_ahead_learner"]
 def look_ahead_learner(net: Any, **keywords: Any) -> LookAheadLearner:
     """Return a `ntkfast.LookAheadLearner` of the network that a skorch net has trained.
 
-    The loss is that of ``net.criterion`` and the classes are ``net.classes_``. Indices of its
-    queries refer to the pool given to its `fit`.
+    The loss is that of ``net.criterion``, the classes are ``net.classes`` or the numbers of the
+    outputs. Indices of its queries refer to the pool given to its `fit`.
 
     Parameters
     ----------
@@ -37,8 +37,6 @@ def look_ahead_learner(net: Any, **keywords: Any) -> LookAheadLearner:
     >>> picked = learner.query(20)                                           # doctest: +SKIP
     """
     network, loss = network_of(net)
-    found: dict[str, Any] = {"loss": loss}
-    classes = getattr(net, "classes_", None)
-    if classes is not None:
-        found["classes"] = classes
+    # Not `classes_`, which are the labels that the training data happened to have.
+    found = {"loss": loss, "classes": getattr(net, "classes", None)}
     return LookAheadLearner(network, **{**found, **keywords})

@@ -20,15 +20,13 @@ from ._surrogate import (
     with_two_classes,
 )
 
-host("small_text", "small_text")
+host("small_text", "'ntkfast[small_text]'")
 
 from small_text.query_strategies import EmbeddingBasedQueryStrategy  # noqa: E402
-from small_text.query_strategies.base import constraints  # noqa: E402
 
 __all__ = ["LookAhead"]
 
 
-@constraints(classification_type="single-label")
 class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
     """Query what would change the predictions everywhere for the better, without retraining.
 
@@ -104,6 +102,11 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
         ValueError, RuntimeError
             Labels of several classes a text; embeddings that do not fit.
         """
+        if hasattr(y, "toarray"):
+            raise RuntimeError(
+                "y is a sparse matrix, labels of several classes a text; LookAhead is for "
+                "single-label classification"
+            )
         everything = np.concatenate([indices_unlabeled, indices_labeled]).astype(np.int64)
         if embeddings is not None:
             embeddings = array_of(embeddings)
