@@ -29,7 +29,7 @@ from .lock import Lock
 from .loss import Loss, as_loss
 from .ntk import EmpiricalNTK, InputFields, SketchName, as_tensor
 from .posterior import Posterior, missing, missing_for
-from .selection import Precision, Selection, Similarity, select
+from .selection import Choose, Precision, Selection, Similarity, select
 
 __all__ = ["LookAheadLearner"]
 
@@ -299,6 +299,7 @@ class LookAheadLearner:
         precision: Precision = "auto",
         similarity: Similarity | None = None,
         radius: float | Literal["auto"] = "auto",
+        choose: Choose | None = None,
     ) -> Selection:
         """Choose `batch_size` points of the pool; changes nothing, so asking twice is harmless.
 
@@ -322,7 +323,7 @@ class LookAheadLearner:
             which those of the drawn points count.
         noise : array (N_c,), optional
             Noise of the candidates' labels in (0, inf], in the order of `candidates`.
-        temperature, precision, similarity, radius
+        temperature, precision, similarity, radius, choose
             As in `ntkfast.select`, like the meaning of all the others.
 
         Returns
@@ -374,6 +375,7 @@ class LookAheadLearner:
             precision=precision,
             similarity=similarity,
             radius=radius,
+            choose=choose,
         )
         if posterior._library == fitted.library:
             return picked

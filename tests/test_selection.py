@@ -31,8 +31,11 @@ def softened(F, p):
     return reference.softmax(F / p["residual_temperature"])
 
 
-def refitted_batch(p, criterion, b, k_given):
-    """Picks and utilities, everything solved anew from the kernel before each pick."""
+def refitted_batch(p, criterion, b, k_given, rank=0):
+    """Picks and utilities, everything solved anew from the kernel before each pick.
+
+    `rank`: how many of the left candidates are better than each pick.
+    """
     phi = np.vstack([p["phi_c"], p["phi_x"]])
     f = np.vstack([p["f_c"], p["f_x"]])
     N_c = len(p["f_c"])
@@ -73,9 +76,10 @@ def refitted_batch(p, criterion, b, k_given):
             log_loss_targets=p["Q"],
             residual_temperature=p["residual_temperature"],
         )
-        c = int(left[utility.argmax()])
+        best = utility.argsort()[-1 - rank]
+        c = int(left[best])
         picks.append(c)
-        values.append(utility.max())
+        values.append(utility[best])
         expected = F[c] if p["loss"] == "squared" else softened(F[c], p)
         step = p["scale"] * (np.eye(f.shape[1])[F[c].argmax()] - expected)
         labeled = np.vstack([labeled, phi[c]])
@@ -119,6 +123,44 @@ def test_sequential_is_refitting_after_each_pick(criterion, loss, d, k_given, an
         assert relative_error(anywhere.host(found.utilities)[:same], values[:same]) <= 1e-9
         for now, then in zip((post.mean, post.variance), before, strict=True):
             np.testing.assert_array_equal(anywhere.host(now), anywhere.host(then))
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.parametrize("criterion", ["expected_entropy", "variance_reduction", "epig"])
+def test_choose(criterion, representation, anywhere):
+    """Who chooses sees all that is left, each with its utility; here the second best is taken."""
+    p = random_problem(3, d=5, N_x=60, **SETTINGS["squared"])
+    picks, values = refitted_batch(p, criterion, 4, True, rank=1)
+    post = posterior(p, representation, convert=anywhere.put)
+    options, seen = keywords(p, anywhere.put), []
+
+    def second(points, utilities):
+        seen.append((points.copy(), utilities.copy()))
+        return utilities.argsort()[-2]
+
+    found = nf.select(post, criterion, 4, choose=second, **options)
+    assert anywhere.host(found.indices).tolist() == picks
+    assert relative_error(anywhere.host(found.utilities), values) <= 1e-9
+    everything = anywhere.host(options["candidates"])
+    for i, (points, utilities) in enumerate(seen):
+        np.testing.assert_array_equal(np.sort(points), np.setdiff1d(everything, picks[:i]))
+        assert utilities[points == picks[i]] == pytest.approx(values[i], rel=1e-9)
+
+    seen.clear()
+    top = nf.select(post, criterion, 4, "top", choose=second, **options)
+    first = anywhere.host(nf.utilities(post, criterion, **options))
+    order = everything[(-first).argsort(kind="stable")]
+    np.testing.assert_array_equal(anywhere.host(top.indices), order[1:5])
+    for points, utilities in seen:
+        place = [everything.tolist().index(point) for point in points]
+        np.testing.assert_array_equal(utilities, first[place])
+
+    for wrong in (-1, len(everything)):
+        for mode in ("top", "sequential"):
+            with pytest.raises(
+                ValueError, match=f"choose returned {wrong}; expected a position in"
+            ):
+                nf.select(post, criterion, 2, mode, choose=lambda *_, w=wrong: w, **options)
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
