@@ -11,7 +11,7 @@ CUDA ?= OFF
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
-PACKAGING := pyproject.toml constraints.txt CMakeLists.txt cmake/choose_cuda.cmake
+PACKAGING := pyproject.toml constraints.txt tests/hosts.txt CMakeLists.txt cmake/choose_cuda.cmake
 CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
 
 .PHONY: demo install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda bench sanitize clean
@@ -95,4 +95,5 @@ $(BIN)/pip:
 .venv/installed-%: .venv/build-tools $(PACKAGING) $(CPP)
 	$(PIP) --no-build-isolation --editable ".[$*]" \
 	  --config-settings=cmake.define.NTKFAST_CUDA=$(CUDA)
+	$(if $(filter dev test,$*),$(PIP) --no-deps --requirement tests/hosts.txt)
 	touch $@ $(if $(filter dev,$*),$(addprefix .venv/installed-,demo test bench)) # which dev holds

@@ -1,8 +1,8 @@
 """skorch: the tangent kernel of a trained net picks a batch and learns its labels without SGD."""
 
 import torch
-from skorch import NeuralNetClassifier
 from sklearn.datasets import load_digits
+from skorch import NeuralNetClassifier
 
 from ntkfast.integrations.skorch import look_ahead_learner
 

@@ -259,7 +259,7 @@ def _cover(task: _Task) -> Cover:
     )
 
 
-def _moments(task: _Task, rounds: int) -> Moments | None:
+def _moments(task: _Task, rounds: int, *, chosen: bool = False) -> Moments | None:
     """Return what scores so many rounds of picks without pairs, if that is possible and pays."""
     if not task.row.moments:
         return None
@@ -271,6 +271,7 @@ def _moments(task: _Task, rounds: int) -> Moments | None:
         noise=task.noise,
         rounds=rounds,
         precision=task.precision,
+        chosen=chosen,
     )
 
 
@@ -375,7 +376,7 @@ def _sequential(task: _Task, b: int, choose: Choose | None = None) -> tuple[list
     post, space = task.post, task.post._space
     if task.row.coverage:
         return _sequential_by_coverage(task, b, choose)
-    without_pairs = _moments(task, b)
+    without_pairs = _moments(task, b, chosen=choose is not None)
     if without_pairs is not None:
         return _sequential_by_moments(task, without_pairs, b, choose)
     if not task.row.compiled:  # reads no evaluation points
@@ -581,8 +582,8 @@ def select(
     Sequential costs `batch_size` times the scoring, plus a copy of the points concerned (features)
     or a row of N numbers per pick (kernel). A float32 S with max S / noise > 1e4 is copied in
     float64 under "auto", because picks subtract. Where `utilities` needs no pairs, a pick costs one
-    pass over the features; a GPU makes all picks without the host. That subtracts as well, and is
-    not done where max S / noise > 1e5.
+    pass over the features; a GPU makes all picks without the host (with `choose` it scores pairs).
+    That subtracts as well, and is not done where max S / noise > 1e5.
     """
     if isinstance(batch_size, (bool, np.bool_)):
         raise ArgumentTypeError("batch_size", "batch_size must be an integer")

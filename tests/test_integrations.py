@@ -42,7 +42,8 @@ def test_a_missing_host(name, monkeypatch):
     import ntkfast.integrations
 
     monkeypatch.delitem(vars(ntkfast.integrations), name, raising=False)
-    message = rf"needs {HOSTS[name]}: pip install 'ntkfast\[{name}\]'"
+    extra = name.replace("_", "-")
+    message = rf"needs {HOSTS[name]}: pip install 'ntkfast\[{extra}\]'"
     if name == "libact":
         message = "needs libact: pip install git.*ntucllab/libact"
     with pytest.raises(ImportError, match=message):

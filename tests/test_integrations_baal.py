@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("baal", reason="baal is not installed (it requires all of jupyter)")
 
+import torch
 from baal import ModelWrapper
 from baal.active import ActiveLearningDataset
-from baal.active.heuristics import BALD
 from baal.bayesian.dropout import patch_module
 from baal.modelwrapper import TrainingArgs
 
@@ -30,7 +30,7 @@ def data():
     return X, X[:, :3].argmax(1)
 
 
-def network(y=None):
+def network():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
     with torch.no_grad():
@@ -159,13 +159,13 @@ def test_errors(data, dataset):
     with pytest.raises(ValueError, match="unknown criterion"):
         look_ahead_loop(model, dataset, criterion="unknown")
     alone = ActiveLearningDataset(torch.utils.data.TensorDataset(X, y), dataset.labelled_map)
-    alone._dataset = [x for x in X]
+    alone._dataset = list(X)
     with pytest.raises(TypeError, match=r"expected \(x, y\)"):
         LookAhead(model, alone)(dataset.pool)
     # Dropout that stays on while predicting has no tangent kernel.
     dropout = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(), torch.nn.Linear(8, 3))
-    assert isinstance(BALD(), object) and patch_module(dropout)
-    with pytest.raises(ValueError, match="chance|random|twice"):
+    assert patch_module(dropout)
+    with pytest.raises(ValueError, match="draws random numbers in eval mode"):
         look_ahead_loop(dropout, dataset, 3).step()
 
 

@@ -56,7 +56,10 @@ def test_variance_reduction_with_labels_arriving(data, form):
         np.testing.assert_allclose(scores, expected[ids], rtol=1e-8)
         ask_id = strategy.make_query()
         assert type(ask_id) is int and ask_id == ids[scores.argmax()]
-        assert strategy.make_query(return_score=True) == (ask_id, list(zip(ids, scores)))
+        assert strategy.make_query(return_score=True) == (
+            ask_id,
+            list(zip(ids, scores, strict=True)),
+        )
         entries.update(ask_id, y[ask_id])
         labeled.append(ask_id)
 

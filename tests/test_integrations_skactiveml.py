@@ -348,7 +348,7 @@ def test_labels_of_any_kind(data, name, missing_label):
 @pytest.mark.filterwarnings("ignore")
 def test_few_labels(data, name, known, named):
     """No label, labels of one class; with and without the names of all classes."""
-    X, y = data
+    X, _ = data
     if not named and (known == 0 or name == "ntk"):
         pytest.skip("no classes at all, or fewer than the network has outputs")
     strategy, clf = made(name, classes=np.arange(CLASSES) if named else None)
@@ -472,7 +472,7 @@ def test_a_network_with_an_unknown_loss(data):
     torch = pytest.importorskip("torch")
     X, y = data
     clf = linear_network(criterion=torch.nn.MultiMarginLoss)
-    with pytest.raises(ValueError, match="trained with .*MultiMarginLoss"):
+    with pytest.raises(ValueError, match=r"trained with .*MultiMarginLoss"):
         LookAhead(kernel="ntk").query(X, y, clf)
 
 
@@ -571,7 +571,7 @@ else:
 
         def test_init_param_cost_matrix(self):
             cases = [
-                (np.ones((2, 2)), ValueError),
+                (np.ones((3, 3)), ValueError),
                 (np.ones((2, 3)), ValueError),
                 ("x", ValueError),
             ]

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-skorch = pytest.importorskip("skorch")
-torch = pytest.importorskip("torch")
+pytest.importorskip("skorch")
+
+import skorch
+import torch
 
 import ntkfast as nf
 from ntkfast.integrations.skorch import look_ahead_learner

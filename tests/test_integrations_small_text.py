@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-st = pytest.importorskip("small_text")
+pytest.importorskip("small_text")
 
+import small_text as st
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -83,7 +84,7 @@ def test_fisher_variance_reduction(data, kind):
 @pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, np.float32], ids=str)
 def test_given_embeddings_are_those_of_the_data_set(data, form):
     """Rows of the data set, in whatever order the host hands on indices."""
-    X, y, dataset = data
+    _, y, dataset = data
     clf = trained(dataset)
     E = np.random.default_rng(0).normal(size=(N, 20))
     u = literal(E, LABELED, clf.predict_proba(dataset), 0.1)
@@ -120,7 +121,7 @@ def test_embed_kwargs_and_kernels(data):
 
 
 def test_rules(data):
-    X, y, dataset = data
+    _, y, dataset = data
     clf = trained(dataset)
     strategy = LookAhead()
     first = strategy.query(clf, dataset, POOL, LABELED, y[LABELED], n=5, pbar=None)
@@ -156,7 +157,7 @@ def test_texts_without_a_label_among_the_labelled(data):
 
 def test_in_the_loop_of_the_host(data):
     """Queried, ignored and labelled texts never come back."""
-    X, y, dataset = data
+    _, y, dataset = data
 
     class Factory:
         def new(self):

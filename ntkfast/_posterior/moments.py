@@ -209,10 +209,16 @@ def moments(
     noise: Array,
     rounds: int,
     precision: str,
+    chosen: bool = False,
 ) -> Moments | None:
-    """Return what scores so many rounds of picks without pairs; None: no gain, or not exact."""
+    """Return what scores so many rounds of picks without pairs; None: no gain, or not exact.
+
+    `chosen`: the caller makes the picks one by one, which moments on a GPU are not made for.
+    """
     features, k = space.rows, space.per_point
     if not isinstance(features, WeightSpace):
+        return None
+    if chosen and isinstance(features.engine, GpuEngine):
         return None
     if rounds > 1 and space.variance.max() > _LIMIT * noise.min():
         return None

@@ -496,10 +496,12 @@ def _weights(name: str, weight: Any, n: int) -> Array:
     """Weights (n,), finite and >= 0; default: 1."""
     if weight is None:
         return np.ones(n)
-    weight = check_array(weight, ensure_2d=False, dtype=np.float64, input_name=name)
-    if weight.shape != (n,) or (weight < 0).any():
-        raise ArgumentValueError(name, f"{name} must be {n} numbers >= 0; got shape {weight.shape}")
-    return weight
+    numbers: Array = check_array(weight, ensure_2d=False, dtype=np.float64, input_name=name)
+    if numbers.shape != (n,) or (numbers < 0).any():
+        raise ArgumentValueError(
+            name, f"{name} must be {n} numbers >= 0; got shape {numbers.shape}"
+        )
+    return numbers
 
 
 class _Scored:

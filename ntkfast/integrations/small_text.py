@@ -20,7 +20,7 @@ from ._surrogate import (
     with_two_classes,
 )
 
-host("small_text", "'ntkfast[small_text]'")
+host("small_text", "'ntkfast[small-text]'")
 
 from small_text.query_strategies import EmbeddingBasedQueryStrategy  # noqa: E402
 
