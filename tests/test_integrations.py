@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 HOSTS = {
     "skactiveml": "skactiveml",
@@ -56,3 +59,8 @@ def test_unknown_host():
     with pytest.raises(AttributeError, match="'alipy'"):
         _ = ntkfast.integrations.alipy
     assert set(HOSTS) < set(dir(ntkfast.integrations))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 25

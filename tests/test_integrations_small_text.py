@@ -155,6 +155,17 @@ def test_texts_without_a_label_among_the_labelled(data):
     assert found == POOL[u.argmax()]
 
 
+def test_before_there_is_a_classifier(data):
+    X, _, dataset = data
+    nobody, query = np.zeros(0, int), dict(clf=None, dataset=dataset, embeddings=X, n=1)
+    strategy = LookAhead("variance_reduction", "linear", ridge=0.1)
+    found = strategy.query(indices_unlabeled=POOL, indices_labeled=nobody, y=None, **query)
+    K = X[POOL] @ X[POOL].T
+    assert found == POOL[((K**2).sum(0) / (K.diagonal() + 0.1)).argmax()]
+    with pytest.raises(ValueError, match="needs a trained classifier"):
+        LookAhead().query(indices_unlabeled=POOL, indices_labeled=nobody, y=None, **query)
+
+
 def test_in_the_loop_of_the_host(data):
     """Queried, ignored and labelled texts never come back."""
     _, y, dataset = data
@@ -164,7 +175,11 @@ def test_in_the_loop_of_the_host(data):
             return Embedding(LogisticRegression(), CLASSES)
 
     learner = st.PoolBasedActiveLearner(Factory(), LookAhead(), dataset)
-    learner.initialize_data(LABELED, y[LABELED], indices_ignored=IGNORED)
+    if hasattr(learner, "initialize_data"):  # small-text 1.4
+        learner.initialize_data(LABELED, y[LABELED])
+    else:
+        learner.initialize(LABELED)
+    learner.indices_ignored = IGNORED
     seen = set(LABELED.tolist()) | set(IGNORED.tolist())
     for _ in range(3):
         picked = learner.query(10)

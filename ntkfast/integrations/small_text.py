@@ -74,8 +74,10 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
 
         Parameters
         ----------
-        clf : small_text.classifiers.Classifier
-            The trained classifier; its `embed` makes the embeddings, unless they are given.
+        clf : small_text.classifiers.Classifier or None
+            The trained classifier; its `embed` makes the embeddings, unless they are given. None,
+            before there is one (small-text 2.0): needs embeddings and another kernel than
+            "features".
         dataset : small_text.data.datasets.Dataset
             All texts.
         indices_unlabeled, indices_labeled : ndarray of int
@@ -147,12 +149,21 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
         `query` calls it with the texts that are labelled or candidates.
         """
         embeddings = array_of(embeddings)
-        P = clf.predict_proba(dataset) if embeddings_proba is None else embeddings_proba
-        P = with_two_classes(as_numpy("embeddings_proba", P))
-        y = np.asarray(y)
+        P = embeddings_proba
+        if P is None and clf is not None:
+            P = clf.predict_proba(dataset)
+        if P is not None:
+            P = with_two_classes(as_numpy("embeddings_proba", P))
+        elif self.kernel == "features":
+            raise ArgumentValueError(
+                "kernel",
+                'kernel="features" needs a trained classifier, and there is none yet: query with '
+                'another kernel first, LookAhead(kernel="rbf")',
+            )
+        y = np.zeros(0) if y is None else np.asarray(y)
         known = y >= 0  # LABEL_UNLABELED and LABEL_IGNORED are negative
         labeled, targets = np.asarray(indices_labeled)[known], y[known].astype(np.int64)
-        surrogate = self._surrogate(embeddings, embeddings[labeled], P, P[labeled], targets)
+        surrogate = self._surrogate(embeddings, labeled, P, targets)
         return surrogate.select(
             self.criterion,
             np.asarray(indices_unlabeled, np.int64),
@@ -161,16 +172,18 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
             temperature=self.temperature,
         )[0]
 
-    def _surrogate(
-        self, points: Any, labeled: Any, P: Array, P_labeled: Array, targets: Array
-    ) -> Surrogate:
+    def _surrogate(self, E: Any, labeled: Array, P: Array | None, targets: Array) -> Surrogate:
+        if P is None:
+            k = int(targets.max(initial=0)) + 1
+            return Surrogate(
+                kernel_model(self.kernel, self.kernel_params, E, E[labeled], targets, k, self.ridge)
+            )
         if self.kernel == "features":
-            return Surrogate(linearised(points, labeled, P, P_labeled, targets, self.ridge))
-        k = P.shape[1]
-        return Surrogate(
-            kernel_model(self.kernel, self.kernel_params, points, labeled, targets, k, self.ridge),
-            lambda of: P[of],
+            return Surrogate(linearised(E, E[labeled], P, P[labeled], targets, self.ridge))
+        posterior = kernel_model(
+            self.kernel, self.kernel_params, E, E[labeled], targets, P.shape[1], self.ridge
         )
+        return Surrogate(posterior, lambda of: P[of])
 
     def __str__(self) -> str:
         return f"LookAhead(criterion={self.criterion!r}, kernel={self.kernel!r})"
