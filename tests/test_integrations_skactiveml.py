@@ -237,6 +237,13 @@ def test_tangent_kernel_of_a_network(data):
     assert relative_error(row, expected[LABELED:]) < 1e-4  # float32
 
 
+def test_a_network_that_is_fitted_elsewhere(data):
+    X, _ = data
+    clf = linear_network()
+    picked = LookAhead(kernel="ntk").query(X, np.full(N, np.nan), clf, fit_clf=False)
+    assert picked.shape == (1,) and not hasattr(clf, "neural_net_")
+
+
 def test_a_network_of_several_outputs(data):
     torch = pytest.importorskip("torch")
 
@@ -260,6 +267,12 @@ def test_a_network_of_several_outputs(data):
         LookAhead(kernel="ntk").query(X, y, model, return_utilities=True)[1] for model in (clf, two)
     ]
     np.testing.assert_allclose(*rows, rtol=1e-5)
+    given = LookAhead(kernel="features", kernel_params={"extra_outputs": "emb"})  # which are X
+    rows = [
+        strategy.query(X, y, model, return_utilities=True)[1]
+        for strategy, model in ((LookAhead(kernel="features"), clf), (given, two))
+    ]
+    np.testing.assert_allclose(*rows, rtol=1e-4)
 
 
 def test_a_skorch_net_in_a_wrapper_of_sklearn(data):
@@ -458,6 +471,9 @@ def test_errors(data):
     ]:
         with pytest.raises(error, match=message):
             strategy.query(X, y, logistic())
+    for strategy, clf in ((LookAhead(), logistic()), (FastEER(), ridge_classifier())):
+        with pytest.raises(NotFittedError):
+            strategy.query(X, y, clf, fit_clf=False)
     with pytest.raises(ValueError, match="samples have shape"):
         LookAhead().query(X, y, logistic(), X_eval=X[:, :5])
     with pytest.raises(ValueError, match="sample_weight must be 24 numbers"):

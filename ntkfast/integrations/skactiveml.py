@@ -86,6 +86,14 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
     Notes
     -----
     The kernels but "ntk", "features" and "linear" take O(N^2) memory for N = len(X).
+
+    Examples
+    --------
+    >>> from ntkfast.integrations.skactiveml import KernelRidgeClassifier, LookAhead
+    >>> clf = KernelRidgeClassifier(classes=["no", "yes"], missing_label=None)
+    >>> strategy = LookAhead("expected_entropy", missing_label=None)
+    >>> strategy.query([[0.0], [1.0], [4.0]], ["no", "yes", None], clf)
+    array([2])
     """
 
     def __init__(
@@ -165,6 +173,8 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
         if len(X_cand) == 0:
             raise ValueError("y has no missing label: there is nothing left to query")
         clf = clone(clf).fit(X, y) if fit_clf else deepcopy(clf)
+        if not hasattr(clf, "classes_"):
+            clf.predict_proba(X[:1])  # a network names its classes now; others are not fitted
 
         points, cand = (X, mapping) if mapping is not None else _appended(X, X_cand)
         evaluation = np.arange(len(X))
@@ -353,11 +363,19 @@ class KernelRidgeClassifier(SkactivemlClassifier):  # type: ignore[misc]
 
 
 class FastEER(MonteCarloEER):  # type: ignore[misc]
-    """`skactiveml.pool.MonteCarloEER` of a `KernelRidgeClassifier`, in closed form.
+    r"""`skactiveml.pool.MonteCarloEER` of a `KernelRidgeClassifier`, in closed form.
 
-    The same parameters and the same utilities: minus the expected loss of the classifier, fitted
-    again with each candidate under each label, summed over the evaluation samples.
-    `MonteCarloEER` fits n_candidates x n_classes classifiers, this none.
+    The same parameters and the same utilities: minus the expected loss of the classifier fitted
+    again with the candidate c under each label y, summed over the evaluation samples x,
+
+    .. math::
+
+        u(c) = -\sum_y P(y|c) \sum_x w(x)\, \mathrm{loss}(P^+_{c,y}(x)), \qquad
+        P^+_{c,y}(x) = \mathrm{softmax}\bigl((F(x) + a(x, c)\, (e_y - F(c))) / T\bigr)
+
+    with the classifier's temperature T, a(x, c) = S(x, c) / (S(c, c) + ridge / w_c) and the posterior covariance S of its
+    kernel (Roy and McCallum, ICML 2001; Mohamadi, Bae and Sutherland, NeurIPS 2022, eq. 12). All of it is
+    float64. `MonteCarloEER` fits n_candidates x n_classes classifiers, this none.
 
     Parameters
     ----------
@@ -366,6 +384,13 @@ class FastEER(MonteCarloEER):  # type: ignore[misc]
     cost_matrix, subtract_current, missing_label, random_state
         As of `MonteCarloEER`. A `cost_matrix` other than a multiple of the 0/1 loss takes the time
         of one soft-max per candidate, label and evaluation sample.
+
+    Examples
+    --------
+    >>> from ntkfast.integrations.skactiveml import FastEER, KernelRidgeClassifier
+    >>> clf = KernelRidgeClassifier(classes=[0, 1], kernel="linear")
+    >>> FastEER("log_loss").query([[0.0, 1], [1, 0], [1, 2]], [0, 1, float("nan")], clf)
+    array([2])
     """
 
     def query(
