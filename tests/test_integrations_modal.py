@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
+import ntkfast as nf
 from ntkfast.integrations.modal import look_ahead
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +67,21 @@ def test_features(data):
     h = 1 - (P**2).sum(1)
     expected = (h[:, None] * S**2).sum(0) / (S.diagonal() + 0.1 / h)
     assert picked == expected.argmax() and utility == pytest.approx(expected.max(), rel=1e-8)
+
+
+def test_labels_of_a_linear_estimator(data):
+    """What a label does is measured on the training samples: their logits set its size."""
+    X, y, pool = data
+    learner = learner_of(X, y)
+    settings = dict(criterion="expected_entropy", kernel="features", mode="top", ridge=0.1)
+    picked, utilities = look_ahead(learner, pool, N, **settings)
+    f, f_labeled = (np.log(learner.predict_proba(a)) for a in (pool, X))
+    own = f_labeled[np.arange(LABELED), y]
+    scale = max(1, (own - (f_labeled.sum(1) - own) / 2).mean())
+    arguments = pool @ pool.T, X @ pool.T, X @ X.T, f, f_labeled, y, 0.1
+    post = nf.Posterior.from_kernel(*arguments, loss="cross_entropy", label_scale=scale)
+    expected = nf.utilities(post, "expected_entropy")
+    np.testing.assert_allclose(utilities, expected[picked], rtol=1e-8)
 
 
 def test_expected_entropy_reads_the_estimator(data):

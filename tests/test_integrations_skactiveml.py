@@ -22,6 +22,7 @@ from sklearn.gaussian_process.kernels import RBF
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 
+import ntkfast as nf
 from ntkfast.integrations.skactiveml import FastEER, KernelRidgeClassifier, LookAhead
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,17 @@ def test_fast_eer_weighs_the_log_loss(data):
     np.testing.assert_allclose(strategy.query(**query, X_eval=twice)[1], weighted, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+def test_fast_eer_is_float64_whatever_the_samples_are(data, kernel, dtype):
+    X, y = data
+    X = (16 * X).astype(dtype)
+    query = dict(y=y, clf=ridge_classifier(kernel=kernel), return_utilities=True)
+    found = FastEER("log_loss", random_state=0).query(X, **query)[1]
+    exact = FastEER("log_loss", random_state=0).query(X.astype(np.float64), **query)[1]
+    np.testing.assert_allclose(found, exact, rtol=1e-12)
+
+
 def test_fast_eer_of_a_fitted_classifier(data):
     X, y = data
     clf = ridge_classifier().fit(X, y)
@@ -184,6 +196,25 @@ def test_features_of_a_linear_classifier(data):
     expected = fisher(literal(X @ X.T, np.arange(LABELED), 0.1), clf.predict_proba(X), 0.1)
     np.testing.assert_allclose(row[LABELED:], expected[LABELED:], rtol=1e-8)
     assert picked == LABELED + expected[LABELED:].argmax()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int8])
+def test_labels_of_a_linear_classifier(data, dtype):
+    """What a label does is measured on the labelled samples: their logits set its size."""
+    X, y = data
+    X = (16 * X).astype(dtype)
+    clf = logistic().fit(X, y)
+    strategy = LookAhead("expected_entropy", "features", ridge=2.0)
+    row = strategy.query(X, y, clf, fit_clf=False, return_utilities=True)[1][0, LABELED:]
+    f, labeled = np.log(clf.predict_proba(X)), np.arange(LABELED)
+    classes = y[labeled].astype(int)
+    others = (f[labeled].sum(1) - f[labeled, classes]) / (CLASSES - 1)
+    scale = max(1, (f[labeled, classes] - others).mean())
+    K = X.astype(float) @ X.T.astype(float)
+    arguments = K, K[labeled], K[np.ix_(labeled, labeled)], f, f[labeled], classes, 2.0
+    post = nf.Posterior.from_kernel(*arguments, loss="cross_entropy", label_scale=scale)
+    expected = nf.utilities(post, "expected_entropy", np.arange(LABELED, N))
+    np.testing.assert_allclose(row, expected, rtol=1e-8)
 
 
 class Embedding(SklearnClassifier):

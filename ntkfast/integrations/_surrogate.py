@@ -73,7 +73,8 @@ def kernel_matrix(kernel: Kernel, parameters: Mapping[str, Any] | None, A: Any, 
     else:
         from sklearn.metrics.pairwise import pairwise_kernels
 
-        K = np.asarray(pairwise_kernels(A, B, metric=kernel, **(parameters or {})), np.float64)
+        A, B = A.astype(np.float64), B.astype(np.float64)
+        K = np.asarray(pairwise_kernels(A, B, metric=kernel, **(parameters or {})))
     shape = (rows_of(A), rows_of(B))
     if K.shape != shape:
         raise ArgumentValueError(
@@ -149,9 +150,8 @@ def kernel_model(
     rest: dict[str, Any] = dict(ridge=ridge, noise=noise)
     if kernel == "linear" and not parameters and points.shape[1] < N:
         # The same kernel in weight space, where nothing N x N exists.
-        return _exact_features(
-            _dense(points), zeros, _dense(labeled), zeros_labeled, targets, **rest
-        )
+        features, of_labeled = (_dense(a).astype(np.float64) for a in (points, labeled))
+        return _exact_features(features, zeros, of_labeled, zeros_labeled, targets, **rest)
     K_uu = kernel_matrix(kernel, parameters, points, points)
     K_lu = kernel_matrix(kernel, parameters, labeled, points) if n else None
     K_ll = kernel_matrix(kernel, parameters, labeled, labeled) if n else None
@@ -299,7 +299,9 @@ def with_two_classes(P: Any) -> Array:
 
 
 def _dense(points: Any) -> Any:
-    return points.toarray() if hasattr(points, "toarray") else points
+    """Features as a dense array of floats."""
+    points = points.toarray() if hasattr(points, "toarray") else points
+    return points.astype(np.float64) if points.dtype.kind in "biu" else points
 
 
 def _host_array(array: Any) -> Array:

@@ -373,9 +373,10 @@ class FastEER(MonteCarloEER):  # type: ignore[misc]
         u(c) = -\sum_y P(y|c) \sum_x w(x)\, \mathrm{loss}(P^+_{c,y}(x)), \qquad
         P^+_{c,y}(x) = \mathrm{softmax}\bigl((F(x) + a(x, c)\, (e_y - F(c))) / T\bigr)
 
-    with the classifier's temperature T, a(x, c) = S(x, c) / (S(c, c) + ridge / w_c) and the posterior covariance S of its
-    kernel (Roy and McCallum, ICML 2001; Mohamadi, Bae and Sutherland, NeurIPS 2022, eq. 12). All of it is
-    float64. `MonteCarloEER` fits n_candidates x n_classes classifiers, this none.
+    with the classifier's temperature T, a(x, c) = S(x, c) / (S(c, c) + ridge / w_c) and the
+    posterior covariance S of its kernel (Roy and McCallum, ICML 2001; Mohamadi, Bae and Sutherland,
+    NeurIPS 2022, eq. 12), all of it in float64. `MonteCarloEER` fits n_candidates x n_classes
+    classifiers, this none.
 
     Parameters
     ----------
