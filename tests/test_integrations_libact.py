@@ -76,6 +76,7 @@ def test_features_of_the_model(data):
 def test_the_model_tells_how_likely_labels_are(data):
     X, y = data
     settings = dict(criterion="expected_entropy", kernel="linear", ridge=0.1)
+    settings["criterion_params"] = {"temperature": 0.2}
     strategy = LookAhead(dataset(X, y), model=model(), **settings)
     P = LogisticRegression().fit(X[:LABELED], y[:LABELED]).predict_proba(X)
     S = literal(X, np.arange(LABELED), 0.1)
@@ -87,7 +88,7 @@ def test_the_model_tells_how_likely_labels_are(data):
     for c in range(N):
         for label in range(3):
             z = F + (S[:, c] / (S[c, c] + 0.1))[:, None] * (np.eye(3)[label] - F[c])
-            p = np.exp(z / 0.1) / np.exp(z / 0.1).sum(1, keepdims=True)
+            p = np.exp(z / 0.2) / np.exp(z / 0.2).sum(1, keepdims=True)
             expected[c] += P[c, label] * (p * np.log(p)).sum()
     np.testing.assert_allclose(strategy._get_scores()[1], expected[LABELED:], rtol=1e-8)
 

@@ -74,13 +74,14 @@ def test_labels_of_a_linear_estimator(data):
     X, y, pool = data
     learner = learner_of(X, y)
     settings = dict(criterion="expected_entropy", kernel="features", mode="top", ridge=0.1)
+    settings["criterion_params"] = {"temperature": 2.0}
     picked, utilities = look_ahead(learner, pool, N, **settings)
     f, f_labeled = (np.log(learner.predict_proba(a)) for a in (pool, X))
     own = f_labeled[np.arange(LABELED), y]
     scale = max(1, (own - (f_labeled.sum(1) - own) / 2).mean())
     arguments = pool @ pool.T, X @ pool.T, X @ X.T, f, f_labeled, y, 0.1
     post = nf.Posterior.from_kernel(*arguments, loss="cross_entropy", label_scale=scale)
-    expected = nf.utilities(post, "expected_entropy")
+    expected = nf.utilities(post, "expected_entropy", temperature=2.0)
     np.testing.assert_allclose(utilities, expected[picked], rtol=1e-8)
 
 

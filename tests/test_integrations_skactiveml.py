@@ -154,7 +154,9 @@ def test_kernel_ridge_classifier(data):
 def test_look_ahead_is_expected_error_reduction_of_the_kernel(data):
     X, y = data
     clf = ridge_classifier()
-    strategy = LookAhead("expected_entropy", ridge=0.3, temperature=0.2, random_state=0)
+    strategy = LookAhead(
+        "expected_entropy", ridge=0.3, criterion_params={"temperature": 0.2}, random_state=0
+    )
     ours = strategy.query(X, y, clf, return_utilities=True)
     theirs = MonteCarloEER("log_loss", random_state=0).query(X, y, clf, return_utilities=True)
     assert ours[0] == theirs[0]
@@ -584,8 +586,9 @@ else:
         def test_init_param_mode(self):
             self._test_param("init", "mode", [("top", None), ("none", ValueError)])
 
-        def test_init_param_temperature(self):
-            self._test_param("init", "temperature", [(0.5, None), (-1, ValueError)])
+        def test_init_param_criterion_params(self):
+            cases = [({"temperature": 0.5}, None), ({"temperature": -1}, ValueError)]
+            self._test_param("init", "criterion_params", [*cases, ({"no": 1}, TypeError)])
 
         def test_init_param_kernel_params(self):
             self._test_param(

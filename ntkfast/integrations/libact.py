@@ -39,7 +39,7 @@ class LookAhead(QueryStrategy):  # type: ignore[misc]
     model : libact.base.interfaces.ProbabilisticModel, optional
         Tells how likely each label of a candidate is; a copy of it is trained for every query.
         Default: the kernel's own prediction. kernel="features" needs it.
-    criterion, ridge, temperature, kernel_params
+    criterion, ridge, kernel_params, criterion_params
         As of `ntkfast.integrations.skactiveml.LookAhead`.
     kernel : str or callable
         As there, but "ntk": models of libact are no networks.
@@ -53,8 +53,8 @@ class LookAhead(QueryStrategy):  # type: ignore[misc]
         criterion: str = "auto",
         kernel: Kernel = "rbf",
         ridge: float | Literal["auto"] = "auto",
-        temperature: float | None = None,
         kernel_params: Mapping[str, Any] | None = None,
+        criterion_params: Mapping[str, Any] | None = None,
     ) -> None:
         check_kernel(kernel, networks=False)
         if model is not None and not isinstance(model, ProbabilisticModel):
@@ -68,8 +68,8 @@ class LookAhead(QueryStrategy):  # type: ignore[misc]
         self.criterion = criterion
         self.kernel = kernel
         self.ridge = ridge
-        self.temperature = temperature
         self.kernel_params = kernel_params
+        self.criterion_params = criterion_params
 
     def _get_scores(self) -> tuple[Array, Array]:
         """Return the entry ids of the unlabelled samples, in the data set, and their utilities."""
@@ -78,7 +78,7 @@ class LookAhead(QueryStrategy):  # type: ignore[misc]
             return np.zeros(0, np.int64), np.zeros(0)
         entries = np.asarray(entries, np.int64)
         return entries, self._surrogate().utilities(
-            self.criterion, entries, temperature=self.temperature
+            self.criterion, entries, **(self.criterion_params or {})
         )
 
     def make_query(self, return_score: bool = False) -> Any:

@@ -41,8 +41,8 @@ def look_ahead(
     kernel: Kernel = "rbf",
     ridge: float | Literal["auto"] = "auto",
     mode: Literal["sequential", "top"] = "sequential",
-    temperature: float | None = None,
     kernel_params: Mapping[str, Any] | None = None,
+    criterion_params: Mapping[str, Any] | None = None,
     X_training: Any = None,
     y_training: Any = None,
 ) -> tuple[Array, Array]:
@@ -62,7 +62,7 @@ def look_ahead(
         Number of samples to choose.
     random_tie_break : bool
         Whether numpy's global random state breaks ties; else the first sample wins.
-    criterion, ridge, mode, temperature, kernel_params
+    criterion, ridge, mode, kernel_params, criterion_params
         As of `ntkfast.integrations.skactiveml.LookAhead`; with "features" `kernel_params` are
         keywords of ``learner.predict_proba``.
     kernel : str or callable
@@ -110,8 +110,8 @@ def look_ahead(
         np.arange(N),
         n_instances,
         mode,
-        temperature=temperature,
         choose=at_random if random_tie_break else None,
+        **(criterion_params or {}),
     )
 
 

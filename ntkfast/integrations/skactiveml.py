@@ -72,12 +72,12 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
     mode : {"sequential", "top"}, default="sequential"
         How batches are built: with a look at the picks made so far, or the best ones alone; see
         `ntkfast.select`.
-    temperature : float, optional
-        Divides outputs inside soft-maxes of the criterion; see `ntkfast.utilities`.
     kernel_params : dict, optional
         Keywords of the kernel (``{"gamma": 0.1}``), with "ntk" of `ntkfast.LookAheadLearner`
         (``{"sketch": "auto", "layers": "last"}``), with "features" of ``clf.predict_proba``
         (``{"extra_outputs": "emb"}`` for a `SkorchClassifier` whose `forward_outputs` has one).
+    criterion_params : dict, optional
+        What the criterion reads besides, keywords of `ntkfast.select`: ``{"temperature": 0.5}``.
     missing_label : scalar or string or np.nan or None, default=np.nan
         Value to represent a missing label.
     random_state : int or RandomState or None, default=None
@@ -102,8 +102,8 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
         kernel: Kernel = "rbf",
         ridge: float | Literal["auto"] = "auto",
         mode: Literal["sequential", "top"] = "sequential",
-        temperature: float | None = None,
         kernel_params: Mapping[str, Any] | None = None,
+        criterion_params: Mapping[str, Any] | None = None,
         missing_label: Any = MISSING_LABEL,
         random_state: Any = None,
     ) -> None:
@@ -112,8 +112,8 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
         self.kernel = kernel
         self.ridge = ridge
         self.mode = mode
-        self.temperature = temperature
         self.kernel_params = kernel_params
+        self.criterion_params = criterion_params
 
     def query(
         self,
@@ -200,8 +200,8 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
             batch_size,
             self.mode,
             evaluation=evaluation,
-            temperature=self.temperature,
             choose=choose,
+            **(self.criterion_params or {}),
         )
         return (place[picked], np.array(rounds)) if return_utilities else place[picked]
 

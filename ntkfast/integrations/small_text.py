@@ -32,7 +32,7 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
 
     Parameters
     ----------
-    criterion, ridge, mode, temperature, kernel_params
+    criterion, ridge, mode, kernel_params, criterion_params
         As of `ntkfast.integrations.skactiveml.LookAhead`; keywords of the classifier's `embed` go
         with the query as `embed_kwargs`.
     kernel : str or callable, default="features"
@@ -46,8 +46,8 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
         kernel: Kernel = "features",
         ridge: float | Literal["auto"] = "auto",
         mode: Literal["sequential", "top"] = "sequential",
-        temperature: float | None = None,
         kernel_params: Mapping[str, Any] | None = None,
+        criterion_params: Mapping[str, Any] | None = None,
     ) -> None:
         check_kernel(kernel, networks=False)
         as_choice("mode", mode, ("sequential", "top"))
@@ -55,8 +55,8 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
         self.kernel = kernel
         self.ridge = ridge
         self.mode = mode
-        self.temperature = temperature
         self.kernel_params = kernel_params
+        self.criterion_params = criterion_params
 
     def query(
         self,
@@ -169,7 +169,7 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
             np.asarray(indices_unlabeled, np.int64),
             n,
             self.mode,
-            temperature=self.temperature,
+            **(self.criterion_params or {}),
         )[0]
 
     def _surrogate(self, E: Any, labeled: Array, P: Array | None, targets: Array) -> Surrogate:
