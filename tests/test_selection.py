@@ -164,6 +164,29 @@ def test_choose(criterion, representation, anywhere):
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.parametrize("criterion", ["max_herding", "prob_cover", "d_optimal"])
+def test_choose_among_what_picks_have_left(criterion, representation):
+    """Every round shows the utilities that labels of the picks so far would leave."""
+    p = random_problem(5, d=6, N_x=60, **SETTINGS["squared"])
+    post, seen = posterior(p, representation), []
+
+    def second(points, utilities):
+        seen.append((points.copy(), utilities.copy()))
+        return utilities.argsort()[-2]
+
+    radius = dict(radius=0.7) if criterion != "d_optimal" else {}
+    found = nf.select(post, criterion, 4, choose=second, **radius)
+    for i, (points, utilities) in enumerate(seen):
+        twin = post.copy()
+        if i:
+            twin.condition(found.indices[:i], np.zeros(i, int))
+        expected = nf.utilities(twin, criterion, points, **radius)
+        np.testing.assert_allclose(utilities, expected, rtol=1e-9, atol=1e-12)
+        assert found.utilities[i] == utilities[points == found.indices[i]]
+        assert (utilities > found.utilities[i]).sum() <= 1
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
 @pytest.mark.parametrize("criterion", NAMES)
 def test_float32_batches_agree(criterion, representation, anywhere):
     p = random_problem(11, n=8, N_c=30, N_x=40, d=20, **SETTINGS["cross_entropy"])

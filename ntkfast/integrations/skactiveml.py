@@ -77,7 +77,8 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
         (``{"sketch": "auto", "layers": "last"}``), with "features" of ``clf.predict_proba``
         (``{"extra_outputs": "emb"}`` for a `SkorchClassifier` whose `forward_outputs` has one).
     criterion_params : dict, optional
-        What the criterion reads besides, keywords of `ntkfast.select`: ``{"temperature": 0.5}``.
+        What the criterion reads besides, keywords of `ntkfast.select`: ``{"temperature": 0.5}``,
+        ``{"radius": 0.7}``, ...
     missing_label : scalar or string or np.nan or None, default=np.nan
         Value to represent a missing label.
     random_state : int or RandomState or None, default=None
