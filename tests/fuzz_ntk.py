@@ -614,6 +614,8 @@ def _judge(case: Case) -> Result:
             k = outputs_of(twin, take(wide, slice(0, 1))).shape[1]
             weights = combinations(case, k)
             alone, J = literal(twin, wide, weights)
+            if case.n == 1:
+                outputs_of(twin, {k: torch.cat([v, v]) for k, v in wide.items()})
         except Exception as error:
             if not effect:
                 raise VoidCase(f"network: {describe(error)}") from error

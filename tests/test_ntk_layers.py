@@ -241,6 +241,61 @@ def test_axes_folded_into_the_batch_are_positions(monkeypatch) -> None:
     assert not plan_of(ntk, x).fallback
 
 
+class Distances(nn.Module):
+    """A prototype that little depends on, beside a layer that much does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p, self.b = nn.Parameter(torch.randn(1, 6)), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.b(x) + 1e-3 * torch.exp(-torch.cdist(x, self.p))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_several_combinations_under_vmap(dtype) -> None:
+    """In torch 2.13 vmap of jacrev gives the gradient of torch.cdist at another point."""
+    torch.manual_seed(0)
+    model, x = Distances().to(dtype), torch.randn(7, 6, dtype=dtype)
+    ntk = EmpiricalNTK(model, "full", sketch=None)
+    plan, found = plan_of(ntk, x), ntk.features(x).double()
+    assert list(plan.fallback) == ["p"] and plan.vectorised
+    J = literal_jacobian(model.double(), x.double(), output_weights("full", 2)).flatten(0, 1)
+    assert relative(found[:, :6], J[:, :6]) <= (1e-5 if dtype == torch.float32 else 1e-12)
+    assert relative(found, J) <= (1e-6 if dtype == torch.float32 else 1e-12)
+
+
+def test_a_wrong_batching_rule_is_seen_however_little_depends_on_it(monkeypatch) -> None:
+    torch.manual_seed(0)
+    model, x = Distances(), torch.randn(7, 6)
+    right = capture.functional.vectorised
+
+    def wrong(*arguments):
+        return {name: value.roll(1, 0) for name, value in right(*arguments).items()}
+
+    monkeypatch.setattr(capture.functional, "vectorised", wrong)
+    ntk = EmpiricalNTK(model, sketch=None)
+    assert not plan_of(ntk, x).vectorised
+    found = ntk.features(x).double()
+    J = literal_jacobian(model.double(), x.double(), output_weights("sum", 2))[:, 0]
+    assert relative(found[:, :6], J[:, :6]) <= 1e-5
+
+
+def test_a_model_that_takes_one_point_only_is_refused_by_name() -> None:
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.a(x.T.contiguous().view(1, 3))
+
+    x = torch.randn(1, 3)
+    for call in (EmpiricalNTK(Alone()).features, EmpiricalNTK(Alone()).outputs):
+        with pytest.raises(RuntimeError, match="takes one point, but fails with a batch of two"):
+            call(x)
+
+
 class Branching(nn.Module):
     """Control flow that looks at the data: vmap refuses it."""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, jacrev, vmap
+from torch.func import vjp, vmap
 
 from .inputs import (
     Batch,
@@ -39,9 +39,27 @@ def call(net: nn.Module, batch: Batch) -> object:
 def evaluate(net: nn.Module, batch: Batch) -> Tensor:
     """Return the outputs (n, k). Of one point, of two: some networks drop an axis of length one."""
     n = batch_length(batch)
-    if n == 1:
-        return checked_outputs(call(net, concatenate([batch, batch])), 2)[:1]
-    return checked_outputs(call(net, batch), n)
+    if n > 1:
+        return checked_outputs(call(net, batch), n)
+    try:
+        pair = call(net, concatenate([batch, batch]))
+    except Exception as error:
+        _refuse_if_only_alone(net, batch, error)
+        raise
+    return checked_outputs(pair, 2)[:1]
+
+
+def _refuse_if_only_alone(net: nn.Module, point: Batch, error: Exception) -> None:
+    """Raise a RuntimeError if a model that failed with two points takes one."""
+    try:
+        call(net, point)
+    except Exception:
+        return
+    raise RuntimeError(
+        f"the model takes one point, but fails with a batch of two ({type(error).__name__}: "
+        f"{error}): one point is given to it with a copy, since many models drop an axis of length "
+        "one. Let it take batches of any length"
+    ) from error
 
 
 def evaluate_only(net: nn.Module, batch: Batch) -> Tensor:
@@ -169,7 +187,11 @@ def stood_in(net: nn.Module, chosen: _Parameters) -> Iterator[list[Tensor]]:
 def vectorised(
     net: nn.Module, chosen: _Parameters, batch: Batch, weights: Tensor, pairs: bool = False
 ) -> dict[str, Tensor]:
-    """Do the same as :func:`one_by_one` through ``vmap(grad)``, or ``vmap(jacrev)`` for R > 1."""
+    """Do the same as :func:`one_by_one` through ``vmap``: one level of it, whatever R is.
+
+    (Two levels, of points and of combinations, as ``vmap(jacrev)`` has them, are silently wrong for
+    ``torch.cdist`` and ``instance_norm``.)
+    """
     places = _places(net)
     if any(id(p) not in places for p in net.parameters()):
         raise NotImplementedError("parameters of scripted modules cannot be replaced")
@@ -187,14 +209,15 @@ def vectorised(
         result: Tensor = weights.to(outputs.dtype) @ outputs
         return result
 
+    def gradients(theta: dict[str, Tensor], x: Batch) -> dict[str, Tensor]:
+        rows, pull, *_ = vjp(lambda theta: scalars(theta, x), theta)
+        found = [pull(row)[0] for row in torch.eye(len(rows), dtype=rows.dtype, device=rows.device)]
+        return {name: torch.stack([one[name] for one in found]) for name in theta}
+
     with warnings.catch_warnings():
         # Operations without a batching rule are slower, not wrong.
         warnings.filterwarnings("ignore", "There is a performance drop")
-        if len(weights) == 1:
-            first = vmap(grad(lambda theta, x: scalars(theta, x)[0]), in_dims=(None, 0))
-            return {name: g[:, None] for name, g in first(values, batch).items()}
-        result: dict[str, Tensor] = vmap(jacrev(scalars), in_dims=(None, 0))(values, batch)
-        return result
+        return dict(vmap(gradients, in_dims=(None, 0))(values, batch))
 
 
 def weighted_sum(
