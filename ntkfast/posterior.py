@@ -450,10 +450,10 @@ class Posterior:
 
         Notes
         -----
-        Time O(N d min(n, d)) and one copy of the features: whitened features psi = W phi with
-        W^T W = (I + Phi_L^T D^-1 Phi_L)^-1 represent S(x, x') = <psi(x), psi(x')> without any
-        subtraction. For n >= d/2 W comes from the Cholesky factor of that matrix, else from the one
-        of the labelled points' Gram matrix.
+        Time O(N d min(n, d)) and one copy of all features, the labelled ones for coverage: whitened
+        features psi = W phi with W^T W = (I + Phi_L^T D^-1 Phi_L)^-1 represent
+        S(x, x') = <psi(x), psi(x')> without any subtraction. For n >= d/2 W comes from the Cholesky
+        factor of that matrix, else from the one of the labelled points' Gram matrix.
         """
         library = library_of(features)
         engine = engine_of(library)
