@@ -1,4 +1,4 @@
-# make demo | install | test | test-emulated | fuzz | lint | stubs | bench | sanitize | clean
+# make demo | install | test | test-emulated | fuzz | lint | stubs | docs | bench | sanitize | clean
 #
 # Needs Python >= 3.10, a C++17 compiler and make. Everything else goes into .venv, in the versions
 # of constraints.txt; a second run starts at once. ARGS is passed on:
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.t
 PACKAGING := pyproject.toml constraints.txt tests/hosts.txt CMakeLists.txt cmake/choose_cuda.cmake
 CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda bench sanitize clean
+.PHONY: demo install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda docs bench sanitize clean
 # One step at a time: two pip runs in one environment overwrite each other.
 .NOTPARALLEL:
 
@@ -68,6 +68,12 @@ check-symbols: .venv/installed-dev
 check-cuda:
 	tools/compile_cuda.sh build/cuda
 
+# The pages, in build/docs/index.html; a warning is an error, and the examples on the pages and in docstrings run.
+docs: .venv/installed-docs
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	$(BIN)/python -m pytest docs $(ARGS)
+
 bench: .venv/installed-bench
 	$(BIN)/python -m pytest bench $(ARGS)
 
@@ -96,4 +102,4 @@ $(BIN)/pip:
 	$(PIP) --no-build-isolation --editable ".[$*]" \
 	  --config-settings=cmake.define.NTKFAST_CUDA=$(CUDA)
 	$(if $(filter dev test,$*),$(PIP) --no-deps --requirement tests/hosts.txt)
-	touch $@ $(if $(filter dev,$*),$(addprefix .venv/installed-,demo test bench)) # which dev holds
+	touch $@ $(if $(filter dev,$*),$(addprefix .venv/installed-,demo test docs bench)) # which dev holds

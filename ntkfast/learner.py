@@ -88,9 +88,17 @@ class LookAheadLearner:
 
     Examples
     --------
-    >>> learner = nf.LookAheadLearner(model).fit(X_labeled, y_labeled, X_pool)  # doctest: +SKIP
-    >>> picked = learner.query(20)                                              # doctest: +SKIP
-    >>> learner.update(picked.indices, ask(X_pool[picked.indices]))             # doctest: +SKIP
+    >>> import torch, ntkfast as nf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    >>> X_labeled, X_pool = torch.randn(9, 2), torch.randn(100, 2)
+    >>> y_labeled = model(X_labeled).argmax(1)  # as if it had been trained on them
+    >>> learner = nf.LookAheadLearner(model, label_scale=4.0).fit(X_labeled, y_labeled, X_pool)
+    >>> picked = learner.query(20)
+    >>> len(picked.indices)
+    20
+    >>> learner.update(picked.indices, torch.randint(3, (20,)))  # the labels that people gave
+    >>> learner.predict(X_pool).shape
+    torch.Size([100, 3])
     """
 
     def __init__(

@@ -160,10 +160,17 @@ class EmpiricalNTK:
 
     Examples
     --------
-    >>> ntk = EmpiricalNTK(model, dim=2048)
-    >>> features = ntk.features(images)  # (N, 2048)
-    >>> kernel = ntk.gram(images)  # (N, N), exact
-    >>> print(ntk.explain(images))
+    >>> import torch, ntkfast as nf
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    >>> images = torch.rand(50, 64)
+    >>> ntk = nf.EmpiricalNTK(model, dim=2048)
+    >>> ntk.features(images).shape
+    torch.Size([50, 2048])
+    >>> ntk.gram(images).shape  # exact
+    torch.Size([50, 50])
+    >>> print(ntk.explain(images))  # doctest: +ELLIPSIS
+    EmpiricalNTK(Sequential, outputs='sum', sketch='sparse', dim=2048, parameters=2,410)
+    ...
     """
 
     def __init__(

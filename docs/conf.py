@@ -1,0 +1,74 @@
+"""Settings of Sphinx for these pages: make docs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+sys.path[:0] = [str(DOCS / "ext"), str(ROOT)]
+
+import ntkfast as nf  # noqa: E402
+
+project = "ntkfast"
+author = "ntkfast developers"
+copyright = f"2026, {author}"
+version = release = nf.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "numpydoc",
+    "myst_parser",
+    "sphinx_copybutton",
+    "mathml",
+    "criteria",
+    "commands",
+    "pages",
+    "pictures",
+]
+exclude_patterns = ["ext", "README.md"]
+default_role = "py:obj"
+smartquotes = False  # -- is an option here
+
+# myst: the Markdown of the repository, as it is
+myst_enable_extensions = ["attrs_block", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+# A pattern of index.md may find no page: the examples, for one, are not in every archive.
+logging.getLogger("sphinx.sphinx.directives.other").addFilter(
+    lambda record: not str(record.msg).startswith("toctree glob pattern")
+)
+
+# docstrings
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say it, in shapes
+autodoc_preserve_defaults = True
+numpydoc_show_class_members = False
+
+# HTML; nothing is fetched from anywhere (test_docs.py)
+html_math_renderer = "mathml"
+html_theme = "furo"
+html_title = f"ntkfast {release}"
+html_static_path = ["static"]
+html_css_files = ["ntkfast.css"]
+html_copy_source = False
+html_show_sourcelink = False
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+html_theme_options = {
+    "top_of_page_buttons": [],
+    "light_css_variables": {
+        "color-brand-primary": "#1d5fa8",
+        "color-brand-content": "#1d5fa8",
+        "color-brand-visited": "#6b4fa0",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#7fb8f5",
+        "color-brand-content": "#7fb8f5",
+        "color-brand-visited": "#b9a5e8",
+    },
+}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
