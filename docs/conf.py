@@ -72,3 +72,19 @@ html_theme_options = {
 }
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def _signature(app, what, name, thing, options, signature, returned):
+    """Leave out the arguments of a class that is made by its class methods."""
+    return ("", None) if name == "ntkfast.Posterior" else None
+
+
+def _docstring(app, what, name, thing, options, lines):
+    """Link the page that docstrings name by its file."""
+    lines[:] = [line.replace("docs/method.md", ":doc:`method </method>`") for line in lines]
+
+
+def setup(app):
+    """Connect both."""
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("autodoc-process-docstring", _docstring)

@@ -26,7 +26,7 @@ def modules():
     yield from (module.name for module in pkgutil.walk_packages(nf.__path__, "ntkfast."))
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", list(modules()))
 def test_docstrings(name):
     if name.endswith("__main__"):
         return
@@ -115,8 +115,12 @@ def test_requests_are_seen(tmp_path):
 
 def test_every_criterion_and_name_has_its_place():
     page = (BUILT / "criteria.html").read_text(encoding="utf-8")
-    assert [row.name for row in nf.criteria() if f'id="{row.name}"' not in page.replace("-", "_")] == []
-    assert [name for name in nf.__all__ if not (BUILT / f"generated/api/{name}.html").exists()] == []
+    assert [
+        row.name for row in nf.criteria() if f'id="{row.name}"' not in page.replace("-", "_")
+    ] == []
+    assert [
+        name for name in nf.__all__ if not (BUILT / f"generated/api/{name}.html").exists()
+    ] == []
 
 
 def test_formulas_are_drawn():

@@ -50,6 +50,8 @@ def _command(command: Any, name: str) -> Iterator[str]:
     yield f"```text\n{usage}\n```\n"
     panels: dict[str, list[str]] = {}
     for parameter in command.get_params(context):
+        if "--help" in parameter.opts:
+            continue
         panel = getattr(parameter, "rich_help_panel", None) or "Options"
         panels.setdefault(panel, []).extend(_option(parameter, context))
     for panel, lines in panels.items():

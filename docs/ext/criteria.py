@@ -10,7 +10,7 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 import ntkfast as nf
-from ntkfast.criteria import Criterion
+from ntkfast.criteria import Criterion, automatic
 
 __all__ = ["latex", "setup"]
 
@@ -30,6 +30,7 @@ _SIGNS = {
     "ŷ": r"\hat{y}",
     "!=": r"\neq",
 }
+_OPERATOR = r"\\(?:operatorname\{\w+\}|log|det|max)(?:_\{\w+\})?"
 _NAME = r"[^\W\d_]{2,}(?:_[^\W\d_]{2,})*"
 _TOKENS = re.compile(rf"f\+|!=|{_NAME}(?: (?:{_NAME}|a\b))*|[_^]-?\w+|\s+|.")
 
@@ -60,6 +61,9 @@ def latex(formula: str) -> str:
     """
     text = re.sub(r" \}\s*\\text\{ ", " ", "".join(_parts(formula)))  # words in a row are one text
     text = re.sub(r"(^|[(\[])\\text\{ ", r"\1\\text{", text)
+    text = text.replace("(y|c)", r"(y \mid c)")
+    text = re.sub(r"\|([^|]+)\|", r"{\\lVert \1 \\rVert}", text)
+    text = re.sub(rf"({_OPERATOR}) (?=[^(])", r"\1 \\, ", text)
     text = re.sub(r" \} *(?=[)\]])", "}", text)
     return re.sub(r" +", " ", text).strip()
 
@@ -69,11 +73,18 @@ def _lines(formula: str) -> list[str]:
     return re.split(r";\s+|,\s+(?=\S+ = )", formula)
 
 
+def _sentence(use: str) -> str:
+    first = use.split()[0]
+    if any(first == row.name for row in nf.criteria()):
+        return f"`{first}`{use[len(first) :]}."
+    return f"{use[0].upper()}{use[1:]}."
+
+
 def _section(row: Criterion) -> Iterator[str]:
     yield f"({row.name})="
     yield f"### `{row.name}`"
     yield ""
-    yield f"{row.use[0].upper()}{row.use[1:]}."
+    yield _sentence(row.use)
     for line in _lines(row.formula):
         yield f"\n$$\n{latex(line)}\n$$"
     facts = [
@@ -89,11 +100,14 @@ def _section(row: Criterion) -> Iterator[str]:
 
 
 def _overview() -> Iterator[str]:
+    """Return a table with the defaults first."""
+    defaults = {automatic("cross_entropy"): "cross-entropy", automatic("squared"): "squared loss"}
     yield "| criterion | when to use it |"
     yield "|---|---|"
-    for row in nf.criteria():
-        use = row.use.replace("|", r"\|")
-        yield f"| [`{row.name}`](#{row.name}) | {use} |"
+    for row in sorted(nf.criteria(), key=lambda row: row.name not in defaults):
+        default = f"**Default for {defaults[row.name]}.** " if row.name in defaults else ""
+        use = _sentence(row.use).replace("|", r"\|")
+        yield f"| [`{row.name}`](#{row.name}) | {default}{use} |"
 
 
 class Criteria(SphinxDirective):

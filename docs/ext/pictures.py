@@ -151,9 +151,7 @@ def _classes(axis: Any, colours: dict[str, str], logits: Any) -> None:
 
 def _candidate() -> int:
     """Point of the pool that the network would learn most from."""
-    picked = nf.select(
-        moons().posterior(), "fisher_variance_reduction", 1, candidates=moons().free
-    )
+    picked = nf.select(moons().posterior(), "fisher_variance_reduction", 1, candidates=moons().free)
     return int(picked.indices[0])
 
 
@@ -229,14 +227,13 @@ def covariance(colours: dict[str, str]) -> Figure:
     post.condition([c], [0])
     _surface(axes[0, 2], colours, post.variance, top)
     for axis, title in zip(
-        axes[0], ("variance S(x, x)", "reach a(x, c) of the star", "variance after its label"),
+        axes[0],
+        ("variance S(x, x)", "reach a(x, c) of the star", "variance after its label"),
         strict=True,
     ):
         axis.set_title(title)
         _labels(axis, colours, data.labeled, data.classes[data.labeled])
-        axis.scatter(
-            *data.pool[c], c=colours["page"], edgecolors=colours["ink"], s=190, marker="*"
-        )
+        axis.scatter(*data.pool[c], c=colours["page"], edgecolors=colours["ink"], s=190, marker="*")
     return figure
 
 
