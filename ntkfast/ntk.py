@@ -161,7 +161,8 @@ class EmpiricalNTK:
     Examples
     --------
     >>> import torch, ntkfast as nf
-    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    >>> layers = [torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)]
+    >>> model = torch.nn.Sequential(*layers)
     >>> images = torch.rand(50, 64)
     >>> ntk = nf.EmpiricalNTK(model, dim=2048)
     >>> ntk.features(images).shape

@@ -1,9 +1,8 @@
-"""The pictures of these pages, drawn with ntkfast itself, once for light and once for dark pages."""
+"""The pictures of these pages, drawn with ntkfast itself, for light and for dark pages."""
 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,7 +155,7 @@ def _candidate() -> int:
 
 
 def look_ahead(colours: dict[str, str]) -> Figure:
-    """Predictions now, and with one more label of either class: by ntkfast, and by training."""
+    """Show predictions now, and with one more label of either class: by ntkfast, and by training."""
     data, c = moons(), _candidate()
     figure, axes = _panels(2, 3, 7.4, 4.6)
     indices, classes = np.append(data.labeled, c), data.classes[data.labeled]
@@ -203,7 +202,7 @@ def _surface(axis: Any, colours: dict[str, str], values: Any, top: float | None 
 
 
 def covariance(colours: dict[str, str]) -> Figure:
-    """How unsure the network is, how far a label reaches, and what it leaves."""
+    """Show how unsure the network is, how far a label reaches, and what it leaves."""
     data, c = moons(), _candidate()
     post = data.posterior()
     figure, axes = _panels(1, 3, 7.4, 2.5)
@@ -238,7 +237,7 @@ def covariance(colours: dict[str, str]) -> Figure:
 
 
 def batches(colours: dict[str, str]) -> Figure:
-    """The ten best points one by one, and ten chosen together."""
+    """Show the ten best points one by one, and ten chosen together."""
     data = moons()
     variance = data.posterior().variance
     top = float(np.quantile(np.asarray(variance), 0.98))
@@ -259,7 +258,7 @@ def batches(colours: dict[str, str]) -> Figure:
 
 
 def criteria(colours: dict[str, str]) -> Figure:
-    """Utility of a label everywhere, by every criterion."""
+    """Show the utility of a label everywhere, by every criterion."""
     data = moons()
     rows = nf.criteria()
     figure, axes = _panels(-(-len(rows) // 3), 3, 7.4, 1.85 * -(-len(rows) // 3))
