@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -79,12 +80,33 @@ def _signature(app, what, name, thing, options, signature, returned):
     return ("", None) if name == "ntkfast.Posterior" else None
 
 
+def _escaped(lines):
+    """Docstrings write |x| for a norm, and reStructuredText would look for a substitution."""
+    below = None  # the indentation of a formula, which stays as it is
+    for line in lines:
+        indentation = len(line) - len(line.lstrip())
+        if line.strip() and below is not None and indentation <= below:
+            below = None
+        if line.strip().startswith(".. math::"):
+            below = indentation
+        plain = below is None and ">>>" not in line and line.count("``") % 2 == 0
+        yield re.sub(r"(`.*?`)|\|", lambda m: m[1] or r"\|", line) if plain else line
+
+
 def _docstring(app, what, name, thing, options, lines):
-    """Link the page that docstrings name by its file."""
-    lines[:] = [line.replace("docs/method.md", ":doc:`method </method>`") for line in lines]
+    """Link the page that docstrings name by its file, and escape bars."""
+    lines[:] = [
+        line.replace("docs/method.md", ":doc:`method </method>`") for line in _escaped(lines)
+    ]
+
+
+def _skip(app, what, name, thing, skip, options):
+    """Leave out what scikit-learn adds to its estimators for its own use."""
+    return True if re.fullmatch("set_.*_request", name) else None
 
 
 def setup(app):
-    """Connect both."""
+    """Connect them."""
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-process-docstring", _docstring)
+    app.connect("autodoc-skip-member", _skip)

@@ -193,7 +193,8 @@ def score_features(
     (N_c,) float64
         Utilities; larger = query first. Finite for any finite input. With float32 features and
         ``|F / T| <= 100`` the `expected_*` criteria are within 1e-5 of the largest utility, or
-        within 3e-8 per unit of `weights` where every point is decided already (entropies below 2e-3).
+        within 3e-8 per unit of `weights` where every point is decided already (entropies below
+        2e-3).
 
     Raises
     ------

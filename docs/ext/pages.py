@@ -18,11 +18,14 @@ from types import ModuleType
 from typing import Any
 
 from docutils import nodes
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import ntkfast as nf
 
 __all__ = ["setup"]
+
+logger = logging.getLogger(__name__)
 
 DOCS = Path(__file__).parents[1]
 GENERATED = DOCS / "generated"
@@ -88,7 +91,7 @@ def _integrations() -> Iterator[ModuleType]:
             try:
                 yield importlib.import_module(module.name)
             except ImportError as error:
-                print(f"no page for {module.name}: {error}")
+                logger.info("no page for %s: %s", module.name, error)
 
 
 def _rows(entries: list[tuple[str, str]]) -> Iterator[str]:

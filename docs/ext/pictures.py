@@ -155,7 +155,7 @@ def _candidate() -> int:
 
 
 def look_ahead(colours: dict[str, str]) -> Figure:
-    """Show predictions now, and with one more label of either class: by ntkfast, and by training."""
+    """Show predictions with one more label of either class, by ntkfast and by training."""
     data, c = moons(), _candidate()
     figure, axes = _panels(2, 3, 7.4, 4.6)
     indices, classes = np.append(data.labeled, c), data.classes[data.labeled]
