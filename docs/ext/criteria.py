@@ -110,15 +110,26 @@ def _overview() -> Iterator[str]:
         yield f"| [`{row.name}`](#{row.name}) | {default}{use} |"
 
 
+def _signs() -> Iterator[str]:
+    """Return a table of what the printed one says below its formulas."""
+    legend = " ".join(repr(nf.criteria()).rpartition("\n\n")[2].split()).removesuffix(".")
+    yield "| sign | meaning |"
+    yield "|---|---|"
+    for entry in re.split(r"[,;] (?=\S{1,9}: )", legend):
+        sign, _, meaning = entry.partition(": ")
+        yield f"| ${latex(sign)}$ | {meaning} |"
+
+
 class Criteria(SphinxDirective):
-    """``{criteria} overview`` is a table of all of them, ``{criteria} formulas`` a section each."""
+    """A table of all of them, the signs that it uses, or a section for each with its formulas."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Return the nodes of the generated Markdown."""
-        if self.arguments[0] == "overview":
-            return self.parse_text_to_nodes("\n".join(_overview()))
+        tables = {"overview": _overview, "signs": _signs}
+        if self.arguments[0] in tables:
+            return self.parse_text_to_nodes("\n".join(tables[self.arguments[0]]()))
         text = "\n".join(line for row in nf.criteria() for line in _section(row))
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 

@@ -74,7 +74,8 @@ def _page_of_module(module: ModuleType) -> list[str]:
         and (inspect.isclass(thing) or inspect.isfunction(thing))
     ]
     names = [name for name in getattr(module, "__all__", own) if name in own]
-    lines = [*_title(module.__name__), f".. automodule:: {module.__name__}", ""]
+    title = module.__name__.removeprefix("ntkfast.")
+    lines = [*_title(title), f".. automodule:: {module.__name__}", ""]
     for name in names:
         lines += _auto(_kind(getattr(module, name)), name)
     return lines
@@ -122,7 +123,7 @@ def _write_reference() -> None:
     lines += _rows(public)
     if hosts:
         lines += ["Query strategies for other frameworks:", "", *_rows(hosts)]
-    lines += ["What is below, arrays in and arrays out, for authors of libraries:", ""]
+    lines += ["The operations underneath, arrays in and arrays out, for authors of libraries:", ""]
     lines += _rows(below)
     pages = [page for page, _ in public + hosts + below]
     lines += [".. toctree::", "   :hidden:", "", *(f"   {page}" for page in pages), ""]
