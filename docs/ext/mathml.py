@@ -6,6 +6,7 @@ has one, so the pages bring STIX Two Math along (from the package ziamath), as m
 
 from __future__ import annotations
 
+from html import escape
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 from docutils import nodes
 from docutils.utils.math import MathError, latex2mathml
 from fontTools import subset
-from sphinx.errors import ExtensionError
+from sphinx.util import logging
 
 __all__ = ["setup"]
+
+logger = logging.getLogger(__name__)
 
 # Latin, Greek, punctuation, arrows and operators, brackets, the alphabets of mathematics.
 _USED = (
@@ -27,11 +30,12 @@ _USED += (
 
 
 def _mathml(node: nodes.math | nodes.math_block, *, block: bool) -> str:
-    """Return the MathML of a formula, or end the build: half a formula is a wrong one."""
+    """Return the MathML of a formula, or its source with a warning, which fails the build."""
     try:
         return latex2mathml.tex2mathml(node.astext(), as_block=block)
     except MathError as error:
-        raise ExtensionError(f"{node.source}:{node.line}: {node.astext()}: {error}") from None
+        logger.warning("%s: %s", node.astext(), error, location=node)
+        return escape(node.astext())
 
 
 def _inline(translator: Any, node: nodes.math) -> None:
