@@ -32,8 +32,10 @@ def test_docstrings(name):
         return
     try:
         module = importlib.import_module(name.removeprefix("ext/"))
-    except ImportError as error:  # a framework or a GPU library that is not there
-        pytest.skip(str(error))
+    except ImportError as error:
+        if (error.name or "").startswith("ntkfast"):
+            raise
+        pytest.skip(str(error))  # a framework or a GPU library that is not there
     failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert failed == 0
 
