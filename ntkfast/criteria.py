@@ -171,7 +171,8 @@ _TABLE = (
     _row(
         name="epig",
         formula="-1/2 sum_x v log(1 - rho^2), rho^2 = S(x,c)^2 / ((S(c,c)+lam_c)(S(x,x)+lam))",
-        use="information about the evaluation points: a few uncertain ones weigh less than above",
+        use="information about the evaluation points: like variance_reduction, but a few uncertain "
+        "ones weigh less",
         float32_limit=1e4,  # 1 - rho^2 of a point with itself is about ridge / variance
     ),
     _row(

@@ -100,14 +100,12 @@ def _section(row: Criterion) -> Iterator[str]:
 
 
 def _overview() -> Iterator[str]:
-    """Return a table with the defaults first."""
+    """Return a list of definitions, the defaults first; a table would be too wide for phones."""
     defaults = {automatic("cross_entropy"): "cross-entropy", automatic("squared"): "squared loss"}
-    yield "| criterion | when to use it |"
-    yield "|---|---|"
     for row in sorted(nf.criteria(), key=lambda row: row.name not in defaults):
         default = f"**Default for {defaults[row.name]}.** " if row.name in defaults else ""
-        use = _sentence(row.use).replace("|", r"\|")
-        yield f"| [`{row.name}`](#{row.name}) | {default}{use} |"
+        yield f"[`{row.name}`](#{row.name})"
+        yield f": {default}{_sentence(row.use)}\n"
 
 
 def _signs() -> Iterator[str]:
@@ -121,15 +119,15 @@ def _signs() -> Iterator[str]:
 
 
 class Criteria(SphinxDirective):
-    """A table of all of them, the signs that it uses, or a section for each with its formulas."""
+    """A list of all of them, the signs that it uses, or a section for each with its formulas."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Return the nodes of the generated Markdown."""
-        tables = {"overview": _overview, "signs": _signs}
-        if self.arguments[0] in tables:
-            return self.parse_text_to_nodes("\n".join(tables[self.arguments[0]]()))
+        short = {"overview": _overview, "signs": _signs}
+        if self.arguments[0] in short:
+            return self.parse_text_to_nodes("\n".join(short[self.arguments[0]]()))
         text = "\n".join(line for row in nf.criteria() for line in _section(row))
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 

@@ -96,11 +96,8 @@ def _integrations() -> Iterator[ModuleType]:
 
 
 def _rows(entries: list[tuple[str, str]]) -> Iterator[str]:
-    yield from (".. list-table::", "   :widths: 30 70", "")
     for page, summary in entries:
-        yield f"   * - :doc:`{page}`"
-        yield f"     - {summary}"
-    yield ""
+        yield from (f":doc:`{page}`", f"   {summary}", "")
 
 
 def _write_reference() -> None:
