@@ -58,7 +58,7 @@ def run(page, names):
 def test_pages():
     names = {}
     assert run("quickstart", names) >= 8
-    for page in PAGES:
+    for page in set(PAGES) - {"quickstart"}:
         run(page, dict(names))  # a reader comes from the quickstart
 
 

@@ -85,7 +85,11 @@ class Moons:
         return nf.EmpiricalNTK(self.model).outputs(self.everything)
 
     def posterior(self) -> nf.Posterior:
-        """Return the network, linearised, with its eight labels."""
+        """Return a new copy of the network, linearised, with its eight labels."""
+        return self._posterior.copy()
+
+    @functools.cached_property
+    def _posterior(self) -> nf.Posterior:
         at = self.labeled
         return nf.Posterior.from_features(
             self.features,
@@ -148,17 +152,27 @@ def _classes(axis: Any, colours: dict[str, str], logits: Any) -> None:
     axis.contour(x, y, image, levels=[0.5], colors=colours["ink"], linewidths=1.2)
 
 
+@functools.cache
 def _candidate() -> int:
     """Point of the pool that the network would learn most from."""
     picked = nf.select(moons().posterior(), "fisher_variance_reduction", 1, candidates=moons().free)
     return int(picked.indices[0])
 
 
+@functools.cache
+def _trained_again(label: int) -> Any:
+    """Return the outputs of a network trained with that label of the candidate, too."""
+    data = moons()
+    indices = np.append(data.labeled, _candidate())
+    model = data.trained(indices, np.append(data.classes[data.labeled], label))
+    return model(data.everything).detach()
+
+
 def look_ahead(colours: dict[str, str]) -> Figure:
     """Show predictions with one more label of either class, by ntkfast and by training."""
     data, c = moons(), _candidate()
     figure, axes = _panels(2, 3, 7.4, 4.6)
-    indices, classes = np.append(data.labeled, c), data.classes[data.labeled]
+    classes = data.classes[data.labeled]
     for i, row in enumerate(axes):
         for column, label in enumerate((None, 0, 1)):
             axis = row[column]
@@ -169,8 +183,7 @@ def look_ahead(colours: dict[str, str]) -> Figure:
                 after.condition([c], [label])
                 _classes(axis, colours, after.mean)
             else:
-                model = data.trained(indices, np.append(classes, label))
-                _classes(axis, colours, model(data.everything).detach())
+                _classes(axis, colours, _trained_again(label))
             _labels(axis, colours, data.labeled, classes)
             style = {"s": 190, "marker": "*"}
             if label is None:
@@ -257,29 +270,38 @@ def batches(colours: dict[str, str]) -> Figure:
     return figure
 
 
-def criteria(colours: dict[str, str]) -> Figure:
-    """Show the utility of a label everywhere, by every criterion."""
+@functools.cache
+def _utilities() -> dict[str, Any]:
+    """Return the utility of a label at every pixel, from 0 to 1, by every criterion."""
     data = moons()
-    rows = nf.criteria()
-    figure, axes = _panels(-(-len(rows) // 3), 3, 7.4, 1.85 * -(-len(rows) // 3))
     many = np.arange(0, len(data.pool), 4)  # the better model that expected_log_loss asks for
     better = data.trained(many, data.classes[many])(data.everything).detach().softmax(1).numpy()
     pixels = np.arange(len(data.pool), len(data.everything))
-    for axis in axes.flat[len(rows) :]:
-        axis.set_visible(False)
-    for axis, row in zip(axes.flat, rows, strict=False):
+    result = {}
+    for row in nf.criteria():
         needs = {}
         if "log_loss_targets" in row.needs:
             needs = {"log_loss_targets": better[: len(data.pool)], "label_probs": better[pixels]}
         utility = nf.utilities(
             data.posterior(), row.name, pixels, np.arange(len(data.pool)), **needs
         )
-        u = np.asarray(utility)
-        low, high = np.quantile(u, [0.01, 0.995])
-        shown = np.clip((u - low) / (high - low or 1), 0, 1)
-        _surface(axis, colours, np.concatenate([np.zeros(len(data.pool)), shown]), 1)
+        low, high = np.quantile(np.asarray(utility), [0.01, 0.995])
+        shown = np.clip((np.asarray(utility) - low) / (high - low or 1), 0, 1)
+        result[row.name] = np.concatenate([np.zeros(len(data.pool)), shown])
+    return result
+
+
+def criteria(colours: dict[str, str]) -> Figure:
+    """Show the utility of a label everywhere, by every criterion."""
+    data, shown = moons(), _utilities()
+    rows = -(-len(shown) // 3)
+    figure, axes = _panels(rows, 3, 7.4, 1.85 * rows)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, (name, values) in zip(axes.flat, shown.items(), strict=False):
+        _surface(axis, colours, values, 1)
         _labels(axis, colours, data.labeled, data.classes[data.labeled], s=22, linewidths=0.9)
-        axis.set_title(row.name, fontsize=9)
+        axis.set_title(name, fontsize=9)
     return figure
 
 
