@@ -1,6 +1,7 @@
 """What the pages say runs, and what was built asks nobody for anything: make docs."""
 
 import doctest
+import html
 import importlib
 import pkgutil
 import re
@@ -123,6 +124,15 @@ def test_every_criterion_and_name_has_its_place():
     assert [
         name for name in nf.__all__ if not (BUILT / f"generated/api/{name}.html").exists()
     ] == []
+
+
+def test_signs_are_explained_to_the_end():
+    page = (BUILT / "criteria.html").read_text(encoding="utf-8")
+    shown = html.unescape(" ".join(re.sub("<[^>]*>", " ", page).split()))
+    legend = " ".join(repr(nf.criteria()).rpartition("\n\n")[2].split())
+    meanings = re.split(r"(?:^|[,;] )\S{1,9}: ", legend.removesuffix("."))[1:]
+    assert len(meanings) >= 12
+    assert [meaning for meaning in meanings if meaning not in shown] == []
 
 
 def test_formulas_are_drawn():

@@ -115,6 +115,7 @@ def _signs() -> Iterator[str]:
     yield "|---|---|"
     for entry in re.split(r"[,;] (?=\S{1,9}: )", legend):
         sign, _, meaning = entry.partition(": ")
+        meaning = re.sub(r"([*_|])", r"\\\1", meaning)
         yield f"| ${latex(sign)}$ | {meaning} |"
 
 
