@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from .criteria import automatic, find
 from .lock import Lock
 from .loss import Loss, as_loss
 from .ntk import EmpiricalNTK, InputFields, SketchName, as_tensor
-from .posterior import Posterior, missing, missing_for
+from .posterior import Posterior, group_of, missing, missing_for
 from .selection import Choose, Precision, Selection, Similarity, select
 
 __all__ = ["LookAheadLearner"]
@@ -78,6 +79,11 @@ class LookAheadLearner:
     outputs, draws, sketch, dim, relative_error, layers, inputs, memory_budget
         See `EmpiricalNTK`. ``sketch="auto"`` is fitted to the first points of the pool at every
         `fit`.
+    group : torch.distributed.ProcessGroup, optional
+        The pool is shared by the ranks of this group, each of which has the same model and makes
+        every call. `fit` takes the labelled points of all, the same on every rank, and the rank's
+        own part of the pool; pool points are numbered over all ranks, see
+        `Posterior.from_features`. ``sketch="auto"`` is refused.
 
     Attributes
     ----------
@@ -122,8 +128,15 @@ class LookAheadLearner:
         layers: Literal["last"] | Sequence[str] | None = None,
         inputs: InputFields = None,
         memory_budget: int = 2**31,
+        group: Any = None,
     ) -> None:
         as_loss(loss)
+        if group is not None and sketch == "auto":
+            raise ArgumentValueError(
+                "sketch",
+                'sketch="auto" is fitted to the first points of the pool, which are others on each '
+                'rank of group; use "sparse"',
+            )
         criterion = automatic(loss) if criterion == "auto" else criterion
         find(criterion)
         if evaluation_size is not None and (
@@ -144,6 +157,12 @@ class LookAheadLearner:
         self.residual_temperature = residual_temperature
         self.classes = classes
         self.seed = seed
+        try:  # weakly: a group that is held after its destruction may abort the process
+            self._group = None if group is None else weakref.ref(group)
+        except TypeError:
+            raise ArgumentTypeError(
+                "group", f"group must be a process group of torch.distributed; got {group!r}"
+            ) from None
         self._outputs = outputs
         self._new_ntk = functools.partial(
             EmpiricalNTK,
@@ -170,6 +189,16 @@ class LookAheadLearner:
     def posterior(self) -> Posterior:
         """State after `fit` and `update`; its points are the pool."""
         return self._state.posterior
+
+    @property
+    def group(self) -> Any:
+        """The process group that shares the pool; None: there is none."""
+        if self._group is None:
+            return None
+        group = self._group()
+        if group is None:
+            raise RuntimeError("the process group of this learner has been destroyed")
+        return group
 
     @property
     def _state(self) -> _Fitted:
@@ -230,44 +259,45 @@ class LookAheadLearner:
         X_pool, X_labeled = self._kept_there(X_pool), self._kept_there(X_labeled)
         kept = library_of(next(self.ntk.model.parameters()))
         (y_labeled,) = kept.fetch(y_labeled=[] if y_labeled is None else y_labeled)
-        # Its sketch is fitted to the pool, and counts once everything else is in order.
-        ntk = self._new_ntk() if self.ntk.sketch == "auto" else self.ntk
-        y_labeled, labelled = _without_missing("y_labeled", y_labeled)
-        labels = targets = labeled_outputs = labeled_features = classes = None
-        if len(labelled):
-            if ntk is self.ntk and labelled.any():
-                labeled_outputs, labeled_features = ntk.outputs_and_features(X_labeled)
-            else:
-                labeled_outputs = ntk.outputs(X_labeled)
-            k = labeled_outputs.shape[1]
-            self._check_width(k)
-            labels, classes, targets = self._read_labels(y_labeled, k)
-            if len(labeled_outputs) != len(labelled):
+        with group_of(self.group, kept).together("fit", {}):
+            # Its sketch is fitted to the pool, and counts once everything else is in order.
+            ntk = self._new_ntk() if self.ntk.sketch == "auto" else self.ntk
+            y_labeled, labelled = _without_missing("y_labeled", y_labeled)
+            labels = targets = labeled_outputs = labeled_features = classes = None
+            if len(labelled):
+                if ntk is self.ntk and labelled.any():
+                    labeled_outputs, labeled_features = ntk.outputs_and_features(X_labeled)
+                else:
+                    labeled_outputs = ntk.outputs(X_labeled)
+                k = labeled_outputs.shape[1]
+                self._check_width(k)
+                labels, classes, targets = self._read_labels(y_labeled, k)
+                if len(labeled_outputs) != len(labelled):
+                    raise ArgumentValueError(
+                        "y_labeled",
+                        f"y_labeled has {len(labelled)} labels; X_labeled has "
+                        f"{len(labeled_outputs)} points",
+                    )
+                self._refuse_shifted_labels(labels, labeled_outputs, labelled)
+            elif X_labeled is not None and len(X_labeled):
                 raise ArgumentValueError(
                     "y_labeled",
-                    f"y_labeled has {len(labelled)} labels; X_labeled has {len(labeled_outputs)} "
-                    "points",
+                    "y_labeled is empty, and X_labeled is not: labels are not read from a dataset "
+                    "or loader, pass them as y_labeled",
                 )
-            self._refuse_shifted_labels(labels, labeled_outputs, labelled)
-        elif X_labeled is not None and len(X_labeled):
-            raise ArgumentValueError(
-                "y_labeled",
-                "y_labeled is empty, and X_labeled is not: labels are not read from a dataset or "
-                "loader, pass them as y_labeled",
-            )
-        outputs, features = ntk.outputs_and_features(X_pool)
-        if labels is None:
-            self._check_width(outputs.shape[1])
-            _, classes, targets = self._read_labels([], outputs.shape[1])
-        self._check_scale(outputs)
-        self._check_features(features, outputs)
-        if labelled.any():
-            if labeled_features is None:
-                labeled_outputs, labeled_features = ntk.outputs_and_features(X_labeled)
-            labeled_outputs = _rows(labeled_outputs, labelled)
-            labeled_features = _rows(labeled_features, labelled)
-        else:
-            labeled_outputs = labeled_features = targets = None
+            outputs, features = ntk.outputs_and_features(X_pool)
+            if labels is None:
+                self._check_width(outputs.shape[1])
+                _, classes, targets = self._read_labels([], outputs.shape[1])
+            self._check_scale(outputs)
+            self._check_features(features, outputs)
+            if labelled.any():
+                if labeled_features is None:
+                    labeled_outputs, labeled_features = ntk.outputs_and_features(X_labeled)
+                labeled_outputs = _rows(labeled_outputs, labelled)
+                labeled_features = _rows(labeled_features, labelled)
+            else:
+                labeled_outputs = labeled_features = targets = None
         posterior = Posterior.from_features(
             features,
             outputs,
@@ -278,6 +308,7 @@ class LookAheadLearner:
             loss=self.loss,
             label_scale=self.label_scale,
             residual_temperature=self.residual_temperature,
+            group=self.group,
         )
         N = len(posterior)
         evaluation: Array | None = None

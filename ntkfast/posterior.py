@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from . import ops
 from ._posterior import file
 from ._posterior.blocks import (
     Space,
@@ -23,7 +25,9 @@ from ._posterior.blocks import (
 )
 from ._posterior.covariance import FunctionSpace, WeightSpace
 from ._posterior.coverage import Given
-from ._posterior.engines import Engine, engine_of, missing_for
+from ._posterior.disk import DiskSpace, Source, is_on_disk
+from ._posterior.engines import CPU, Engine, engine_of, missing_for
+from ._posterior.group import ALONE, Alone, group_of, mean_of
 from ._posterior.labels import missing, refuse_missing
 from .arrays import (
     ArgumentTypeError,
@@ -43,7 +47,7 @@ from .arrays import (
 from .lock import Lock, exclusive
 from .loss import Loss, as_loss, expected_labels, residual_temperature_of
 
-__all__ = ["Posterior", "missing", "missing_for"]
+__all__ = ["Posterior", "group_of", "missing", "missing_for"]
 
 
 @contextlib.contextmanager
@@ -111,11 +115,12 @@ def _as_targets(targets: Any, n: int, k: int, loss: str) -> Array:
     return rows
 
 
-def _automatic_scale(outputs: Array, classes: Array) -> float:
-    """Mean of (logit of the class - mean of the other logits), at least 1."""
+def _margins(outputs: Array, classes: Array) -> Array:
+    """Logit of the class - mean of the other logits (n,)."""
     n, k = outputs.shape
     own = outputs[np.arange(n), classes]
-    return max(1.0, float((own - (outputs.sum(1) - own) / (k - 1)).mean()))
+    result: Array = own - (outputs.sum(1) - own) / (k - 1)
+    return result
 
 
 def _check_kernel(name: str, K: Any, engine: Engine) -> None:
@@ -238,11 +243,17 @@ class _Inputs:
         residual_temperature: float | Literal["auto"],
         noise: Any,
         labeled_indices: Any,
+        group: Alone = ALONE,
     ) -> _Inputs:
-        """`diagonal`: K(x, x) of the labelled points, or of all points when n = 0."""
+        """`diagonal`: K(x, x) of the labelled points, or of all points when n = 0.
+
+        With a group N, outputs and diagonal are those of this rank; what else there is is the same
+        on all ranks, and so is what may fail.
+        """
         as_loss(loss)
         f = as_floats("outputs", outputs, (N, "k"), np.float64)
         k = f.shape[1]
+        of_points = functools.partial(mean_of, ALONE if n else group)
         if loss == "cross_entropy" and k == 1:
             raise ArgumentValueError(
                 "outputs",
@@ -256,7 +267,7 @@ class _Inputs:
         f_labeled = as_floats("labeled_outputs", labeled_outputs, (n, k), np.float64)
         T = _as_targets(targets, n, k, loss)
         if isinstance(ridge, str) and ridge == "auto":
-            lam = 1e-2 * float(diagonal.mean())
+            lam = 1e-2 * of_points(diagonal)
             if not 0 < lam < np.inf:
                 raise ArgumentValueError(
                     "ridge",
@@ -276,10 +287,11 @@ class _Inputs:
                 )
         elif automatic:
             logits, classes = (f_labeled, T.argmax(1)) if n else (f, f.argmax(1))
-            scale = as_positive("label_scale", _automatic_scale(logits, classes))
-        is_labeled = np.zeros(N, bool)
+            scale = as_positive("label_scale", max(1.0, of_points(_margins(logits, classes))))
+        points = N if group is ALONE else group.points
+        is_labeled = np.zeros(points, bool)
         if labeled_indices is not None:
-            is_labeled[as_indices("labeled_indices", labeled_indices, N, empty=True)] = True
+            is_labeled[as_indices("labeled_indices", labeled_indices, points, empty=True)] = True
         return cls(
             outputs=f.copy(),  # f may be the caller's memory
             noise=_as_noises(noise, lam, n),
@@ -389,6 +401,7 @@ class Posterior:
         residual_temperature: float | Literal["auto"] = "auto",
         noise: Any = None,
         labeled_indices: Any = None,
+        group: Any = None,
     ) -> Posterior:
         """Posterior of the kernel K(x, x') = <phi(x), phi(x')> of explicit features.
 
@@ -400,6 +413,9 @@ class Posterior:
             they are decides where everything is computed. For a kernel with k x k blocks (N k, d),
             row ``i k + a`` being output a of point i, as `EmpiricalNTK.features` gives them for
             ``outputs="full"`` (CPU only). The shape of `outputs` tells which, for k >= 2.
+
+            A memory map of numpy (``np.load(path, mmap_mode="r")``, `np.memmap`), of float16, too,
+            stays on disk; see Notes. ``np.array(features)`` would read it into memory.
         outputs : array (N, k)
             Outputs f of the trained network: raw for squared loss, logits for cross-entropy.
         labeled_features : array (n, d) or None
@@ -427,6 +443,11 @@ class Posterior:
             Noise of each labelled point in (0, inf] instead of lam; inf: the label tells nothing.
         labeled_indices : array, optional
             Which of the N points are already labelled (indices or a mask): never selected again.
+        group : torch.distributed.ProcessGroup, optional
+            The points are shared by the ranks of this group, and every rank makes every call. Each
+            passes the features and outputs of its own points, at least one; the points are numbered
+            over all ranks, in their order. All other arguments are those of all ranks together, and
+            must be the same on each, labelled features included: that is checked.
 
         Returns
         -------
@@ -441,7 +462,8 @@ class Posterior:
             Features or outputs that are not float32 or float64.
         RuntimeError
             Arrays on several devices, or on one that this build or this machine cannot use (the
-            message says what is missing): nothing is computed on the CPU instead.
+            message says what is missing): nothing is computed on the CPU instead. With a group:
+            another rank has failed, died, or not called within the group's time-out.
 
         Warns
         -----
@@ -454,26 +476,79 @@ class Posterior:
         features psi = W phi with W^T W = (I + Phi_L^T D^-1 Phi_L)^-1 represent
         S(x, x') = <psi(x), psi(x')> without any subtraction. For n >= d/2 W comes from the Cholesky
         factor of that matrix, else from the one of the labelled points' Gram matrix.
+
+        With features on disk psi is formed block by block wherever it is read, and is the same, bit
+        for bit; what labels do to it is done again each time. In memory are 16 k + 9 bytes for each
+        point, while points are ranked or picked about 200 more, some blocks of 64 MiB, 256 MiB of
+        candidates, and d x d matrices in float64. Building and `condition` read the disk once,
+        `utilities` and `select` once for each sum and each group of picks (docs/large-pools.md).
+        `extend`, `save`, `to` and pickles are refused.
+
+        With a group the results of `utilities`, `select`, `condition`, `labeled` and `covariance`
+        are those of all points, the same on every rank, and the same, bit for bit, for any number
+        of ranks; `mean` and `variance` are those of the rank's own points, and `predict` is for
+        whatever points a rank asks for. A rank that dies or passes something else ends a call on
+        all ranks within the time-out of the group, and nothing has changed.
         """
         library = library_of(features)
         engine = engine_of(library)
-        outputs, labeled_outputs, targets, noise, labeled_indices = library.fetch(
-            outputs=outputs,
-            labeled_outputs=labeled_outputs,
-            targets=targets,
-            noise=noise,
-            labeled_indices=labeled_indices,
-        )
-        phi = engine.floats("features", features, ("N", "d"))
-        rows, d = phi.shape
-        per_point = outputs_per_point("features", rows, outputs, engine)
-        if labeled_features is None:
-            labeled_features = np.empty((0, d))
-        labeled = engine.floats("labeled_features", labeled_features, (None, d))
-        n = points_of_rows("labeled_features", len(labeled), per_point)
-        diagonal = engine.host(engine.squared_norms(labeled if n else phi))
-        _check_underflow("features", diagonal, engine.dtype(phi))
+        pool = group_of(group, library)
+        facts: dict[str, Any] = {}
+        with pool.together("from_features", facts):
+            outputs, labeled_outputs, targets, noise, labeled_indices = library.fetch(
+                outputs=outputs,
+                labeled_outputs=labeled_outputs,
+                targets=targets,
+                noise=noise,
+                labeled_indices=labeled_indices,
+            )
+            on_disk = is_on_disk(features)
+            phi: Any
+            if on_disk:
+                phi = Source("features", features, ("N", "d"))
+            else:
+                phi = engine.floats("features", features, ("N", "d"))
+            rows, d = phi.shape
+            per_point = outputs_per_point("features", rows, outputs, engine)
+            if per_point > 1 and (on_disk or pool is not ALONE):
+                raise ArgumentValueError(
+                    "group" if pool is not ALONE else "features",
+                    "k x k blocks (N k rows of features) need one array in memory, of one process: "
+                    "pass a scalar kernel's features (N, d), as for outputs='sum'",
+                )
+            if labeled_features is None:
+                labeled_features = np.empty((0, d))
+            labeled = engine.floats("labeled_features", labeled_features, (None, d))
+            n = points_of_rows("labeled_features", len(labeled), per_point)
+            if n:
+                diagonal = engine.host(engine.squared_norms(labeled))
+            else:
+                diagonal = phi.norms() if on_disk else engine.host(engine.squared_norms(phi))
+            dtype = phi.dtype if on_disk else engine.dtype(phi)
+            if pool is not ALONE:
+                f = as_floats("outputs", outputs, (rows, "k"), np.float64)
+                facts |= {
+                    "features.shape[1]": d,
+                    "outputs.shape[1]": f.shape[1],
+                    "features.dtype": str(dtype),
+                    "labeled_features": engine.host(labeled),
+                    "labeled_outputs": labeled_outputs,
+                    "targets": targets,
+                    "ridge": ridge,
+                    "loss": loss,
+                    "label_scale": label_scale,
+                    "residual_temperature": residual_temperature,
+                    "noise": noise,
+                    "labeled_indices": labeled_indices,
+                    "the instruction set (NTKFAST_CPU_ISA forces one)": ops.cpu_isa(),
+                }
+        if pool is not ALONE:
+            pool = pool.with_points(pool.gather([rows])[:, 0].astype(np.int64))
+        elif on_disk:
+            pool = pool.with_points(np.array([rows]))
+        _check_underflow("features", pool.gather([diagonal.max(initial=0.0)]), dtype)
         inputs = _Inputs.read(
+            group=pool,
             N=rows // per_point,
             n=n,
             outputs=outputs,
@@ -489,8 +564,10 @@ class Posterior:
         )
         informative, noise, residual = inputs.informative(per_point)
         labeled = engine.rows(labeled, informative)
-        space, change = WeightSpace.fit(phi, labeled, noise, residual, engine)
-        post = cls._of(space, change, inputs, n, library, per_point, Given(labeled))
+        with pool.together("from_features", {}):
+            fit = DiskSpace.fit if on_disk else WeightSpace.fit
+            space, change = fit(phi, labeled, noise, residual, engine, pool)
+            post = cls._of(space, change, inputs, n, library, per_point, Given(labeled))
         post._warn_if_too_coarse()
         return post
 
@@ -630,8 +707,8 @@ class Posterior:
         return cls(in_blocks(space, per_point), mean, inputs, n, library, kept)
 
     def __repr__(self) -> str:
-        (N, k), space = self._mean.shape, self._rows
-        kept = f"{space.psi.shape[1]} features" if isinstance(space, WeightSpace) else "a kernel"
+        N, k, space = len(self), self._mean.shape[1], self._rows
+        kept = f"{space.dim} features" if isinstance(space, WeightSpace) else "a kernel"
         kept += f" of {k} x {k} blocks" if self._space.per_point > 1 else ""
         return (
             f"<Posterior of {N} points with {k} outputs from {kept} ({space.dtype}), given "
@@ -641,11 +718,14 @@ class Posterior:
 
     def __len__(self) -> int:
         """Return the number of points N."""
-        return len(self._mean)
+        return len(self._is_labeled)
 
     @property
     def mean(self) -> Any:
-        """F (N, k), float64: the outputs after training on the labels."""
+        """F (N, k), float64: the outputs after training on the labels.
+
+        With a group, here and for `variance`, of this rank's own points.
+        """
         return self._library.wrap(np.array(self._mean))
 
     @property
@@ -664,9 +744,11 @@ class Posterior:
 
         Shape (r, c); with k x k blocks (r k, c k), row i k + a being output a of ``rows[i]``.
         """
-        rows, cols = self._library.fetch(rows=rows, cols=cols)
-        i = as_indices("rows", rows, len(self), duplicates=True)
-        j = as_indices("cols", cols, len(self), duplicates=True)
+        facts: dict[str, Any] = {}
+        with self._group.together("covariance", facts):
+            rows, cols = self._library.fetch(rows=rows, cols=cols)
+            i = facts["rows"] = as_indices("rows", rows, len(self), duplicates=True)
+            j = facts["cols"] = as_indices("cols", cols, len(self), duplicates=True)
         return self._library.wrap(self._space.covariance(i, j))
 
     @exclusive
@@ -680,6 +762,7 @@ class Posterior:
         return self.copy()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._refuse_parts("a pickle")
         # A copy, because it is written after the lock is free (`save` needs none).
         return self.copy().__dict__
 
@@ -691,6 +774,21 @@ class Posterior:
         twin._mean, twin._outputs = np.array(self._mean), np.array(self._outputs)
         twin._is_labeled = np.array(self._is_labeled)
         return twin
+
+    @property
+    def _group(self) -> Alone:
+        """Who shares the points."""
+        return self._space.rows.group
+
+    def _refuse_parts(self, call: str) -> None:
+        """Raise a ValueError where this process does not have all features in its memory."""
+        if not self._space.in_parts:
+            return
+        where = "on disk" if self._rows.on_disk else "shared by ranks (group=)"
+        raise ValueError(
+            f"{call} needs all features in memory, and those of this posterior are {where}: keep "
+            "their files and build the posterior again, or build it from one array in memory"
+        )
 
     @exclusive
     def to(self, target: Any) -> Posterior:
@@ -715,6 +813,7 @@ class Posterior:
         --------
         >>> post = nf.Posterior.load("posterior.npz").to("cuda")  # doctest: +SKIP
         """
+        self._refuse_parts("to")
         library = library_named(target)
         engine = engine_of(library)
         there = library == self._library
@@ -757,12 +856,19 @@ class Posterior:
         self._warn_if_too_coarse()
 
     def _condition(self, indices: Any, targets: Any, noise: Any) -> None:
-        indices, targets, noise = self._library.fetch(indices=indices, targets=targets, noise=noise)
-        points = as_indices("indices", indices, len(self), duplicates=True)
-        b, k = len(points), self._mean.shape[1]
-        T = _as_targets(targets, b, k, self.loss)
-        D = _as_noises(noise, self.ridge, b)
-        expected = expected_labels(self._mean[points], self.loss, self.residual_temperature)
+        group = self._group
+        facts: dict[str, Any] = {}
+        with group.together("condition", facts):
+            indices, targets, noise = self._library.fetch(
+                indices=indices, targets=targets, noise=noise
+            )
+            points = as_indices("indices", indices, len(self), duplicates=True)
+            b, k = len(points), self._mean.shape[1]
+            T = _as_targets(targets, b, k, self.loss)
+            D = _as_noises(noise, self.ridge, b)
+            facts |= {"indices": points, "targets": T, "noise": D}
+        F = group.rows(CPU, points, lambda own: self._mean[own])
+        expected = expected_labels(F, self.loss, self.residual_temperature)
         residual = self.label_scale * (T - expected)
         informative = np.isfinite(D)
         mean, commit = self._mean, None
@@ -770,8 +876,9 @@ class Posterior:
             change = self._space.condition(
                 points[informative], D[informative], residual[informative]
             )
-            mean, commit = mean + change.mean, change.commit
-            _check_overflow(mean)  # variances only shrink
+            with group.together("condition", {}):
+                mean, commit = mean + change.mean, change.commit
+                _check_overflow(mean)  # variances only shrink
         is_labeled = self._is_labeled.copy()
         is_labeled[points] = True
         with _uninterrupted():
@@ -801,7 +908,7 @@ class Posterior:
                     f"{method} of a posterior from features takes features and outputs of the new "
                     f"points; {', '.join(kernels)} belong to one from a kernel"
                 )
-            phi = space.engine.floats("features", features, ("m", space.psi.shape[1]))
+            phi = space.engine.floats("features", features, ("m", space.dim))
             m = points_of_rows("features", len(phi), per_point)
             return [phi], as_floats("outputs", outputs, (m, self._mean.shape[1]), np.float64)
         if features is not None:
@@ -870,6 +977,7 @@ class Posterior:
         ValueError, TypeError
             As `from_features` and `from_kernel`; nothing has changed then.
         """
+        self._refuse_parts("extend")
         kernels = {"K_lv": K_lv, "K_uv": K_uv, "K_vv": K_vv}
         read, f = self._new_points("extend", features, outputs, kernels)
         space = self._rows
@@ -929,7 +1037,7 @@ class Posterior:
         space = self._rows
         if self._warned or not isinstance(space, WeightSpace):
             return
-        d = space.psi.shape[1]
+        d = space.dim
         per_point = self._space.per_point
         if 4 * self._labels * per_point > d:
             self._warned = True
@@ -954,6 +1062,7 @@ class Posterior:
             The file's name, used as it is; an existing file is replaced once the new one is whole.
             Of several writers at once the last one stays.
         """
+        self._refuse_parts("save")
         state = file.Stored(
             self._space,
             self._outputs,

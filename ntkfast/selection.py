@@ -11,7 +11,7 @@ import numpy as np
 
 from . import ops
 from ._posterior.blocks import BlockScorer
-from ._posterior.covariance import FeatureScorer, KernelScorer
+from ._posterior.covariance import FeatureScorer, KernelScorer, WeightSpace
 from ._posterior.coverage import (
     Cover,
     KernelBefore,
@@ -19,7 +19,10 @@ from ._posterior.coverage import (
     largest_pure_radius,
     nearest_radius,
 )
-from ._posterior.moments import Moments, moments
+from ._posterior.engines import CPU
+from ._posterior.group import Alone
+from ._posterior.moments import LIMIT, Moments, moments, pay_off
+from ._posterior.pool import PoolMoments, PoolPairs, PoolTask
 from ._posterior.precision import Precision, resolve
 from .arrays import (
     ArgumentTypeError,
@@ -34,7 +37,7 @@ from .arrays import (
 )
 from .criteria import Criterion, find
 from .lock import exclusive
-from .loss import expected_labels, probabilities, softmax
+from .loss import Loss, expected_labels, probabilities, softmax
 from .posterior import Posterior
 from .progress import track
 
@@ -60,13 +63,26 @@ class Selection:
     utilities: Any
 
 
+# Points whose probabilities are computed at once.
+_ROWS = 1 << 16
+
+
+def _heterogeneity(outputs: Array, loss: Loss) -> Array:
+    """Return h (N,) = 1 - sum_j p_j^2 of the trained network's probabilities."""
+    h = np.empty(len(outputs))
+    for start in range(0, len(outputs), _ROWS):
+        part = slice(start, start + _ROWS)
+        h[part] = np.maximum(1 - (probabilities(outputs[part], loss) ** 2).sum(1), 0.0)
+    return h
+
+
 @dataclass
 class _Task:
     """What is to be scored: validated arguments and the state that picks change."""
 
     row: Criterion
     post: Posterior
-    precision: str
+    precision: str  # as given, until `resolve`
     candidates: Array  # (N_c,)
     evaluation: Array  # (N_x,)
     mean: Array  # (N, k), F; after each pick of a sequential batch: with its pseudo-label
@@ -94,12 +110,11 @@ class _Task:
         precision: str,
         similarity: Any,
         radius: Any,
-        mode: str = "top",
+        facts: dict[str, Any],
     ) -> _Task:
-        if not isinstance(post, Posterior):
-            raise ArgumentTypeError("post", f"post must be a Posterior; got {type(post).__name__}")
+        """Check the arguments; put into `facts` what must be the same on all ranks."""
         row = find(criterion)
-        N, k = post._mean.shape
+        N, k = len(post), post._mean.shape[1]
         candidates, evaluation, label_probs, weights, noise, log_loss_targets = post._library.fetch(
             candidates=candidates,
             evaluation=evaluation,
@@ -109,6 +124,12 @@ class _Task:
             log_loss_targets=log_loss_targets,
         )
         row.check_outputs(k, "this posterior")
+        if post._space.in_parts and (row.coverage or not row.compiled):
+            raise ArgumentValueError(
+                "criterion",
+                f"{criterion} needs all features in the memory of one process: use another "
+                "criterion for features that are on disk or shared by ranks",
+            )
         if candidates is None:
             chosen = np.flatnonzero(~post._is_labeled)
             if len(chosen) == 0:
@@ -132,8 +153,19 @@ class _Task:
                 "the evaluation points should have (with the model's own, the best candidate would "
                 "be the one that changes nothing)",
             )
-        if row.fisher:
-            h = np.maximum(1 - (probabilities(post._outputs, post.loss) ** 2).sum(1), 0.0)
+        facts |= {
+            "criterion": criterion,
+            "candidates": None if candidates is None else chosen,
+            "evaluation": None if evaluation is None else points,
+            "label_probs": label_probs,
+            "weights": None if weights is None else v,
+            "noise": None if noise is None else lam,
+            "temperature": temperature,
+            "log_loss_targets": log_loss_targets,
+            "precision": precision,
+        }
+        if row.fisher and not post._space.in_parts:
+            h = _heterogeneity(post._outputs, post.loss)
             v = v * h[points]
             with np.errstate(divide="ignore"):
                 lam = lam / h[chosen]
@@ -151,20 +183,10 @@ class _Task:
         if row.uncertainty and post._labels:  # without labels every class is as open as any
             largest = np.sort(softmax(post._mean[points] / temperature), axis=1)
             v = v * (1 - (largest[:, -1] - largest[:, -2]))
-        scored = not row.coverage  # coverage has rules of its own
         return cls(
             row=row,
             post=post,
-            precision=resolve(
-                precision,
-                post._space,
-                float32_limit=row.float32_limit,
-                ridge=post.ridge,
-                noise=lam,
-                sequential=mode == "sequential",
-            )
-            if scored
-            else precision,
+            precision=precision,
             candidates=chosen,
             evaluation=points,
             mean=post._mean,
@@ -176,6 +198,18 @@ class _Task:
             log_loss_targets=log_loss_targets,
             similarity=row.coverage.get(similarity, row.compiled),
             radius=r,
+        )
+
+    def resolve(self, variance: float, noise: float, mode: str) -> None:
+        """Decide about the precision, by the largest variance and the smallest noise."""
+        self.precision = resolve(
+            self.precision,
+            self.post._space,
+            float32_limit=self.row.float32_limit,
+            ridge=self.post.ridge,
+            variance=variance,
+            noise=noise,
+            sequential=mode == "sequential",
         )
 
     def keep(self, which: Array) -> None:
@@ -259,6 +293,73 @@ def _cover(task: _Task) -> Cover:
     )
 
 
+class _Pool:
+    """A task of which no process holds all points: what a rank does, and what comes of all."""
+
+    def __init__(self, task: _Task, mode: str, rounds: int) -> None:
+        post, space = task.post, task.post._space.rows
+        assert isinstance(space, WeightSpace)  # it is in parts
+        self.group, self._engine, self._row = space.group, space.engine, task.row
+        order = np.argsort(task.candidates, kind="stable")
+        bounds = np.searchsorted(task.candidates[order], self.group.offsets)
+        mine = order[bounds[self.group.rank] : bounds[self.group.rank + 1]]
+        self._order, self._counts = order, np.diff(bounds)
+        candidates = task.candidates[mine] - self.group.start
+        noise, h = task.noise[mine], None
+        if task.row.fisher:
+            h = _heterogeneity(post._outputs, post.loss)
+            with np.errstate(divide="ignore"):
+                noise = noise / h[candidates]
+        extremes = self.group.gather([space.variance.max(), noise.min(initial=np.inf)])
+        self._variance, self._noise = float(extremes[:, 0].max()), float(extremes[:, 1].min())
+        task.resolve(self._variance, self._noise, mode)
+        self._points = task.candidates
+        self._task = PoolTask(
+            space=space,
+            candidates=candidates,
+            noise=noise,
+            label_probs=None if task.label_probs is None else task.label_probs[mine],
+            evaluation=task.evaluation,
+            weights=task.weights,
+            log_loss_targets=task.log_loss_targets,
+            heterogeneity=h,
+            mean=post._mean,
+            outputs=post._outputs,
+            ridge=post.ridge,
+            loss=post.loss,
+            label_scale=post.label_scale,
+            residual_temperature=post.residual_temperature,
+            temperature=task.temperature,
+            precision=task.precision,
+            criterion=task.row.compiled,
+            look_ahead=task.row.look_ahead,
+        )
+        numbers = len(task.candidates), len(task.evaluation)
+        self._by_moments = (
+            task.row.moments
+            and (rounds == 1 or self._variance <= LIMIT * self._noise)
+            and pay_off(space, 1, *numbers, rounds, task.precision)
+        )
+
+    def utilities(self) -> Array:
+        """Utilities (N_c,) of all candidates, in their order, on every rank."""
+        scorer: PoolMoments | PoolPairs
+        if self._by_moments:
+            scorer = PoolMoments(self._task, 0)
+        else:
+            scorer = PoolPairs(self._task, sequential=False)
+        in_order = self.group.concatenated(CPU, scorer.utilities(), self._counts)
+        result = np.empty(len(self._points))
+        result[self._order] = in_order
+        return _checked(result, self._points)
+
+    def batch(self, b: int) -> tuple[Array, Array]:
+        """Return the picks of a sequential batch, and their utilities."""
+        if self._by_moments:
+            return PoolMoments(self._task, b).batch(b)
+        return PoolPairs(self._task, sequential=True).batch(b)
+
+
 def _moments(task: _Task, rounds: int, *, chosen: bool = False) -> Moments | None:
     """Return what scores so many rounds of picks without pairs, if that is possible and pays."""
     if not task.row.moments:
@@ -278,6 +379,9 @@ def _moments(task: _Task, rounds: int, *, chosen: bool = False) -> Moments | Non
 def _utilities(task: _Task) -> Array:
     if task.row.coverage:
         return _checked(_cover(task).score(np.arange(len(task.candidates))), task.candidates)
+    if task.post._space.in_parts:
+        return _Pool(task, "top", 1).utilities()
+    task.resolve(float(np.max(task.post._space.variance)), float(task.noise.min()), "top")
     scorer = _moments(task, 1)
     if scorer is None:
         utility = task.score(task.post._space.scorer(task.precision))
@@ -376,6 +480,10 @@ def _sequential(task: _Task, b: int, choose: Choose | None = None) -> tuple[list
     post, space = task.post, task.post._space
     if task.row.coverage:
         return _sequential_by_coverage(task, b, choose)
+    if space.in_parts:
+        picked, utility = _Pool(task, "sequential", b).batch(b)
+        return picked.tolist(), utility.tolist()
+    task.resolve(float(np.max(space.variance)), float(task.noise.min()), "sequential")
     without_pairs = _moments(task, b, chosen=choose is not None)
     if without_pairs is not None:
         return _sequential_by_moments(task, without_pairs, b, choose)
@@ -403,6 +511,27 @@ def _sequential(task: _Task, b: int, choose: Choose | None = None) -> tuple[list
             task.mean = task.mean + scorer.step(c, noise, residual)
         scorer.pick(c, noise)
     return indices, values
+
+
+def _group(post: Any) -> Alone:
+    """Return the ranks that share the points of a posterior."""
+    if not isinstance(post, Posterior):
+        raise ArgumentTypeError("post", f"post must be a Posterior; got {type(post).__name__}")
+    return post._group
+
+
+def _as_batch_size(value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)):
+        raise ArgumentTypeError("batch_size", "batch_size must be an integer")
+    try:
+        b = operator.index(value)
+    except TypeError:
+        raise ArgumentTypeError(
+            "batch_size", f"batch_size must be an integer; got {value!r}"
+        ) from None
+    if b < 1:
+        raise ArgumentValueError("batch_size", f"batch_size must be >= 1; got {b}")
+    return b
 
 
 @exclusive
@@ -506,20 +635,23 @@ def utilities(
     logits by a `temperature` that calibrates them on labels held out of training:
     `ntkfast.calibration_temperature`. A scalar kernel is needed.
     """
-    task = _Task.read(
-        post,
-        criterion,
-        candidates,
-        evaluation,
-        label_probs,
-        weights,
-        noise,
-        temperature,
-        log_loss_targets,
-        precision,
-        similarity,
-        radius,
-    )
+    facts: dict[str, Any] = {}
+    with _group(post).together("utilities", facts):
+        task = _Task.read(
+            post,
+            criterion,
+            candidates,
+            evaluation,
+            label_probs,
+            weights,
+            noise,
+            temperature,
+            log_loss_targets,
+            precision,
+            similarity,
+            radius,
+            facts,
+        )
     return post._library.wrap(_utilities(task))
 
 
@@ -585,38 +717,38 @@ def select(
     pass over the features; a GPU makes all picks without the host (with `choose` it scores pairs).
     That subtracts as well, and is not done where max S / noise > 1e5.
     """
-    if isinstance(batch_size, (bool, np.bool_)):
-        raise ArgumentTypeError("batch_size", "batch_size must be an integer")
-    try:
-        b = operator.index(batch_size)
-    except TypeError:
-        raise ArgumentTypeError(
-            "batch_size", f"batch_size must be an integer; got {batch_size!r}"
-        ) from None
-    if b < 1:
-        raise ArgumentValueError("batch_size", f"batch_size must be >= 1; got {b}")
-    as_choice("mode", mode, ("top", "sequential"))
-    task = _Task.read(
-        post,
-        criterion,
-        candidates,
-        evaluation,
-        label_probs,
-        weights,
-        noise,
-        temperature,
-        log_loss_targets,
-        precision,
-        similarity,
-        radius,
-        mode,
-    )
-    task.keep(~post._is_labeled[task.candidates])
-    if b > len(task.candidates):
-        raise ArgumentValueError(
-            "batch_size",
-            f"batch_size is {b}, but only {len(task.candidates)} unlabelled candidates are left",
+    facts: dict[str, Any] = {"mode": mode}
+    with _group(post).together("select", facts):
+        b = facts["batch_size"] = _as_batch_size(batch_size)
+        if choose is not None and post._space.in_parts:
+            raise ArgumentValueError(
+                "choose",
+                "choose needs all features in the memory of one process, and these are on disk or "
+                "shared by ranks: rank by utilities and choose among the best",
+            )
+        as_choice("mode", mode, ("top", "sequential"))
+        task = _Task.read(
+            post,
+            criterion,
+            candidates,
+            evaluation,
+            label_probs,
+            weights,
+            noise,
+            temperature,
+            log_loss_targets,
+            precision,
+            similarity,
+            radius,
+            facts,
         )
+        task.keep(~post._is_labeled[task.candidates])
+        if b > len(task.candidates):
+            raise ArgumentValueError(
+                "batch_size",
+                f"batch_size is {b}, but only {len(task.candidates)} unlabelled candidates are "
+                "left",
+            )
     indices: Any
     values: Any
     if mode == "top":

@@ -7,6 +7,9 @@
 ``blocks``      the same for kernels with k x k blocks
 ``moments``     the variance criteria over features without pairs
 ``coverage``    the kernel before any label, and what candidates cover of it
+``disk``        features that stay on disk: psi block by block
+``group``       ranks that share a pool: what they tell each other, sums in a fixed order
+``pool``        scores and batches where no process has all of psi in memory
 ``labels``      labels that are missing
 ``file``        what `Posterior.save` writes and `Posterior.load` reads
 ==============  ================================================================================

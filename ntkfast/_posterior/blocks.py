@@ -21,6 +21,7 @@ from ..arrays import ArgumentValueError, Array, as_numpy
 from ..ops import ScoreInputs
 from .covariance import Change, FunctionSpace, WeightSpace, Whitening
 from .engines import CPU, Engine
+from .group import ALONE, Alone
 from .precision import stored_type
 
 __all__ = [
@@ -116,6 +117,8 @@ class BlockSpace:
     """
 
     engine = CPU
+    in_parts = False  # whether no process has all of it in its memory
+    group: Alone = ALONE
 
     def __init__(self, inner: WeightSpace | FunctionSpace, k: int) -> None:
         self.inner = inner

@@ -21,6 +21,7 @@ import numpy as np
 from ..arrays import Array
 from ..ops import ScoreInputs
 from .engines import CPU, Engine
+from .group import ALONE, Alone
 from .precision import stored_type, subtracted_type
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "FeatureScorer",
     "FunctionSpace",
     "KernelScorer",
+    "Update",
     "WeightSpace",
     "Whitening",
 ]
@@ -37,6 +39,10 @@ __all__ = [
 # smallest eigenvalues may be 1, would lose 1e-11 and more of them to rounding (docs/method.md,
 # section 3).
 _CAREFUL_FROM = 1e4
+
+# Evaluation points that are scored in one call. Sums over more are added call by call, so that they
+# are the same for features that are not all in memory at once.
+EVALUATION_ROWS = 1 << 16
 
 
 def _factor(engine: Engine, A: Any) -> Any:
@@ -108,6 +114,22 @@ def _norm(d: int, times: Callable[[Array], Array], back: Callable[[Array], Array
 
 
 @dataclass(frozen=True)
+class Update:
+    """What labels or picks do to psi: psi <- psi - (psi U^T) C, or psi <- psi W^T."""
+
+    U: Any = None
+    C: Any = None
+    W: Any = None
+
+    def applied(self, engine: Engine, psi: Any) -> Any:
+        """Return the new psi; the old one, which may be written to, is used up."""
+        if self.W is not None:
+            return engine.whiten(psi, self.W)
+        engine.condition_features(psi, self.U, self.C)
+        return psi
+
+
+@dataclass(frozen=True)
 class Whitening:
     """W (d, d) of psi(x) = W phi(x), kept transposed: as I - left^T right, or as `matrix`.
 
@@ -133,8 +155,10 @@ class Whitening:
         """Return the whitening after psi <- psi (I - U^T C); never changes `self`."""
         if self.matrix is None:
             # (I - P^T Z)(I - U^T C) = I - P^T (Z - (Z U^T) C) - U^T C
-            left = self.engine.stack(self.left, U)
-            right = self.engine.stack(self.right - (self.right @ U.T) @ C, C)
+            left, right, product = U, C, self.engine.product
+            if len(self.left):
+                left = self.engine.stack(self.left, U)
+                right = self.engine.stack(self.right - product(product(self.right, U.T), C), C)
             if 2 * len(left) <= left.shape[1]:
                 return replace(self, left=left, right=right)
         matrix = self._transposed(U.shape[1])
@@ -145,7 +169,7 @@ class Whitening:
         """Return the whitening after psi <- W psi; never changes `self`."""
         if self.matrix is None and len(self.left) == 0:
             return self._dense(self.engine.copy(W.T))
-        return self._dense(self._transposed(len(W)) @ W.T)
+        return self._dense(self.engine.product(self._transposed(len(W)), W.T))
 
     def _transposed(self, d: int) -> Any:
         """W^T as a new matrix."""
@@ -184,11 +208,12 @@ class Whitening:
 
     def pull_back(self, step: Any) -> Any:
         """W^T step: a step (d, k) along psi as a step along phi."""
+        product = self.engine.product
         if self.matrix is not None:
-            return self.matrix @ step
+            return product(self.matrix, step)
         if len(self.left) == 0:
             return step
-        return step - self.left.T @ (self.right @ step)
+        return step - product(self.engine.copy(self.left.T), product(self.right, step))
 
 
 class WeightSpace:
@@ -205,21 +230,32 @@ class WeightSpace:
         F(x) = f(x) + <phi(x), theta>.
     engine : Engine
         What computes on psi.
+    group : Group
+        Who holds the other points; psi and variance are those of this rank.
     """
 
     per_point = 1  # rows of a point
     dense = False  # whether S itself is kept
+    on_disk = False  # whether psi is formed anew wherever it is read
+    group: Alone = ALONE
 
-    def __init__(self, psi: Any, whitening: Whitening, theta: Any) -> None:
+    def __init__(self, psi: Any, whitening: Whitening, theta: Any, group: Alone = ALONE) -> None:
         self.engine = whitening.engine
         self.psi = psi
         self.variance = self.engine.host(self.engine.squared_norms(psi))
         self.whitening = whitening
         self.theta = theta
+        self.group = group
 
     @classmethod
     def fit(
-        cls, features: Any, labeled: Any, noise: Array, residual: Array, engine: Engine
+        cls,
+        features: Any,
+        labeled: Any,
+        noise: Array,
+        residual: Array,
+        engine: Engine,
+        group: Alone = ALONE,
     ) -> tuple[WeightSpace, Array]:
         """Return the space of N points given n labelled ones, and the change of F (N, k).
 
@@ -227,8 +263,8 @@ class WeightSpace:
         """
         n, d = labeled.shape
         k = residual.shape[1]
-        psi = engine.copy(features) if n == 0 else features
-        space = cls(psi, Whitening.identity(d, engine), engine.put(np.zeros((d, k))))
+        psi = engine.copy(features) if n == 0 and not cls.on_disk else features
+        space = cls(psi, Whitening.identity(d, engine), engine.put(np.zeros((d, k))), group)
         if n == 0:
             return space, np.zeros((len(features), k))
         change = space._change(engine.cast(labeled, np.float64), noise, residual, in_place=False)
@@ -242,28 +278,48 @@ class WeightSpace:
 
     @property
     def size(self) -> int:
-        """Number of points."""
+        """Number of points, with a group of this rank's."""
         return len(self.psi)
+
+    @property
+    def dim(self) -> int:
+        """Number d of features."""
+        return int(self.psi.shape[1])
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of psi."""
         return self.engine.dtype(self.psi)
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether no process has all of psi in its memory."""
+        return self.on_disk or self.group is not ALONE
+
+    def own(self, points: Array) -> Any:
+        """Psi of points of this rank, by their position there, as a new array."""
+        return self.engine.rows(self.psi, points)
+
+    def at(self, points: Array) -> Any:
+        """Psi of points by their global numbers, on every rank, as a new array."""
+        return self.group.rows(self.engine, points, self.own)
+
     def copy(self) -> WeightSpace:
         """Independent copy."""
-        return WeightSpace(self.engine.copy(self.psi), self.whitening, self.engine.copy(self.theta))
+        psi, theta = self.engine.copy(self.psi), self.engine.copy(self.theta)
+        return WeightSpace(psi, self.whitening, theta, self.group)
 
     def covariance(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns), float64."""
         engine = self.engine
-        across = engine.cast(engine.rows(self.psi, columns), np.float64)
-        return engine.host(engine.product(engine.rows(self.psi, rows), across.T))
+        across = engine.cast(self.at(columns), np.float64)
+        return engine.host(engine.product(self.at(rows), across.T))
 
     def condition(self, indices: Array, noise: Array, residual: Array) -> Change:
         """Prepare labels at `indices` (b,) with noise (b,), finite, and residuals (b, k)."""
-        labeled = self.engine.cast(self.engine.rows(self.psi, indices), np.float64)
-        return self._change(labeled, noise, residual, indices)
+        labeled = self.engine.cast(self.at(indices), np.float64)
+        with self.group.together("condition", {}):
+            return self._change(labeled, noise, residual, indices)
 
     def _change(
         self,
@@ -290,7 +346,7 @@ class WeightSpace:
         to the smallest eigenvalues of U U^T, U^T takes away again. Labels of equal points are
         merged before, and more than d rows are replaced by d with the same U^T U.
         """
-        engine = self.engine
+        engine, product = self.engine, self.engine.product  # the same for any number of threads
         norms = engine.host(engine.squared_norms(labeled))
         careful = bool((norms > _CAREFUL_FROM * noise).any())
         if careful:
@@ -306,30 +362,43 @@ class WeightSpace:
                 R = engine.triangle(engine.stack(U.T, target.T).T)
                 U, target = engine.copy(R[:d, :d]), engine.copy(R[:d, d:])
             identity = engine.eye(len(U))
-            L = _factor(engine, identity + U @ U.T)
+            L = _factor(engine, identity + product(U, U.T))
             C = engine.triangular_solve(L, engine.triangular_solve(L + identity, U), transpose=True)
             weights = engine.triangular_solve(L, target)
-            step = U.T @ engine.triangular_solve(L, weights, transpose=True)
-            whitening = self.whitening.then(U, C)
-            psi = _own(engine, self.psi) if in_place else engine.copy(self.psi)
+            step = product(engine.copy(U.T), engine.triangular_solve(L, weights, transpose=True))
+            whitening, update = self.whitening.then(U, C), Update(U, C)
         else:
             L = _factor(engine, engine.eye(d) + engine.weighted_gram(labeled, 1 / noise))
             W = engine.triangular_solve(L, engine.eye(d))
-            step = W.T @ (W @ (labeled.T @ engine.put(residual / noise[:, None])))
-            whitening = self.whitening.times(W)
-            psi = engine.whiten(self.psi, W)
+            target = product(engine.copy(labeled.T), engine.put(residual / noise[:, None]))
+            step = product(engine.copy(W.T), product(W, target))
+            whitening, update = self.whitening.times(W), Update(W=W)
         theta = self.theta + self.whitening.pull_back(step)
+        mean, commit_psi = self._updated(update, step, in_place)
+
+        def commit() -> None:
+            commit_psi()
+            self.whitening, self.theta = whitening, theta
+
+        return Change(mean, commit)
+
+    def _updated(
+        self, update: Update, step: Any, in_place: bool
+    ) -> tuple[Array, Callable[[], None]]:
+        """Return <psi, step> (N, k), and what updates psi and the variances, which cannot fail."""
+        engine = self.engine
+        if update.W is not None:
+            psi = update.applied(engine, self.psi)
+        else:
+            psi = _own(engine, self.psi) if in_place else engine.copy(self.psi)
         mean = engine.host(engine.product(self.psi, step))
         norms = engine.empty((self.size,))  # before anything changes: memory may run out
 
         def commit() -> None:
-            if few:
-                engine.condition_features(psi, U, C)
-            self.psi = psi
+            self.psi = psi if update.W is not None else update.applied(engine, psi)
             self.variance = engine.host(engine.squared_norms(self.psi, norms))
-            self.whitening, self.theta = whitening, theta
 
-        return Change(mean, commit)
+        return mean, commit
 
     def predict(self, features: Any) -> Array:
         """F - f (m, k) at new points, from their features (m, d), of the engine."""
@@ -408,14 +477,21 @@ class FeatureScorer(_Scorer):
 
     def score(self, criterion: str, inputs: ScoreInputs) -> Array:
         """Utilities (N_c,), float64."""
-        return self._engine.score_features(
-            criterion,
-            self.psi,
-            inputs,
-            variance=self.variance,
-            precision=self._precision,
-            kept=self._kept,
-        )
+        if len(inputs.evaluation) <= EVALUATION_ROWS:
+            return self._engine.score_features(
+                criterion,
+                self.psi,
+                inputs,
+                variance=self.variance,
+                precision=self._precision,
+                kept=self._kept,
+            )
+        result, every = np.zeros(len(inputs.candidates)), slice(None)
+        for start in range(0, len(inputs.evaluation), EVALUATION_ROWS):
+            result += self.score(
+                criterion, inputs.part(every, slice(start, start + EVALUATION_ROWS))
+            )
+        return result
 
     def column(self, point: int) -> Array:
         """S(., point) (N,), float64."""
@@ -537,6 +613,8 @@ class FunctionSpace:
 
     per_point = 1  # rows of a point
     dense = True  # whether S itself is kept
+    on_disk = in_parts = False  # whether no process has all of it in its memory
+    group: Alone = ALONE
 
     def __init__(
         self, S: Any, variance: Array, ridge: float, factor: Factor | None, engine: Engine

@@ -53,6 +53,8 @@ class CpuEngine:
     float64_cost = 2.0
     # Up to so many rows of picks are subtracted from each pair while it is scored; then from S.
     largest_downdate = sys.maxsize
+    # Rows of a leaf of sums over points, a multiple of the depth of a slice of products (kDepth).
+    leaf_rows = 1 << 14
 
     def __reduce__(self) -> str:
         return "CPU"  # copies and pickles of a space compute with the one there is
@@ -107,6 +109,10 @@ class CpuEngine:
         """Return a new array of the rows of both."""
         return np.concatenate([upper, lower])
 
+    def like(self, array: Array, rows: int) -> Array:
+        """Uninitialised, of the type and width of `array`."""
+        return np.empty((rows, *array.shape[1:]), array.dtype)
+
     def column_norms(self, V: Array) -> Array:
         """Squared norm of each column, float64."""
         result: Array = np.einsum("nx,nx->x", V, V)
@@ -127,6 +133,22 @@ class CpuEngine:
     def quadratic_form(self, X: Array, G: Array) -> Array:
         """See `ops.quadratic_form`."""
         return ops.quadratic_form(X, G)
+
+    def downdate_moments(
+        self, psi: Array, g: Array, h: Array, g_G_g: float, D: float, q: Array, s: Array
+    ) -> None:
+        """See `ops.downdate_moments`; g and h come from the host."""
+        ops.downdate_moments(psi, g, h, g_G_g, D, q, s)
+
+    def utility(self, q: Array, s: Array, noise: Array) -> Array:
+        """Utilities q / (s + noise) of moments, which rounding may have made negative."""
+        result: Array = np.maximum(q, 0.0) / (np.maximum(s, 0.0) + noise)
+        return result
+
+    def largest(self, values: Array, allowed: Array) -> tuple[int, float]:
+        """Position of the largest of the allowed values, the lowest of equal ones; NaN is first."""
+        at = int(np.where(allowed, values, -np.inf).argmax())
+        return at, float(values[at])
 
     def whiten(self, features: Array, W: Array) -> Array:
         """See `ops.whiten`."""
@@ -204,6 +226,7 @@ class GpuEngine:
     float64_cost = 16.0
     # So many multiplications per entry of S take about the time of reading it.
     largest_downdate = 32
+    leaf_rows = 1 << 16
 
     def __init__(self, library: Library) -> None:
         missing = missing_for(library)
@@ -300,7 +323,9 @@ class GpuEngine:
         return self._xp.array(array, dtype=kind, order="C")
 
     def rows(self, array: Any, indices: Array) -> Any:
-        """Return a new array of these rows."""
+        """Return a new array of these rows, on the host if it is there."""
+        if isinstance(array, np.ndarray):
+            return CPU.rows(array, indices)
         chosen = self.put(indices)
         return array.index_select(0, chosen) if self._torch else array.take(chosen, axis=0)
 
@@ -309,8 +334,16 @@ class GpuEngine:
         return array[self.put(rows)[:, None], self.put(columns)]
 
     def stack(self, upper: Any, lower: Any) -> Any:
-        """Return a new array of the rows of both."""
+        """Return a new array of the rows of both, on the host if they are there."""
+        if isinstance(upper, np.ndarray):
+            return CPU.stack(upper, lower)
         return self._xp.vstack((upper, lower))
+
+    def like(self, array: Any, rows: int) -> Any:
+        """Uninitialised, of the type, width and place of `array`."""
+        if isinstance(array, np.ndarray):
+            return CPU.like(array, rows)
+        return array.new_empty((rows, *array.shape[1:]))  # torch: with a group
 
     def column_norms(self, V: Any) -> Any:
         """Squared norm of each column, float64."""
@@ -323,7 +356,7 @@ class GpuEngine:
     def product(self, X: Any, B: Any) -> Any:
         """``X B``, float64; where B has many columns, X is converted to it some rows at a time."""
         if B.shape[1] <= _FEW_COLUMNS:
-            return cuda_ops.product(X, self._contiguous(B))
+            return cuda_ops.product(self._contiguous(X), self._contiguous(B))
         N, d = X.shape
         result = self.empty((N, B.shape[1]))
         step = max(1, _PRODUCT_BYTES // (8 * max(1, d)))
@@ -339,6 +372,27 @@ class GpuEngine:
     def quadratic_form(self, X: Any, G: Any) -> Any:
         """See `ops.quadratic_form`."""
         return cuda_ops.quadratic_form(X, G)
+
+    def downdate_moments(
+        self, psi: Any, g: Array, h: Array, g_G_g: float, D: float, q: Array, s: Array
+    ) -> None:
+        """See `ops.downdate_moments`; g and h come from the host."""
+        moved = self.product(psi, self.put(np.stack([g, h], 1)))
+        step = moved[:, 0] / D
+        q -= step * (2 * moved[:, 1] - step * g_G_g)
+        s -= step * moved[:, 0]
+
+    def utility(self, q: Any, s: Any, noise: Any) -> Any:
+        """Utilities q / (s + noise) of moments, which rounding may have made negative."""
+        return q.clip(0.0) / (s.clip(0.0) + noise)
+
+    def largest(self, values: Any, allowed: Any) -> tuple[int, float]:
+        """Position of the largest of the allowed values, the lowest of equal ones; NaN is first."""
+        values = self._xp.where(allowed, values, -float("inf"))
+        largest = values.max()
+        # Of equal values a GPU may find any; nothing equals NaN.
+        at = int(((values == largest) | (values != values)).nonzero()[0][0])
+        return at, float(values[at])
 
     def whiten(self, features: Any, W: Any) -> Any:
         """See `ops.whiten`."""

@@ -6,7 +6,7 @@ questions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,21 +15,31 @@ from ..arrays import Array
 from . import blocks
 from .blocks import Space, rows_of
 from .covariance import WeightSpace
-from .engines import GpuEngine
+from .engines import Engine, GpuEngine
+from .group import ALONE, total
 from .precision import stored_type
 
-__all__ = ["BlockMoments", "FeatureMoments", "Moments", "moments", "pay_off"]
+__all__ = [
+    "LIMIT",
+    "BlockMoments",
+    "FeatureMoments",
+    "Moments",
+    "PickedDirections",
+    "Step",
+    "moment_type",
+    "moments",
+    "pay_off",
+]
 
 # max S / noise up to which a batch is built from moments. Where picks leave S of the size of their
 # noise, C psi is smaller than psi by this ratio and q by its square, and both are differences: of q
 # about 1e-5 is lost at 1e5, 1e-3 at 1e6 and everything at 1e8, whatever the type of psi.
-_LIMIT = 1e5
+LIMIT = 1e5
 
 
-def _in_precision(space: WeightSpace, precision: str) -> Any:
-    """Psi as it is read: in float64 all sums are, whatever its type."""
-    psi = space.psi
-    return psi if precision == "float64" else space.engine.cast(psi, stored_type(precision))
+def moment_type(space: WeightSpace, precision: str) -> np.dtype[Any]:
+    """Type in which psi is read: in float64 all sums are, whatever it is."""
+    return space.dtype if precision == "float64" else stored_type(precision)
 
 
 def pay_off(
@@ -37,12 +47,51 @@ def pay_off(
 ) -> bool:
     """Whether moments cost less than `rounds` times all pairs, and G is no larger than psi.
 
-    (N_c + N_x) k d^2 float64 operations against N_c N_x k^2 d in `precision`, each time.
+    (N_c + N_x) k d^2 float64 operations against N_c N_x k^2 d in `precision`, each time. With a
+    group the numbers are those of all ranks.
     """
-    d = space.psi.shape[1]
+    d, N = space.dim, space.size if space.group is ALONE else space.group.points
     each = 1 if precision == "float64" else space.engine.float64_cost
     cost = (candidates + evaluation) * d * each
-    return bool(d <= space.size and cost < rounds * candidates * evaluation * k)
+    return bool(d <= N and cost < rounds * candidates * evaluation * k)
+
+
+class Step(NamedTuple):
+    """What a pick does to the moments, see `ops.downdate_moments`."""
+
+    g: Array
+    h: Array
+    g_G_g: float
+    D: float
+
+
+class PickedDirections:
+    """C = I - sum_picks g g^T / D of the picks so far, float64; `count` of them."""
+
+    def __init__(self, G: Any, picks: int, engine: Engine) -> None:
+        self._G, self._engine = G, engine
+        self._rows = np.empty((picks, G.shape[0]))  # g / sqrt(D)
+        self.count = 0
+
+    def _times_C(self, v: Array) -> Array:
+        rows = self._rows[: self.count]
+        result: Array = v - ops.product(ops.product(rows, v[:, None]).T, rows)[0]
+        return result
+
+    def add(self, psi_c: Array, noise: float) -> Step | None:
+        """Add a pick with these features (d,), float64; None: its label tells nothing."""
+        if np.isinf(noise):
+            return None
+        engine = self._engine
+        g = self._times_C(psi_c)
+        D = max(float(ops.product(psi_c[None], g[:, None])[0, 0]), 0.0) + noise
+        G_g = engine.host(engine.product(self._G, engine.put(g[:, None])))[:, 0]
+        h = self._times_C(G_g)
+        g_G_g = float(ops.product(g[None], G_g[:, None])[0, 0])
+        if self.count < len(self._rows):
+            self._rows[self.count] = g / np.sqrt(D)
+        self.count += 1
+        return Step(g, h, g_G_g, D)
 
 
 class FeatureMoments:
@@ -65,14 +114,24 @@ class FeatureMoments:
         precision: str,
     ) -> None:
         engine, N = space.engine, space.size
-        psi = _in_precision(space, precision)
+        psi = engine.cast(space.psi, moment_type(space, precision))
         # Gather rows only where that is a minority: a pool is not copied to leave out a few points.
         if 2 * len(evaluation) >= N:
-            of_all = np.zeros(N)
-            of_all[evaluation] = weights
-            self._G = engine.weighted_gram(psi, of_all)
+            across, v = psi, np.zeros(N)
+            v[evaluation] = weights
         else:
-            self._G = engine.weighted_gram(engine.rows(psi, evaluation), weights)
+            order = np.argsort(evaluation)
+            across, v = engine.rows(psi, evaluation[order]), weights[order]
+        self._G = total(
+            ALONE,
+            engine,
+            np.array([len(v)]),
+            lambda a, b: (across[a:b], v[a:b]),
+            engine.weighted_gram,
+            engine.empty((0, 0)),
+            leaf_rows=engine.leaf_rows,
+            step=len(v),
+        )
         self._rows = candidates
         self._psi, self._s = psi, space.variance.copy()
         if 2 * len(candidates) < N:
@@ -81,8 +140,7 @@ class FeatureMoments:
             self._s = space.variance[candidates]
         self._q = engine.host(engine.quadratic_form(self._psi, self._G))
         self._noise = noise
-        self._picks = np.empty((picks, psi.shape[1]))  # g / sqrt(D)
-        self._count = 0
+        self._directions = PickedDirections(self._G, picks, engine)
         self._engine = engine
 
     def utilities(self) -> Array:
@@ -93,18 +151,10 @@ class FeatureMoments:
 
     def pick(self, candidate: int) -> None:
         """Condition on a candidate (its position among the candidates)."""
-        noise = self._noise[candidate]
-        if np.isinf(noise):
-            return
-        picks = self._picks[: self._count]
         psi_c = self._psi[self._rows[candidate]].astype(np.float64)
-        g = psi_c - (picks @ psi_c) @ picks
-        D = max(float(psi_c @ g), 0.0) + noise
-        G_g = self._G @ g
-        h = G_g - (picks @ G_g) @ picks
-        ops.downdate_moments(self._psi, g, h, float(g @ G_g), D, self._q, self._s)
-        self._picks[self._count] = g / np.sqrt(D)
-        self._count += 1
+        step = self._directions.add(psi_c, self._noise[candidate])
+        if step is not None:
+            self._engine.downdate_moments(self._psi, *step, self._q, self._s)
 
     def batch(self, count: int) -> tuple[Array, Array] | None:
         """Pick a whole batch without the host: positions among the candidates, and utilities.
@@ -149,7 +199,7 @@ class BlockMoments:
         picks: int,
         precision: str,
     ) -> None:
-        psi = _in_precision(space, precision)
+        psi = space.engine.cast(space.psi, moment_type(space, precision))
         self._k, d, m = k, psi.shape[1], len(candidates)
         across = rows_of(psi, evaluation, k)
         self._G = ops.weighted_gram(across, np.repeat(weights, k))
@@ -220,7 +270,7 @@ def moments(
         return None
     if chosen and isinstance(features.engine, GpuEngine):
         return None
-    if rounds > 1 and space.variance.max() > _LIMIT * noise.min():
+    if rounds > 1 and space.variance.max() > LIMIT * noise.min():
         return None
     if not pay_off(features, k, len(candidates), len(evaluation), rounds, precision):
         return None

@@ -56,7 +56,8 @@ def resolve(
     *,
     float32_limit: float,
     ridge: float,
-    noise: Array,
+    variance: float,
+    noise: float,
     sequential: bool,
 ) -> str:
     """Return the precision to compute in, which is never "auto".
@@ -71,8 +72,10 @@ def resolve(
         Of the criterion: the largest variance over ridge up to which float32 will do.
     ridge : float
         Noise of the evaluation points.
-    noise : array (N_c,)
-        Noises of the candidates.
+    variance : float
+        The largest S(x, x).
+    noise : float
+        The smallest noise of a candidate.
     sequential : bool
         Whether the covariance is conditioned on picks.
 
@@ -86,14 +89,13 @@ def resolve(
         check_tensor_cores(precision, space)
     if precision == "float64":
         return precision
-    variance, smallest = float(np.max(space.variance)), float(noise.min())
-    fits = _fits_float32(variance, ridge, smallest)
+    fits = _fits_float32(variance, ridge, noise)
     if precision != "auto":
         if not fits:
             raise ArgumentValueError(
                 "precision",
                 f'precision="{precision}" cannot hold the products of variances up to '
-                f"{variance:g} and noises from {min(ridge, smallest):g} (ridge: {ridge:g}) on: "
+                f"{variance:g} and noises from {min(ridge, noise):g} (ridge: {ridge:g}) on: "
                 "rescale the features or the kernel, and the ridge with it, or leave precision out",
             )
         return precision
@@ -101,7 +103,7 @@ def resolve(
     if space.per_point > 1 or (sequential and space.dense):
         # Blocks are multiplied by the inverse of S(c, c) + lam_c I, and a dense S is subtracted
         # from until the noise of a pick is left: both cancel, whatever the ridge.
-        limit, least = min(limit, FLOAT32_LIMIT), min(ridge, smallest)
+        limit, least = min(limit, FLOAT32_LIMIT), min(ridge, noise)
     if not fits or variance > limit * least or space.dtype == np.float64:
         return "float64"
     # A criterion with a limit takes no tf32, which rounds products 2^13 times more than float32.

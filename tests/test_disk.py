@@ -1,0 +1,224 @@
+"""Features that stay on disk: the results from memory, bit for bit, in bounded memory."""
+
+import copy
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+from rank_work import small_parts
+
+import ntkfast as nf
+from ntkfast._posterior import disk, engines, pool
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
+N, D, K = 2000, 8, 3
+
+
+@pytest.fixture(autouse=True)
+def parts():
+    with small_parts():
+        yield
+
+
+def arrays(labels, dtype=np.float32):
+    rng = np.random.default_rng(labels)
+    phi = rng.normal(size=(N, D)) * np.exp(0.3 * rng.normal(size=(N, 1)))
+    phi[[30, 1500]] = phi[700]  # a tie
+    f = rng.normal(size=(N, K))
+    f[[30, 1500]] = f[700]
+    labelled = [None] * 3
+    if labels:
+        labelled = [
+            rng.normal(size=(labels, D)).astype(np.float32),
+            rng.normal(size=(labels, K)),
+            rng.integers(0, K, labels),
+        ]
+    return phi.astype(dtype), f, labelled
+
+
+def both(folder, labels, dtype=np.float32):
+    """Posteriors of the same features in memory and on disk."""
+    phi, f, labelled = arrays(labels, dtype)
+    np.save(folder / "phi.npy", phi)
+    held = phi.astype(np.float32) if dtype == np.float16 else phi
+    return [
+        nf.Posterior.from_features(
+            features, f, *labelled, loss="cross_entropy", labeled_indices=[3, 5]
+        )
+        for features in (held, np.load(folder / "phi.npy", mmap_mode="r"))
+    ]
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert np.array_equal(a, b)
+
+
+def batches(post, criterion, batch_size, **keywords):
+    for mode in ("sequential", "top"):
+        found = nf.select(post, criterion, batch_size, mode, **keywords)
+        yield from (found.indices, found.utilities)
+
+
+def state(post):
+    yield from (post.mean, post.variance, post.labeled, post.covariance([1, 1999], [7, 0]))
+    yield [len(post), post.ridge, post.label_scale]
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype"), [(0, np.float32), (3, np.float16), (30, np.float32), (3, np.float64)]
+)
+def test_everything_is_as_from_memory(labels, dtype, tmp_path):
+    held, on_disk = both(tmp_path, labels, dtype)
+    rng = np.random.default_rng(1)
+    some = rng.choice(N, 300, replace=False)
+    few = dict(candidates=rng.choice(N, 200, replace=False), evaluation=some)
+    weights = rng.random(N)
+    for points in ([], [9], [700, 30, 700, 1500, 8, 9]):
+        if points:
+            for post in (held, on_disk):
+                post.condition(points, np.arange(len(points)) % K)
+        assert_same(state(held), state(on_disk))
+        for criterion, size, keywords in [
+            ("fisher_variance_reduction", 30, {}),
+            ("variance_reduction", 30, few),
+            ("variance_reduction", 5, dict(evaluation=some, precision="float64")),
+            ("variance_reduction", 5, dict(candidates=few["candidates"], weights=weights)),
+            ("expected_entropy", 4, few),
+            ("mlmoc", 3, dict(candidates=np.arange(N) % 2 == 0, evaluation=some)),
+            ("epig", 3, few),
+        ]:
+            assert_same(
+                [nf.utilities(held, criterion, **keywords)],
+                [nf.utilities(on_disk, criterion, **keywords)],
+            )
+            assert_same(
+                batches(held, criterion, size, **keywords),
+                batches(on_disk, criterion, size, **keywords),
+            )
+    new = rng.normal(size=(4, D)).astype(np.float32), rng.normal(size=(4, K))
+    assert_same([held.predict(*new)], [on_disk.predict(*new)])
+    twin = copy.copy(on_disk)
+    twin.condition([1], [1])
+    assert_same(state(held), state(on_disk))
+
+
+def test_picks_that_the_front_misses_are_found(tmp_path, monkeypatch):
+    """Groups are right where candidates outside the front are better: a pass finds them."""
+    held, on_disk = both(tmp_path, 3)
+    found, better = [], pool.PoolMoments._better
+
+    def watched(*arguments):
+        found.append(better(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(pool.PoolMoments, "_better", watched)
+    assert_same(
+        batches(held, "variance_reduction", 200), batches(on_disk, "variance_reduction", 200)
+    )
+    assert any(one is not None for one in found) and any(one is None for one in found)
+
+
+def test_a_batch_does_not_read_the_disk_for_each_pick(tmp_path, monkeypatch):
+    rows, read = [], disk.Source.read
+    monkeypatch.setattr(disk.Source, "read", lambda *a: (rows.append(a[2] - a[1]), read(*a))[1])
+    monkeypatch.setattr(pool, "_FRONT_LEAST", 400)
+    _, on_disk = both(tmp_path, 3)
+    assert sum(rows) == N  # built in one pass
+    rows.clear()
+    nf.utilities(on_disk, "variance_reduction")
+    assert sum(rows) == 2 * N  # G, then q
+    rows.clear()
+    nf.select(on_disk, "variance_reduction", 100)
+    assert sum(rows) <= 20 * N
+    rows.clear()
+    on_disk.condition([1, 2], [0, 1])
+    assert sum(rows) == N
+
+
+def test_the_pool_is_never_in_memory(tmp_path, monkeypatch):
+    N, D = 20000, 256
+    monkeypatch.setattr(engines.CpuEngine, "leaf_rows", 1024)
+    for place in (disk, pool):
+        monkeypatch.setattr(place, "BLOCK_BYTES", 1 << 20)
+    for name in ("_FRONT_BYTES", "_CACHED_BYTES"):
+        monkeypatch.setattr(pool, name, 1 << 18)
+    rng = np.random.default_rng(0)
+    path = tmp_path / "phi.npy"
+    np.save(path, rng.normal(size=(N, D)).astype(np.float32))
+    f = rng.normal(size=(N, 2))
+    tracemalloc.start()
+    try:
+        post = nf.Posterior.from_features(
+            np.load(path, mmap_mode="r"), f, None, None, None, loss="cross_entropy"
+        )
+        post.condition([1, 2, 3], [0, 1, 0])
+        nf.select(post, "fisher_variance_reduction", 5)
+        nf.select(post, "epig", 2, evaluation=range(50))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.6 * path.stat().st_size
+
+
+def test_what_is_not_finite_is_located(tmp_path):
+    phi, f, labelled = arrays(3)
+    for labels in ([None] * 3, labelled):
+        phi[1234, 5] = np.inf
+        np.save(tmp_path / "phi.npy", phi)
+        with pytest.raises(ValueError, match="features contains inf at row 1234, column 5"):
+            nf.Posterior.from_features(np.load(tmp_path / "phi.npy", mmap_mode="r"), f, *labels)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_parts_orders_and_modes_of_a_map(mode, tmp_path):
+    phi, f, _ = arrays(0)
+    expected = phi[400:1400, 1:].copy()
+    np.save(tmp_path / "phi.npy", np.asfortranarray(phi) if mode == "r" else phi.astype(">f4"))
+    features = np.load(tmp_path / "phi.npy", mmap_mode=mode)
+    if mode == "c":  # what is written is in memory alone, and stays
+        features[500] = expected[100] = 2.0
+    post = nf.Posterior.from_features(features[400:1400, 1:], f[400:1400], None, None, None)
+    held = nf.Posterior.from_features(expected, f[400:1400], None, None, None)
+    for _ in range(2):
+        assert_same(
+            batches(held, "variance_reduction", 20), batches(post, "variance_reduction", 20)
+        )
+    assert_same(state_of_part(held), state_of_part(post))
+
+
+def state_of_part(post):
+    return post.mean, post.variance, post.covariance([1, 999], [7, 0])
+
+
+def test_what_needs_all_features_is_refused(tmp_path, monkeypatch):
+    held, post = both(tmp_path, 3)
+    phi, f, _ = arrays(0)
+    before = list(state(post))
+    for call in (
+        lambda: post.save(tmp_path / "post.npz"),
+        lambda: post.extend(phi[:2], f[:2]),
+        lambda: post.to("cpu"),
+        lambda: pickle.dumps(post),
+    ):
+        with pytest.raises(ValueError, match="needs all features in memory"):
+            call()
+    with pytest.raises(ValueError, match="k x k blocks"):
+        features = np.load(tmp_path / "phi.npy", mmap_mode="r")[: 3 * 600]
+        nf.Posterior.from_features(features, f[:600], None, None, None)
+    np.save(tmp_path / "whole.npy", np.ones((4, 2), int))
+    with pytest.raises(TypeError, match="features has dtype int64; expected float16"):
+        nf.Posterior.from_features(
+            np.load(tmp_path / "whole.npy", mmap_mode="r"), f[:4], None, None, None
+        )
+    monkeypatch.setattr(pool, "_HELD_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"evaluation: .* pass a sample"):
+        nf.select(post, "epig", 2, candidates=[1, 2, 3])
+    assert_same(batches_of_top(held), batches_of_top(post))
+    assert_same(before, state(post))
+
+
+def batches_of_top(post):
+    found = nf.select(post, "epig", 2, "top", candidates=[1, 2, 3])
+    return found.indices, found.utilities
