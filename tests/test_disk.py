@@ -212,6 +212,12 @@ def test_what_needs_all_features_is_refused(tmp_path, monkeypatch):
         nf.Posterior.from_features(
             np.load(tmp_path / "whole.npy", mmap_mode="r"), f[:4], None, None, None
         )
+    with pytest.raises(ValueError, match="max_herding needs all features in the memory"):
+        nf.select(post, "max_herding", 2)
+    with pytest.raises(ValueError, match="d_optimal needs all features in the memory"):
+        nf.utilities(post, "d_optimal")
+    with pytest.raises(ValueError, match="choose needs all features in the memory"):
+        nf.select(post, "epig", 2, choose=lambda points, utility: 0)
     monkeypatch.setattr(pool, "_HELD_BYTES", 1000)
     with pytest.raises(ValueError, match=r"evaluation: .* pass a sample"):
         nf.select(post, "epig", 2, candidates=[1, 2, 3])
