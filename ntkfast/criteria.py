@@ -64,6 +64,11 @@ class Criterion:
     coverage: Mapping[str, str] = field(default_factory=dict)
     uncertainty: bool = False
 
+    @property
+    def needs_memory(self) -> bool:
+        """Whether all features must be in the memory of one process."""
+        return bool(self.coverage) or not self.compiled
+
     def check_outputs(self, k: int, owner: str) -> None:
         """Raise a ValueError if it compares classes and `owner` has one output."""
         if k == 1 and (self.look_ahead or self.fisher or self.uncertainty):

@@ -518,6 +518,8 @@ class Posterior:
                 )
             if labeled_features is None:
                 labeled_features = np.empty((0, d))
+            if is_on_disk(labeled_features) and labeled_features.dtype == np.float16:
+                labeled_features = labeled_features.astype(np.float32)  # of a store
             labeled = engine.floats("labeled_features", labeled_features, (None, d))
             n = points_of_rows("labeled_features", len(labeled), per_point)
             if n:

@@ -124,7 +124,7 @@ class _Task:
             log_loss_targets=log_loss_targets,
         )
         row.check_outputs(k, "this posterior")
-        if post._space.in_parts and (row.coverage or not row.compiled):
+        if post._space.in_parts and row.needs_memory:
             raise ArgumentValueError(
                 "criterion",
                 f"{criterion} needs all features in the memory of one process: use another "

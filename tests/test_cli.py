@@ -385,7 +385,7 @@ def damaged(folder, arrays, what):
         ("rows", "59"),
         ("nan", "bad.npy: features contains NaN at row 7"),
         ("infinity", "bad.npy: features contains inf at row 7"),
-        ("integers", "bad.npy: features has dtype int64; expected float32 or float64"),
+        ("integers", "bad.npy: features has dtype int64; expected float16, float32 or float64"),
     ],
 )
 def test_rank_bad_file(folder, arrays, what, message):

@@ -269,6 +269,9 @@ def rank(
         arrays = read_arrays(files)
         distributions = arrays.pop("log_loss_targets")
         data = _described(**arrays)
+        row = find(criterion)
+        if row.needs_memory or (mode == "sequential" and not row.moments):
+            data["features"] = _in_memory(data["features"])
         pool_size = len(data["features"])
         unlabeled = pool_size
         if data["labeled_indices"] is not None:
@@ -319,6 +322,11 @@ def rank(
             f"by {criterion} in {time.perf_counter() - start:.2f} s",
             file=sys.stderr,
         )
+
+
+def _in_memory(features: Any) -> Any:
+    """Read features that are on disk, float16 as float32."""
+    return np.array(features, np.float32 if features.dtype == np.float16 else None)
 
 
 def _check_options(
@@ -441,7 +449,7 @@ def _described(
         labeled_indices = as_indices("labeled_indices", labeled_indices, len(features), empty=True)
         labeled_features, labeled_outputs = features[labeled_indices], outputs[labeled_indices]
     if labeled_features is not None and labeled_features.dtype == np.float16:
-        labeled_features = labeled_features.astype(np.float32)  # of a store; few, unlike the pool
+        labeled_features = _in_memory(labeled_features)  # of a store; few, unlike the pool
     return {
         "features": features,
         "outputs": outputs,
