@@ -1,94 +1,197 @@
 #!/usr/bin/env bash
-# What a session with a GPU runs first: builds with CUDA for that GPU, runs the GPU tests (a skip is a failure),
-# compute-sanitizer and the benchmarks. Ten minutes, no network: uses the python that has torch, pybind11,
-# scikit-build-core, cmake, ninja and pytest, and installs nothing.
+# What a session does with a GPU that is lent for minutes, on a bare machine without a network: nothing is installed,
+# every result is written as soon as it exists, a step that fails or hangs does not end the script, and a table is
+# printed last. The machine needs g++, python3 with its headers, torch and pytest; nvcc only where linking fails; ncu
+# and compute-sanitizer for the steps named so.
 #
-# usage: tools/gpu_check.sh [output directory]       PYTHON=python3  COMMIT=<hash, where there is no .git>
+# usage: tools/gpu_check.sh OUTPUT COMMIT STAGE [SECONDS]        PYTHON=python3
 #
-# The output directory (default bench/results) gets <device>.csv and <device>.log, which names the commit.
+# STAGE is `first`, `second`, or names of steps with commas between them. SECONDS are what the script may take in all
+# (first 360, second 240): steps for which none are left are skipped. OUTPUT gets at most eight files:
+#   log  steps.tsv  rows.csv (for bench/results)  smoke.tsv  profile.txt  profile-source.csv.gz
+#
+# The two calls, after `tools/gpu_prepare.sh` here (build/gpu-carry has to travel too, .git need not):
+#   tools/gpu_check.sh OUTPUT COMMIT first 360      then give the machine back, and read
+#   tools/gpu_check.sh OUTPUT COMMIT second 240
+# Rehearsal without a GPU, some minutes: tools/gpu_prepare.sh emulated; PYTHON=.venv/bin/python and the same calls.
 set -uo pipefail
+started=$SECONDS
+if [ $# -lt 3 ]; then
+  sed -n 's/^# \(usage:.*\)/\1/p' "$0" >&2
+  exit 2
+fi
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+export COMMIT=$2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
-out=${1:-bench/results}
-python=${PYTHON:-python3}
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
-started=$SECONDS
+export python=${PYTHON:-python3}
+export PYTHONUNBUFFERED=1 NTKFAST_REQUIRE_GPU=1 OMP_NUM_THREADS=1
+case $3 in
+  first) steps="machine link smoke bench variants tests profile memcheck" budget=${4:-360} ;;
+  second) steps="link racecheck opponents resnet opponents-b profile-dense" budget=${4:-240} ;;
+  *) steps=${3//,/ } budget=${4:-240} ;;
+esac
+export log=$out/log carry=$root/build/gpu-carry built=$root/build/gpu-linked
+packages=$built/base/package
+printf 'gpu_check of commit %s, %s, %s\n' "$COMMIT" "$3" "$(date -u '+%Y-%m-%d %H:%M UTC')" | tee -a "$log"
 
-device=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
-if [ -z "$device" ]; then
-  echo "gpu_check: nvidia-smi finds no GPU here" >&2
-  exit 1
-fi
-slug=$(printf '%s' "$device" | tr '[:upper:] /' '[:lower:]--')
-log=$out/$slug.log
-commit=${COMMIT:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}
-[ -z "$(git status --porcelain --untracked-files=no 2>/dev/null)" ] || commit="$commit with changes"
-
-{
-  echo "gpu_check of commit $commit"
-  echo "$(date -u '+%Y-%m-%d %H:%M UTC'), $device, driver $(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1)"
-  nvcc --version | tail -n 2
-} | tee "$log"
-
-failed=()
-# step NAME SECONDS COMMAND...: a failing step is reported and the next one still runs.
-step() {
-  local name=$1 limit=$2 code=0
+# run NAME SECONDS COMMAND...: at most so many seconds. Output goes to a file, not a pipe: a process that outlives its
+# step would keep a pipe open, and the script waiting.
+run() {
+  local name=$1 limit=$2 began=$SECONDS left code
   shift 2
-  printf '\n==> %s (%d s so far)\n' "$name" $((SECONDS - started)) | tee -a "$log"
-  timeout "$limit" "$@" 2>&1 | tee -a "$log"
-  code=${PIPESTATUS[0]}
-  if [ "$code" -ne 0 ]; then
-    failed+=("$name")
-    echo "FAILED: $name (exit status $code)" | tee -a "$log"
+  left=$((budget - (SECONDS - started)))
+  if [ "$left" -lt 3 ]; then
+    printf '%s\tskipped\t0\n' "$name" >>"$out/steps.tsv"
+    return 1
   fi
+  [ "$left" -gt "$limit" ] || limit=$left
+  printf '\n==> %s (%d s so far)\n' "$name" $((SECONDS - started)) | tee -a "$log"
+  timeout -k 3 "$limit" "$@" >>"$log" 2>&1 </dev/null
+  code=$?
+  case $code in
+    0) printf '%s\tok\t%d\n' "$name" $((SECONDS - began)) ;;
+    124 | 137) printf '%s\tTIME IS UP\t%d\n' "$name" $((SECONDS - began)) ;;
+    *) printf '%s\tFAILED (%d)\t%d\n' "$name" "$code" $((SECONDS - began)) ;;
+  esac | tee -a "$out/steps.tsv"
+  [ "$code" -eq 0 ] || tail -n 3 "$log"
   return "$code"
 }
 
-build() {
-  cmake -S . -B build/gpu-check -G Ninja -DCMAKE_BUILD_TYPE=Release -DNTKFAST_CUDA=ON \
-    -DPython_EXECUTABLE="$(command -v "$python")" \
-    -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" &&
-    cmake --build build/gpu-check &&
-    tools/stage_package.sh build/gpu-check
-}
-export -f build
-export python
-step build 240 bash -c build || exit 1
-
-package=$root/build/gpu-check/package
-export PYTHONPATH=$package
-export NTKFAST_REQUIRE_GPU=1
-# From inside the package's folder: python -m puts the current one first, and the sources have no compiled module.
-gpu_tests=(env -C "$package" "$python" -m pytest -q -p no:cacheprovider -c "$root/pyproject.toml"
-  --rootdir "$root" "$root/tests/test_cuda.py")
-step tests 150 "${gpu_tests[@]}"
-step "tests of Posterior and select" 60 "${gpu_tests[@]/%test_cuda.py/test_device.py}" -m gpu
-
-# A few tests reach every kernel; under the sanitizer they are some hundred times slower.
-sanitized=("${gpu_tests[@]}" -x -k
-  "every_operation or any_depth and 33 or dense and float32 and 3 or many_classes and 100 or cholesky and 65 or conditioning or contractions or moments")
-if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck initcheck; do
-    # torch's allocator hides the ends of arrays from the sanitizer.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "compute-sanitizer $tool" 90 \
-      compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name-exclude kernel_substring=at:: \
-      "${sanitized[@]}"
+machine() {
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit --format=csv
+  for tool in "nvcc --version" "g++ --version" "ncu --version" "compute-sanitizer --version"; do
+    printf '%s: ' "$tool"
+    $tool 2>&1 | grep -i -m 1 -E '[0-9]+\.[0-9]' || echo missing
   done
-else
-  failed+=("compute-sanitizer")
-  echo "FAILED: compute-sanitizer is not on the PATH" | tee -a "$log"
-fi
+  "$python" -c 'import platform, torch; print(platform.python_version(), platform.libc_ver(), "torch", torch.__version__)'
+}
 
-# The large case last: it takes longest, and rows are written case by case.
-remaining=$((600 - (SECONDS - started)))
-[ "$remaining" -gt 20 ] || remaining=20
-step benchmarks "$remaining" "$python" bench/bench_cuda.py --only a dense selection b --out "$out/$slug.csv"
+# The module from the libraries that travelled: its only source is compiled for this python.
+link() {
+  local suffix headers variant cudart=()
+  suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))') || return
+  headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+  if [ ! -e "$headers/Python.h" ]; then
+    echo "no Python.h in $headers"
+    headers=$(find / -path "*/$(basename "$headers")/Python.h" -not -path '/proc/*' 2>/dev/null | head -n 1)
+    headers=${headers%/Python.h}
+  fi
+  rm -rf "$built"
+  mkdir -p "$built"
+  g++ -std=c++17 -O1 -fPIC -fvisibility=hidden -Icsrc -I"$carry/include" -I"$headers" \
+    -c csrc/python/module.cc -o "$built/module.o" || return
+  [ ! -e "$carry/libcudart_static.a" ] || cudart=("$carry/libcudart_static.a" -ldl -lrt)
+  for variant in "$carry"/*/libntkfast_cuda.a; do
+    variant=$(basename "$(dirname "$variant")")
+    mkdir -p "$built/$variant"
+    g++ -shared -o "$built/$variant/_core$suffix" "$built/module.o" "$carry/$variant/libntkfast_cuda.a" \
+      "$carry/libntkfast_cpu.a" "${cudart[@]}" -lpthread && tools/stage_package.sh "$built/$variant" ||
+      rm -rf "${built:?}/$variant"
+  done
+  # A rehearsal has one variant, of another name.
+  [ -d "$built/base" ] || mv "$built/emulated" "$built/base" || return
+  PYTHONPATH=$built/base/package "$python" -c 'from ntkfast import _core; p = _core.cuda_problem(); print(p); exit(p != "")'
+}
 
-printf '\ngpu_check: commit %s on %s, %d s: ' "$commit" "$device" $((SECONDS - started)) | tee -a "$log"
-if [ "${#failed[@]}" -gt 0 ]; then
-  printf 'FAILED: %s\n' "${failed[*]}" | tee -a "$log"
-  exit 1
-fi
-echo "everything passed" | tee -a "$log"
+# The same from source, for this GPU alone; whatever a compiler here warns of.
+build() {
+  rm -rf "$built/base"
+  cmake -S . -B "$built/base" -G Ninja -DCMAKE_BUILD_TYPE=Release -DNTKFAST_CUDA=ON \
+    -DCMAKE_CUDA_ARCHITECTURES=90a-real -DPython_EXECUTABLE="$(command -v "$python")" \
+    -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" --compile-no-warning-as-error &&
+    cmake --build "$built/base" && tools/stage_package.sh "$built/base"
+}
+
+# Profiles one launch of the first kernel of this name; pages of text, and a line per instruction.
+profile() { # CASE KERNEL
+  local report=$built/$1
+  ncu --clock-control none --set full --kernel-name-base demangled --kernel-name "regex:$2" --launch-count 1 \
+    --force-overwrite --export "$report" "$python" bench/bench_cuda.py --own --rounds 1 --only "$1" || return
+  printf '\n#### %s\n' "$1" >>"$out/profile.txt"
+  ncu --import "$report.ncu-rep" --page details >>"$out/profile.txt"
+  ncu --import "$report.ncu-rep" --page source --csv | gzip >>"$out/profile-source.csv.gz"
+}
+export -f machine link build profile
+export out root
+
+use() { # the build of a variant
+  export PYTHONPATH=$built/$1/package
+}
+bench() { # NAME SECONDS VARIANT ARGUMENTS...
+  local name=$1 limit=$2 variant=$3
+  shift 3
+  use "$variant"
+  [ "$variant" = base ] || set -- --variant "$variant" "$@"
+  run "$name" "$limit" "$python" bench/bench_cuda.py "${tiny[@]}" --out "$out/rows.csv" "$@"
+  use base
+}
+# From inside the package's folder: python -m puts the current one first, and the sources have no compiled module.
+pytest=(env -C "$packages" "$python" -m pytest -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root")
+# A few tests reach every kernel; under the sanitizer they are some hundred times slower.
+few="every_operation or any_depth and 33 or dense and float32 and 3 or many_classes and 100 or cholesky and 65
+  or conditioning or contractions or moments"
+sanitize() { # TOOL SECONDS
+  # torch's allocator hides the ends of arrays from the sanitizer.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$1" "$2" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+    --kernel-name-exclude kernel_substring=at:: "${pytest[@]}" -x "$root/tests/test_cuda.py" -k "${few//$'\n'/ }"
+}
+
+tiny=()
+use base
+for step in $steps; do
+  case $step in
+    machine) run machine 20 bash -c machine ;;
+    link)
+      run link 100 bash -c link || run "build from source" 170 bash -c build
+      use base
+      if "$python" -c 'import sys; from ntkfast import _core; sys.exit(not _core.cuda_emulated())' 2>/dev/null; then
+        tiny=(--dry-run)
+        few="squared_norms or any_depth and 33"
+      fi
+      ;;
+    smoke) run smoke 60 "$python" tools/gpu_smoke.py --out "$out/smoke.tsv" ;;
+    bench) bench bench 100 base --own --only ceilings a b-part dense b selection gram contract ;;
+    variants)
+      for variant in "$built"/*/package; do
+        variant=$(basename "$(dirname "$variant")")
+        [ "$variant" = base ] || bench "bench of $variant" 30 "$variant" --own --only a b-part dense
+      done
+      ;;
+    tests)
+      workers=()
+      ! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 8)
+      if [ "${#tiny[@]}" -gt 0 ]; then
+        run tests 105 "${pytest[@]}" "$root/tests/test_cuda.py" -m gpu -k "$few"
+      else
+        run tests 105 "${pytest[@]}" "${workers[@]}" "$root/tests/test_cuda.py" "$root/tests/test_device.py" -m gpu
+      fi
+      ;;
+    profile)
+      run "profile of a" 45 bash -c 'profile a ScorePairsTensor'
+      run "profile of b-part" 60 bash -c 'profile b-part ScorePairsTensor'
+      ;;
+    profile-dense) run "profile of dense" 45 bash -c 'profile dense ScorePairs' ;;
+    profile-gram) run "profile of gram" 45 bash -c 'profile gram GramAdd' ;;
+    memcheck | racecheck | synccheck) sanitize "$step" 60 ;;
+    opponents) bench "opponents of a" 110 base --only a --chunks 64 256 ;;
+    opponents-b) bench "opponents of b-part" 100 base --only b-part --chunks 64 ;;
+    resnet) bench resnet 100 base --own --only resnet ;;
+    *) echo "gpu_check: no step '$step'" | tee -a "$log" ;;
+  esac
+done
+
+# The end of the output is all that comes back at once.
+{
+  printf '\n=== commit %s, %d s ===\n' "$COMMIT" $((SECONDS - started))
+  column -t -s $'\t' "$out/steps.tsv" 2>/dev/null || cat "$out/steps.tsv"
+  grep -h WRONG "$out/smoke.tsv" 2>/dev/null | head -n 20
+  [ ! -e "$out/smoke.tsv" ] || echo "smoke: $(grep -c '^ok' "$out/smoke.tsv") ok, $(grep -c '^WRONG' "$out/smoke.tsv") wrong"
+  grep -h -E '^(FAILED|ERROR) |[0-9]+ (passed|failed)|TFLOP/s$|TB/s$|ERROR SUMMARY' "$log" 2>/dev/null | tail -n 40
+  [ ! -e "$out/rows.csv" ] || "$python" - "$out/rows.csv" <<'PYTHON'
+import csv, sys
+for row in csv.DictReader(open(sys.argv[1])):
+    print(f"{row['benchmark']:22} {row['case']:36} {row['provider']:58} {row['median_ms']:>9} ms  {row['error']}")
+PYTHON
+} | tee -a "$log"
