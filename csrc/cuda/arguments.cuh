@@ -79,7 +79,7 @@ ScoreArgs<T> score_args(const ScoreCall& call, std::int64_t num_points) {
 }
 
 template <class T>
-void check_score_workspace(const ScoreArgs<T>& args, const Workspace& workspace, int tile) {
+void check_score_workspace(const ScoreArgs<T>& args, const Workspace& workspace, TileShape tile) {
   check_workspace(workspace, score_sizes(args.criterion, args.classes, args.num_candidates,
                                          args.num_evaluation, int{sizeof(T)}, tile)
                                  .total());

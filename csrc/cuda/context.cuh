@@ -128,10 +128,15 @@ struct Context {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
-  /// Nearest number with the ten mantissa bits of tf32, ties away from zero.
+  /// Nearest number with the ten mantissa bits of tf32: ties to even from compute capability 9.0
+  /// on, away from zero before, where one instruction of PTX takes three of the machine.
   NTKFAST_DEVICE float round_tf32(float x) const {
     uint32_t bits;
+#if __CUDA_ARCH__ >= 900
+    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#else
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#endif
     return __uint_as_float(bits);
   }
 };
@@ -159,6 +164,20 @@ NTKFAST_DEVICE T sum_lanes(const Ctx& ctx, T value) {
 
 NTKFAST_HD constexpr int64_t div_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 NTKFAST_HD constexpr int64_t round_to(int64_t n, int64_t to) { return div_up(n, to) * to; }
+
+/// Row and column of a tile.
+struct TilePlace {
+  int64_t row, col;
+};
+/// The tile of a block among rows x cols tiles, which go down panels of 16 rows, column by column:
+/// blocks that run at the same time then read few rows and few columns of the operands, and find
+/// them in the second-level cache.
+NTKFAST_HD inline TilePlace place_in_panels(int64_t block, int64_t rows, int64_t cols) {
+  constexpr int64_t kPanel = 16;
+  const int64_t panel = block / (kPanel * cols), within = block % (kPanel * cols);
+  const int64_t left = rows - panel * kPanel, height = left < kPanel ? left : kPanel;
+  return {panel * kPanel + within % height, within / height};
+}
 
 }  // namespace
 }  // namespace ntkfast

@@ -23,9 +23,9 @@ struct GramAdd {
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const GramAddArgs<T>& args) {
     constexpr int kTile = Products::kTile;
-    const int64_t tile_columns = div_up(args.cols, kTile);
-    const int64_t row0 = ctx.block_x() / tile_columns * kTile;
-    const int64_t col0 = ctx.block_x() % tile_columns * kTile;
+    const TilePlace place =
+        place_in_panels(ctx.block_x(), div_up(args.rows, kTile), div_up(args.cols, kTile));
+    const int64_t row0 = place.row * kTile, col0 = place.col * kTile;
     if (args.lower && col0 >= row0 + kTile) return;  // the whole block
     typename Products::Sums total;
     clear_sums(total);

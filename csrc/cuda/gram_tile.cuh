@@ -21,7 +21,7 @@ struct PlainProducts {
   static constexpr int kTile = kTileSize;
   static constexpr int kSharedBytes = tile_shared_bytes<T>();
   static constexpr int kRows = 4, kPairs = 2, kRowStep = 16, kColStep = 32;
-  /// Bytes of a row that are summed in one go, about as on a CPU.
+  /// Bytes of a row that add_slice takes at most: they are summed in one go, about as on a CPU.
   static constexpr int64_t kSummedBytes = 16384;
   using Sums = Pair<T>[kRows][kPairs];
   static NTKFAST_DEVICE int row(int thread) { return Tile<T>::row(thread); }
@@ -63,13 +63,18 @@ struct TensorProducts : TensorTile<Products> {
   using T = float;
   using Element = typename Products::Element;
   using Tile = TensorTile<Products>;
-  static constexpr int kRows = 8, kPairs = 4, kRowStep = 8, kColStep = 8;
+  static constexpr int kRowStep = 8, kColStep = 8;
+  static constexpr int64_t kSummedBytes = 32 * Tile::kSlice;
 
   template <class Ctx>
   static NTKFAST_DEVICE void add_slice(const Ctx& ctx, const TensorOperand& left, int64_t row0,
                                        int64_t rows, const TensorOperand& right, int64_t col0,
                                        int64_t cols, typename Tile::Sums& sums) {
-    Tile::stream(ctx, left, row0, rows, right, col0, cols, sums, [](int, int) {});
+    if constexpr (kSummedBytes > Products::kSummedSlices * Tile::kSlice) {
+      add_products(ctx, left, row0, rows, right, col0, cols, sums);
+    } else {
+      Tile::stream(ctx, left, row0, rows, right, col0, cols, sums, [](int, int) {});
+    }
   }
   template <class Ctx>
   static NTKFAST_DEVICE void add_products(const Ctx& ctx, const TensorOperand& left, int64_t row0,
@@ -78,10 +83,7 @@ struct TensorProducts : TensorTile<Products> {
     typename Tile::Sums part;
     clear_sums(part);
     Tile::stream(ctx, left, row0, rows, right, col0, cols, part, [&](int done, int all) {
-      if (done % Tile::kSummedSlices == 0 || done == all) {
-        add_to_sums(sums, part);
-        clear_sums(part);
-      }
+      if (done % Products::kSummedSlices == 0 || done == all) Tile::move_sums(sums, part);
     });
   }
 };

@@ -146,8 +146,16 @@ NTKFAST_HD NTKFAST_INLINE float fast_reciprocal(float x) {
   }
 NTKFAST_FAST(exp2_of, fast_exp2)
 NTKFAST_FAST(log2_of, fast_log2)
-NTKFAST_FAST(reciprocal, fast_reciprocal)
 #undef NTKFAST_FAST
+/// Of two numbers whose product is a normal one: the special-function unit, which binds the
+/// criteria of the softmax, is asked once.
+NTKFAST_HD NTKFAST_INLINE Lanes<float, 2> reciprocal(Lanes<float, 2> a) {
+  const float both = fast_reciprocal(a.v[0] * a.v[1]);
+  Lanes<float, 2> r;
+  r.v[0] = both * a.v[1];
+  r.v[1] = both * a.v[0];
+  return r;
+}
 template <int N>
 NTKFAST_HD NTKFAST_INLINE Lanes<double, N> reciprocal(Lanes<double, N> a) {
   return Lanes<double, N>(1.0) / a;

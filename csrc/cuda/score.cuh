@@ -11,15 +11,21 @@
 namespace ntkfast {
 namespace {
 
-/// Blocks wanted of a large call: several times what a GPU holds. Fixed, so that the order of every
-/// sum is too.
-constexpr int64_t kWantedBlocks = 1024;
-/// Prepared arrays are padded to this many points, so that every tile of every kernel may read
-/// whole rows.
-constexpr int64_t kPadding = 128;
+/// Blocks wanted of a large call: so many that the last of them leave a GPU idle for a few percent
+/// of the time only. Fixed, so that the order of every sum is too.
+constexpr int64_t kWantedBlocks = 4096;
+/// Prepared arrays are padded to whole bundles of points, and no tile of a kernel crosses from one
+/// into the next.
+constexpr int kBundle = 128;
 
-/// One call in compute type T. `points` and `prepared` hold element j of point or candidate i at [j
-/// * ld + i].
+/// Where element 0 of point or candidate i lies in an array of `planes` numbers of each: those of a
+/// bundle lie together, element j of all of them before element j + 1. The distance between
+/// elements is then kBundle, however many points there are.
+NTKFAST_HD inline int64_t bundle_place(int64_t i, int planes) {
+  return i / kBundle * planes * kBundle + i % kBundle;
+}
+
+/// One call in compute type T. `points` and `prepared` lie in bundles.
 template <class T>
 struct ScoreArgs : ScoreInputs {
   const double* variance;  // of all points
@@ -30,11 +36,11 @@ struct ScoreArgs : ScoreInputs {
   int64_t depth;
   bool subtract;
   // Workspace.
-  T* points;    // [1 + point_size][point_ld], first the weights
-  T* prepared;  // [candidate_size][candidate_ld]
-  int64_t point_ld, candidate_ld;
+  T* points;    // 1 + point_size planes, first the weights
+  T* prepared;  // candidate_size planes
+  int64_t padded_points, padded_candidates;
   int64_t tiles_per_group, num_groups;
-  double* partial;  // [group][candidate_ld]
+  double* partial;  // [group][padded_candidates]
   double* utilities;
   int64_t wanted_blocks = kWantedBlocks;  // tests want fewer, and so several tiles per block
 };
@@ -87,21 +93,20 @@ struct PreparePoints {
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
     const int64_t i = ctx.block_x() * kThreads + ctx.thread();
-    if (i >= args.point_ld) return;
-    T* out = args.points + i;
-    const int64_t ld = args.point_ld, k = args.classes;
+    if (i >= args.padded_points) return;
+    PreparedSizes sizes{args.classes, 0, 0};
+    visit_on_device(args.criterion, sizes, Criteria{});
+    T* out = args.points + bundle_place(i, 1 + sizes.point);
     if (i >= args.num_evaluation) {
-      PreparedSizes sizes{args.classes, 0, 0};
-      visit_on_device(args.criterion, sizes, Criteria{});
-      for (int j = 0; j <= sizes.point; ++j) out[j * ld] = T(0);
+      for (int j = 0; j <= sizes.point; ++j) out[j * kBundle] = T(0);
       return;
     }
-    const int64_t x = args.evaluation ? args.evaluation[i] : i;
+    const int64_t x = args.evaluation ? args.evaluation[i] : i, k = args.classes;
     out[0] = static_cast<T>(args.weights[i]);
     const PointInputs inputs{args.mean + x * k, args.outputs + x * k,
                              args.targets ? args.targets + i * k : nullptr, args.variance[x],
                              args.covered ? args.covered[i] : 0.0};
-    PreparePoint<T> prepare{args, inputs, Prepared<T>{out + ld, ld}};
+    PreparePoint<T> prepare{args, inputs, Prepared<T>{out + kBundle, kBundle}};
     visit_on_device(args.criterion, prepare, Criteria{});
   }
 };
@@ -113,33 +118,33 @@ struct PrepareCandidates {
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
     const int64_t i = ctx.block_x() * kThreads + ctx.thread();
-    if (i >= args.candidate_ld) return;
+    if (i >= args.padded_candidates) return;
+    PreparedSizes sizes{args.classes, 0, 0};
+    visit_on_device(args.criterion, sizes, Criteria{});
+    T* out = args.prepared + bundle_place(i, sizes.candidate);
     if (i >= args.num_candidates) {
-      PreparedSizes sizes{args.classes, 0, 0};
-      visit_on_device(args.criterion, sizes, Criteria{});
-      for (int j = 0; j < sizes.candidate; ++j) args.prepared[j * args.candidate_ld + i] = T(0);
+      for (int j = 0; j < sizes.candidate; ++j) out[j * kBundle] = T(0);
       return;
     }
     const int64_t c = args.candidates ? args.candidates[i] : i, k = args.classes;
     const CandidateInputs inputs{args.mean + c * k, args.outputs + c * k, args.label_probs + i * k,
                                  args.variance[c], args.noise[i]};
-    PrepareCandidate<T> prepare{args, inputs, Prepared<T>{args.prepared + i, args.candidate_ld}};
+    PrepareCandidate<T> prepare{args, inputs, Prepared<T>{out, kBundle}};
     visit_on_device(args.criterion, prepare, Criteria{});
   }
 };
 
-/// Element j of two neighbouring prepared points, or of a prepared candidate.
-template <class Pointer, class Stride>
+/// Element j of two neighbouring prepared points, or of a prepared candidate. Points in shared
+/// memory may lie closer than kBundle.
+template <class Pointer, int kStride = kBundle>
 struct PointPair {
   Pointer first;
-  Stride ld;
-  NTKFAST_DEVICE auto operator()(int j) const { return load_pair(first + j * ld); }
+  NTKFAST_DEVICE auto operator()(int j) const { return load_pair(first + j * kStride); }
 };
-template <class T, class Pointer, class Stride>
+template <class T, class Pointer>
 struct CandidateColumn {
   Pointer first;
-  Stride ld;
-  NTKFAST_DEVICE T operator()(int j) const { return first[j * ld]; }
+  NTKFAST_DEVICE T operator()(int j) const { return first[j * kBundle]; }
 };
 
 /// The pairwise kernel without tensor cores, in float or double: the reference of the others and
@@ -149,6 +154,11 @@ template <class T, class Criterion, int K>
 struct ScorePairs {
   static constexpr int kThreads = kTileThreads;
   static constexpr int kTile = kTileSize;
+  /// As many as there are registers for, without spilling any.
+  static constexpr int kResidentBlocks = sizeof(T) > 4 ? 1 : has<Criterion>(kLookAhead) ? 2 : 3;
+  static_assert(kBundle % kTile == 0, "a tile lies in one bundle");
+  /// Depths up to here are summed from memory, without the detour through shared memory.
+  static constexpr int kShallow = 8;
 
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
@@ -156,29 +166,38 @@ struct ScorePairs {
     const int64_t c0 = ctx.block_x() * kTile, group = ctx.block_y();
     const int64_t num_tiles = div_up(args.num_evaluation, kTile);
     const int64_t end = min_of_index((group + 1) * args.tiles_per_group, num_tiles);
+    const int point_planes = 1 + Criterion::point_size(args.classes);
+    const T* prepared =
+        args.prepared + bundle_place(c0, Criterion::candidate_size(args.classes)) + row;
     double total[4] = {};
     for (int64_t t = group * args.tiles_per_group; t < end; ++t) {
       const int64_t x0 = t * kTile;
-      Tile<T> tile;
+      Tile<T> tile, dense;
       tile.clear();
-      multiply_tile(ctx, args.depth, args.candidate_factor, c0, args.num_candidates,
-                    args.evaluation_factor, x0, args.num_evaluation, tile);
-      if (args.dense) add_dense(args, c0 + row, x0 + col, tile);
+      if (args.dense) load_dense(args, c0 + row, x0 + col, dense);
+      if (args.depth <= kShallow) {
+        add_shallow(args, c0 + row, x0 + col, tile);
+      } else {
+        multiply_tile(ctx, args.depth, args.candidate_factor, c0, args.num_candidates,
+                      args.evaluation_factor, x0, args.num_evaluation, tile);
+      }
+      const T* points = args.points + bundle_place(x0, point_planes) + col;
       NTKFAST_UNROLL_DEVICE
       for (int i = 0; i < 4; ++i) {
-        const int64_t c = c0 + row + 16 * i;
         Pair<T> sum(T(0));
-        if (c < args.num_candidates) {
-          const CandidateColumn<T, const T*, int64_t> candidate{args.prepared + c,
-                                                                args.candidate_ld};
+        if (c0 + row + 16 * i < args.num_candidates) {
+          const CandidateColumn<T, const T*> candidate{prepared + 16 * i};
           NTKFAST_UNROLL_DEVICE
           for (int j = 0; j < 2; ++j) {
-            const int64_t x = x0 + col + 32 * j;
-            if (x >= args.num_evaluation) continue;
-            const T* first = args.points + x;
-            const PointPair<const T*, int64_t> point{first + args.point_ld, args.point_ld};
-            const Pair<T> value = Criterion::template value<K>(
-                args.classes, tile.value[i][j], point, candidate, static_cast<Pair<T>*>(nullptr));
+            if (x0 + col + 32 * j >= args.num_evaluation) continue;
+            const T* first = points + 32 * j;
+            const PointPair<const T*> point{first + kBundle};
+            const Pair<T> product = tile.value[i][j];
+            const Pair<T> S = !args.dense     ? product
+                              : args.subtract ? dense.value[i][j] - product
+                                              : dense.value[i][j] + product;
+            const Pair<T> value = Criterion::template value<K>(args.classes, S, point, candidate,
+                                                               static_cast<Pair<T>*>(nullptr));
             sum = fma_of(load_pair(first), value, sum);
           }
         }
@@ -189,30 +208,61 @@ struct ScorePairs {
     for (int i = 0; i < 4; ++i) {
       const int64_t c = c0 + row + 16 * i;
       if (col == 0 && c < args.num_candidates)
-        args.partial[group * args.candidate_ld + c] = total[i];
+        args.partial[group * args.padded_candidates + c] = total[i];
     }
   }
 
  private:
   static NTKFAST_DEVICE int64_t min_of_index(int64_t a, int64_t b) { return a < b ? a : b; }
 
-  static NTKFAST_DEVICE void add_dense(const ScoreArgs<T>& args, int64_t first_c, int64_t first_x,
-                                       Tile<T>& tile) {
+  /// Loads that wait for nothing, not even for one another: beyond the ends the last place is read
+  /// again.
+  static NTKFAST_DEVICE void load_dense(const ScoreArgs<T>& args, int64_t first_c, int64_t first_x,
+                                        Tile<T>& dense) {
+    const T* rows[4];
     NTKFAST_UNROLL_DEVICE
     for (int i = 0; i < 4; ++i) {
-      const int64_t c = first_c + 16 * i;
-      if (c >= args.num_candidates) continue;
-      const int64_t offset = (args.candidates ? args.candidates[c] : c) * args.dense_stride;
+      const int64_t c = min_of_index(first_c + 16 * i, args.num_candidates - 1);
+      rows[i] = args.dense + (args.candidates ? args.candidates[c] : c) * args.dense_stride;
+    }
+    int64_t places[2][2];
+    NTKFAST_UNROLL_DEVICE
+    for (int j = 0; j < 2; ++j) {
+      NTKFAST_UNROLL_DEVICE
+      for (int lane = 0; lane < 2; ++lane) {
+        const int64_t x = min_of_index(first_x + 32 * j + lane, args.num_evaluation - 1);
+        places[j][lane] = args.evaluation ? args.evaluation[x] : x;
+      }
+    }
+    NTKFAST_UNROLL_DEVICE
+    for (int i = 0; i < 4; ++i) {
       NTKFAST_UNROLL_DEVICE
       for (int j = 0; j < 2; ++j) {
         NTKFAST_UNROLL_DEVICE
-        for (int lane = 0; lane < 2; ++lane) {
-          const int64_t x = first_x + 32 * j + lane;
-          if (x >= args.num_evaluation) continue;
-          const int64_t place = offset + (args.evaluation ? args.evaluation[x] : x);
-          T& value = tile.value[i][j].v[lane];
-          value = args.subtract ? args.dense[place] - value : args.dense[place] + value;
-        }
+        for (int lane = 0; lane < 2; ++lane) dense.value[i][j].v[lane] = rows[i][places[j][lane]];
+      }
+    }
+  }
+
+  /// tile += the products of this thread's rows, one number of the depth after another.
+  static NTKFAST_DEVICE void add_shallow(const ScoreArgs<T>& args, int64_t first_c, int64_t first_x,
+                                         Tile<T>& tile) {
+    NTKFAST_KEEP_LOOP
+    for (int64_t k = 0; k < args.depth; ++k) {
+      Pair<T> right[2];
+      NTKFAST_UNROLL_DEVICE
+      for (int j = 0; j < 2; ++j) {
+        NTKFAST_UNROLL_DEVICE
+        for (int lane = 0; lane < 2; ++lane)
+          right[j].v[lane] = element<T>(args.evaluation_factor, first_x + 32 * j + lane,
+                                        args.num_evaluation, k, args.depth);
+      }
+      NTKFAST_UNROLL_DEVICE
+      for (int i = 0; i < 4; ++i) {
+        const Pair<T> left(element<T>(args.candidate_factor, first_c + 16 * i, args.num_candidates,
+                                      k, args.depth));
+        NTKFAST_UNROLL_DEVICE
+        for (int j = 0; j < 2; ++j) tile.value[i][j] = fma_of(left, right[j], tile.value[i][j]);
       }
     }
   }
@@ -226,7 +276,8 @@ struct SumGroups {
     const int64_t c = ctx.block_x() * kThreads + ctx.thread();
     if (c >= args.num_candidates) return;
     double sum = 0;
-    for (int64_t g = 0; g < args.num_groups; ++g) sum += args.partial[g * args.candidate_ld + c];
+    for (int64_t g = 0; g < args.num_groups; ++g)
+      sum += args.partial[g * args.padded_candidates + c];
     args.utilities[c] = sum;
   }
 };
@@ -238,10 +289,16 @@ struct ScoreSizes {
   int64_t total() const { return points + prepared + partial; }
 };
 
-inline int64_t groups_of(int64_t num_candidates, int64_t num_evaluation, int tile,
+/// Rows and columns of a tile of pairs.
+struct TileShape {
+  int candidates, points;
+};
+constexpr TileShape kPlainTile{kTileSize, kTileSize};
+
+inline int64_t groups_of(int64_t num_candidates, int64_t num_evaluation, TileShape tile,
                          int64_t wanted_blocks, int64_t* tiles_per_group) {
-  const int64_t candidate_tiles = div_up(num_candidates, tile);
-  const int64_t point_tiles = div_up(num_evaluation, tile);
+  const int64_t candidate_tiles = div_up(num_candidates, tile.candidates);
+  const int64_t point_tiles = div_up(num_evaluation, tile.points);
   int64_t groups = div_up(wanted_blocks, candidate_tiles > 0 ? candidate_tiles : 1);
   groups = groups < point_tiles ? groups : point_tiles;
   *tiles_per_group = groups > 0 ? div_up(point_tiles, groups) : 0;
@@ -249,25 +306,25 @@ inline int64_t groups_of(int64_t num_candidates, int64_t num_evaluation, int til
 }
 
 inline ScoreSizes score_sizes(int criterion, int64_t k, int64_t num_candidates,
-                              int64_t num_evaluation, int element_bytes, int tile,
+                              int64_t num_evaluation, int element_bytes, TileShape tile,
                               int64_t wanted_blocks = kWantedBlocks) {
   int64_t point_size = 0, candidate_size = 0, tiles_per_group = 0;
   visit_scalar(criterion, [&](auto c) {
     point_size = decltype(c)::point_size(static_cast<int>(k));
     candidate_size = decltype(c)::candidate_size(static_cast<int>(k));
   });
-  const int64_t candidate_ld = round_to(num_candidates, kPadding);
+  const int64_t padded_candidates = round_to(num_candidates, kBundle);
   return {
-      round_to((1 + point_size) * round_to(num_evaluation, kPadding) * element_bytes, 256),
-      round_to(candidate_size * candidate_ld * element_bytes, 256),
+      round_to((1 + point_size) * round_to(num_evaluation, kBundle) * element_bytes, 256),
+      round_to(candidate_size * padded_candidates * element_bytes, 256),
       round_to(groups_of(num_candidates, num_evaluation, tile, wanted_blocks, &tiles_per_group) *
-                   candidate_ld * int64_t{sizeof(double)},
+                   padded_candidates * int64_t{sizeof(double)},
                256)};
 }
 
 /// Fills the workspace part of `args`, which is score_sizes(...).total() bytes at `memory`.
 template <class T>
-void place_workspace(ScoreArgs<T>& args, void* memory, int tile) {
+void place_workspace(ScoreArgs<T>& args, void* memory, TileShape tile) {
   const ScoreSizes sizes =
       score_sizes(args.criterion, args.classes, args.num_candidates, args.num_evaluation,
                   int{sizeof(T)}, tile, args.wanted_blocks);
@@ -275,22 +332,23 @@ void place_workspace(ScoreArgs<T>& args, void* memory, int tile) {
   args.points = reinterpret_cast<T*>(bytes);
   args.prepared = reinterpret_cast<T*>(bytes + sizes.points);
   args.partial = reinterpret_cast<double*>(bytes + sizes.points + sizes.prepared);
-  args.point_ld = round_to(args.num_evaluation, kPadding);
-  args.candidate_ld = round_to(args.num_candidates, kPadding);
+  args.padded_points = round_to(args.num_evaluation, kBundle);
+  args.padded_candidates = round_to(args.num_candidates, kBundle);
   args.num_groups = groups_of(args.num_candidates, args.num_evaluation, tile, args.wanted_blocks,
                               &args.tiles_per_group);
 }
 
 template <class Launcher, class T>
 void launch_prepare(Launcher& launcher, const ScoreArgs<T>& args) {
-  launcher.template run<PreparePoints<T>>({div_up(args.point_ld, 128), 1}, 0, args);
-  launcher.template run<PrepareCandidates<T>>({div_up(args.candidate_ld, 128), 1}, 0, args);
+  launcher.template run<PreparePoints<T>>({div_up(args.padded_points, 128), 1}, 0, args);
+  launcher.template run<PrepareCandidates<T>>({div_up(args.padded_candidates, 128), 1}, 0, args);
 }
 
 template <class T, class Criterion, int K, class Launcher>
 void launch_pairs(Launcher& launcher, const ScoreArgs<T>& args) {
   launcher.template run<ScorePairs<T, Criterion, K>>(
-      {div_up(args.num_candidates, kTileSize), args.num_groups}, tile_shared_bytes<T>(), args);
+      {div_up(args.num_candidates, kTileSize), args.num_groups},
+      args.depth > ScorePairs<T, Criterion, K>::kShallow ? tile_shared_bytes<T>() : 0, args);
 }
 
 /// Number of classes the kernels are unrolled for; every other number is a loop.
@@ -311,7 +369,7 @@ void visit_classes(int k, Visitor&& visitor) {
 template <class Launcher, class T>
 void launch_score(Launcher& launcher, ScoreArgs<T> args, void* workspace) {
   if (args.num_candidates == 0) return;
-  place_workspace(args, workspace, kTileSize);
+  place_workspace(args, workspace, kPlainTile);
   if (args.num_evaluation > 0) {
     launch_prepare(launcher, args);
     visit_scalar(args.criterion, [&](auto criterion) {

@@ -8,7 +8,7 @@ template <class T>
 void score(ScoreArgs<T> args, int device, const Workspace& workspace, void* stream) {
   args.candidate_factor.index = args.candidates;
   args.evaluation_factor.index = args.evaluation;
-  check_score_workspace(args, workspace, kTileSize);
+  check_score_workspace(args, workspace, kPlainTile);
   const DeviceGuard guard(device);
   Launcher launcher(stream_of(stream));
   launch_score(launcher, args, workspace.data);
@@ -56,7 +56,7 @@ std::int64_t score_dense_cuda_workspace(const std::string& criterion, std::int64
                                         std::int64_t num_candidates, std::int64_t num_evaluation,
                                         bool double_precision) {
   return score_sizes(criterion_index(criterion), num_classes, num_candidates, num_evaluation,
-                     double_precision ? 8 : 4, kTileSize)
+                     double_precision ? 8 : 4, kPlainTile)
       .total();
 }
 

@@ -8,15 +8,15 @@ namespace {
 struct Kind {
   const char* products;
   int element_bytes;  // of the compute type
-  int tile;
+  TileShape tile;
   void (*score)(const TensorView&, const ScoreCall&, const Workspace&, void*);
 };
 constexpr Kind kKinds[] = {
-    {"fma32", 4, kTileSize, score_features_plain_cuda},
-    {"fma64", 8, kTileSize, score_features_plain_cuda},
-    {"bf16", 4, kTensorTile, score_features_bf16_cuda},
-    {"tf32", 4, kTensorTile, score_features_tf32_cuda},
-    {"tf32x3", 4, kTensorTile, score_features_tf32x3_cuda},
+    {"fma32", 4, kPlainTile, score_features_plain_cuda},
+    {"fma64", 8, kPlainTile, score_features_plain_cuda},
+    {"bf16", 4, score_tile<Bf16Products>(), score_features_bf16_cuda},
+    {"tf32", 4, score_tile<Tf32Products>(), score_features_tf32_cuda},
+    {"tf32x3", 4, score_tile<SplitTf32Products>(), score_features_tf32x3_cuda},
 };
 
 const Kind& kind_of(const std::string& products) {

@@ -16,7 +16,7 @@ void score_features_tensor(const TensorView& psi, const ScoreCall& call, const W
   TensorScoreArgs args{};
   args.score = score_args<float>(call, features.rows);
   args.features = tensor_operand(features.data, features.row_stride, features.cols);
-  check_score_workspace(args.score, workspace, kTensorTile);
+  check_score_workspace(args.score, workspace, score_tile<Products>());
   const DeviceGuard guard(score_device(psi, {}, call));
   Launcher launcher(stream_of(stream));
   launch_score_tensor<Products>(launcher, args, workspace.data);

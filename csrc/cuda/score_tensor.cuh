@@ -1,9 +1,10 @@
 // Feature-space scoring on tensor cores: mma.sync fed by cp.async, the criterion in the epilogue,
 // from the same prepared points and candidates as the reference kernel of score.cuh.
 //
-// A block scores 128 candidates against one group of tiles of 128 points. The stream of slices of
-// psi (tensor_tile.cuh) runs on into the next tile while the criterion of this one is computed. It
-// has three stages, or two where shared memory ends at 99 KB, as on GPUs made for graphics.
+// A block scores 128 candidates against one group of tiles of 128 or 64 points. The stream of
+// slices of psi (tensor_tile.cuh) runs on into the next tile while the criterion of this one is
+// computed; with two blocks on a multiprocessor, one forms products meanwhile. The stream has three
+// stages, or two where shared memory does not hold them.
 #pragma once
 
 #include "cuda/score.cuh"
@@ -19,31 +20,54 @@ struct TensorScoreArgs {
   int stages;  // slices in shared memory: 2 or 3
 };
 
+/// Blocks that a multiprocessor should hold, which bounds the registers of a thread to 255 or 128.
+/// Which is faster, only a clock can tell: -DNTKFAST_SCORE_BLOCKS=1 or 2.
+#if !defined(NTKFAST_SCORE_BLOCKS)
+#define NTKFAST_SCORE_BLOCKS 1
+#endif
+constexpr int kScoreBlocks = NTKFAST_SCORE_BLOCKS;
+
+/// Sums that begin anew take as many registers again: two such blocks hold half a tile each.
+template <class Products>
+constexpr int kScoreWarpRows = (Products::kSplit && kScoreBlocks > 1) ? 32 : 64;
+template <class Products>
+using ScoreTile = TensorTile<Products, kScoreWarpRows<Products>>;
+template <class Products>
+constexpr TileShape score_tile() {
+  return {ScoreTile<Products>::kTile, ScoreTile<Products>::kColumns};
+}
+
 template <class Products, class Criterion, int K>
 struct ScorePairsTensor {
-  using Tile = TensorTile<Products>;
+  using Tile = ScoreTile<Products>;
   static constexpr int kThreads = Tile::kThreads;
-  static constexpr int kTile = kTensorTile;
+  static constexpr int kResidentBlocks = kScoreBlocks;
+  static constexpr int kTile = Tile::kTile;
+  static constexpr int kColumns = Tile::kColumns;
   static constexpr int kSlice = Tile::kSlice;
   static constexpr int kWarpColumns = Tile::kWarpColumns;
   static constexpr int kTotalBytes = kWarpColumns * kTile * int{sizeof(double)};
+  static_assert(kTile == kBundle && kBundle % kColumns == 0, "a tile lies in one bundle");
   /// A few classes: what is prepared of a tile fits in shared memory beside the slices. More: it is
   /// read from the first-level cache.
   static constexpr bool kPlanesShared = K > 0;
 
   static int shared_bytes(int classes, int stages) {
-    const int planes = 1 + Criterion::point_size(classes) + Criterion::candidate_size(classes);
+    const int planes = (1 + Criterion::point_size(classes)) * kColumns +
+                       Criterion::candidate_size(classes) * kTile;
     return stages * Tile::kStageBytes + kTotalBytes +
-           (kPlanesShared ? planes * kTile * int{sizeof(float)} : 0);
+           (kPlanesShared ? planes * int{sizeof(float)} : 0);
   }
 
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const TensorScoreArgs& args) {
     const ScoreArgs<float>& score = args.score;
     const int thread = ctx.thread(), lane = thread % 32, warp = thread / 32;
-    const int warp_row = 64 * (warp / kWarpColumns), warp_column = warp % kWarpColumns;
-    const int64_t c0 = ctx.block_x() * kTile, group = ctx.block_y();
-    const int64_t num_tiles = div_up(score.num_evaluation, kTile);
+    const int warp_row = Tile::kWarpRows * (warp / kWarpColumns), warp_column = warp % kWarpColumns;
+    const TilePlace place =
+        place_in_panels(ctx.block_x(), div_up(score.num_candidates, kTile), score.num_groups);
+    const int64_t c0 = place.row * kTile, group = place.col;
+    const int64_t num_tiles = div_up(score.num_evaluation, kColumns);
     const int64_t first_tile = group * score.tiles_per_group;
     const int64_t tiles =
         (first_tile + score.tiles_per_group < num_tiles ? first_tile + score.tiles_per_group
@@ -61,29 +85,30 @@ struct ScorePairsTensor {
     const int planes_at = totals_at + kTotalBytes;
     const auto totals = ctx.template shared<double>(totals_at, kWarpColumns * kTile);
     const auto slice_memory = ctx.template shared<unsigned char>(0, totals_at);
-    const int shared_planes = kPlanesShared ? point_planes + candidate_planes : 0;
-    const auto planes = ctx.template shared<float>(planes_at, shared_planes * kTile);
+    // Of candidates, then of points.
+    const int shared_numbers =
+        kPlanesShared ? candidate_planes * kTile + point_planes * kColumns : 0;
+    const auto planes = ctx.template shared<float>(planes_at, shared_numbers);
     const auto plane_bytes =
-        ctx.template shared<unsigned char>(planes_at, shared_planes * kTile * int{sizeof(float)});
-    const auto candidate_bytes = plane_bytes + point_planes * kTile * int64_t{sizeof(float)};
+        ctx.template shared<unsigned char>(planes_at, shared_numbers * int{sizeof(float)});
+    const float* const prepared = score.prepared + bundle_place(c0, candidate_planes);
 
     if (lane % 4 == 0) {  // these slots belong to this thread alone
       NTKFAST_UNROLL_DEVICE
-      for (int r = 0; r < 8; ++r) totals[warp_column * kTile + warp_row + 8 * r + lane / 4] = 0.0;
+      for (int r = 0; r < Tile::kRows; ++r)
+        totals[warp_column * kTile + warp_row + 8 * r + lane / 4] = 0.0;
     }
-    if (kPlanesShared)
-      copy_planes(ctx, candidate_bytes, score.prepared + c0, score.candidate_ld, candidate_planes);
+    if (kPlanesShared) copy_planes<kTile>(ctx, plane_bytes, prepared, candidate_planes);
 
-    // This thread copies the chunk thread % 8 of rows thread / 8 + 32 i, of both operands.
-    int64_t candidate_rows[4], point_rows[4];
-    Tile::load_rows(score.candidates, c0 + thread / Tile::kChunks, score.num_candidates,
-                    candidate_rows);
+    typename Tile::LeftSource candidate_rows;
+    typename Tile::RightSource point_rows;
+    candidate_rows.find(thread, args.features, score.candidates, c0, score.num_candidates);
     int next_slice = 0, next_stage = 0;
-    int64_t next_tile = 0;
+    int64_t next_tile = first_tile;
     const auto issue = [&] {  // the next slice
       if (next_slice == 0)
-        Tile::load_rows(score.evaluation, (first_tile + next_tile) * kTile + thread / Tile::kChunks,
-                        score.num_evaluation, point_rows);
+        point_rows.find(thread, args.features, score.evaluation, next_tile * kColumns,
+                        score.num_evaluation);
       const auto stage = slice_memory + next_stage * Tile::kStageBytes;
       next_stage = next_stage + 1 < stages ? next_stage + 1 : 0;
       Tile::copy_slice(ctx, args.features, candidate_rows, next_slice, stage);
@@ -102,9 +127,11 @@ struct ScorePairsTensor {
     int64_t step = 0;
     int this_stage = 0;
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t x0 = (first_tile + t) * kTile;
-      typename Tile::Sums sums;
+      const int64_t x0 = (first_tile + t) * kColumns;
+      const float* const points = score.points + bundle_place(x0, point_planes);
+      typename Tile::Sums sums, part;
       clear_sums(sums);
+      if constexpr (Products::kSplit) clear_sums(part);
       NTKFAST_KEEP_LOOP
       for (int slice = 0; slice < slices; ++slice, ++step) {
         if (stages == 2) {
@@ -115,25 +142,32 @@ struct ScorePairsTensor {
         ctx.barrier();
         // Everybody has finished the previous slice, and before the first one the previous tile.
         if (kPlanesShared && slice == 0)
-          copy_planes(ctx, plane_bytes, score.points + x0, score.point_ld, point_planes);
+          copy_planes<kColumns>(ctx,
+                                plane_bytes + candidate_planes * kTile * int64_t{sizeof(float)},
+                                points, point_planes);
         if (step + stages - 1 < steps) issue();
         ctx.commit_copies();
         const auto stage = slice_memory + this_stage * Tile::kStageBytes;
         this_stage = this_stage + 1 < stages ? this_stage + 1 : 0;
-        Tile::multiply_slice(ctx, stage + warp_row * kSlice,
-                             stage + (kTile + 32 * warp_column) * kSlice, lane, sums);
+        const auto left = stage + warp_row * kSlice;
+        const auto right = stage + (kTile + 32 * warp_column) * kSlice;
+        if constexpr (Products::kSplit) {
+          Tile::multiply_slice(ctx, left, right, lane, part);
+          if ((slice + 1) % Products::kSummedSlices == 0 || slice + 1 == slices)
+            Tile::move_sums(sums, part);
+        } else {  // what is cut off is less than what the operands lose in rounding
+          Tile::multiply_slice(ctx, left, right, lane, sums);
+        }
       }
       if (kPlanesShared && slices < stages) {  // otherwise a wait above has covered the planes
         ctx.template wait_copies<0>();
         ctx.barrier();
       }
       if constexpr (kPlanesShared) {
-        const auto candidates = planes + point_planes * kTile;
-        epilogue(ctx, score, c0, x0, planes, candidates, kTile, kTile, totals, sums);
+        epilogue<kColumns>(ctx, score, c0, x0, planes + candidate_planes * kTile, planes, totals,
+                           sums);
       } else {
-        epilogue(ctx, score, c0, x0, score.points + x0,
-                 static_cast<const float*>(score.prepared) + c0, score.point_ld, score.candidate_ld,
-                 totals, sums);
+        epilogue<kBundle>(ctx, score, c0, x0, points, prepared, totals, sums);
       }
     }
     ctx.template wait_copies<0>();
@@ -142,42 +176,39 @@ struct ScorePairsTensor {
       double sum = 0;
       NTKFAST_UNROLL_DEVICE
       for (int w = 0; w < kWarpColumns; ++w) sum += totals[w * kTile + thread];
-      score.partial[group * score.candidate_ld + c0 + thread] = sum;
+      score.partial[group * score.padded_candidates + c0 + thread] = sum;
     }
   }
 
  private:
-  /// Starts copying 128 numbers of each prepared plane.
-  template <class Ctx, class Memory>
-  static NTKFAST_DEVICE void copy_planes(const Ctx& ctx, Memory to, const float* from, int64_t ld,
-                                         int planes) {
-    constexpr int kPieces = kTile * int{sizeof(float)} / 16;
+  /// Starts copying kWidth numbers of each plane of a bundle, which then lie close together.
+  template <int kWidth, class Ctx, class Memory>
+  static NTKFAST_DEVICE void copy_planes(const Ctx& ctx, Memory to, const float* from, int planes) {
+    constexpr int kPieces = kWidth * int{sizeof(float)} / 16;
     for (int i = ctx.thread(); i < planes * kPieces; i += kThreads)
-      ctx.copy_async(to + i * 16, from + (i / kPieces) * ld + (i % kPieces) * 4, 16);
+      ctx.copy_async(to + i * 16, from + i / kPieces * kBundle + i % kPieces * 4, 16);
   }
 
   /// totals += the criterion of every pair of the warp's part, summed over its columns.
-  template <class Ctx, class Points, class Candidates, class Stride, class Totals>
+  template <int kPointStride, class Ctx, class Points, class Candidates, class Totals>
   static NTKFAST_DEVICE void epilogue(const Ctx& ctx, const ScoreArgs<float>& score, int64_t c0,
                                       int64_t x0, Points points, Candidates candidates,
-                                      Stride point_ld, Stride candidate_ld, Totals totals,
-                                      typename Tile::Sums& sums) {
+                                      Totals totals, typename Tile::Sums& sums) {
     const int lane = ctx.thread() % 32, warp = ctx.thread() / 32;
     const int first_row = Tile::row(ctx.thread()), first_col = Tile::col(ctx.thread());
-    // A loop over the rows: unrolled over all 32 pairs, the code would not fit the instruction
-    // cache.
+    // A loop over the rows: unrolled over all pairs, the code would not fit the instruction cache.
     NTKFAST_KEEP_LOOP
-    for (int r = 0; r < 8; ++r) {
+    for (int r = 0; r < Tile::kRows; ++r) {
       const int row = first_row + 8 * r;
       Pair<float> sum(0.0f);
       if (c0 + row < score.num_candidates) {
-        const CandidateColumn<float, Candidates, Stride> candidate{candidates + row, candidate_ld};
+        const CandidateColumn<float, Candidates> candidate{candidates + row};
         NTKFAST_UNROLL_DEVICE
-        for (int n = 0; n < 4; ++n) {
+        for (int n = 0; n < Tile::kPairs; ++n) {
           const int col = first_col + 8 * n;
           if (x0 + col >= score.num_evaluation) continue;
           const auto weights = points + col;
-          const PointPair<Points, Stride> point{weights + point_ld, point_ld};
+          const PointPair<Points, kPointStride> point{weights + kPointStride};
           const Pair<float> value = Criterion::template value<K>(
               score.classes, sums[0][n], point, candidate, static_cast<Pair<float>*>(nullptr));
           sum = fma_of(load_pair(weights), value, sum);
@@ -186,9 +217,9 @@ struct ScorePairsTensor {
       const float total = sum_lanes<4>(ctx, sum.v[0] + sum.v[1]);
       if (lane % 4 == 0) totals[(warp % kWarpColumns) * kTile + row] += static_cast<double>(total);
       NTKFAST_UNROLL_DEVICE
-      for (int i = 0; i < 7; ++i) {  // registers cannot be indexed by r: move the next row down
+      for (int i = 0; i < Tile::kRows - 1; ++i) {  // registers cannot be indexed by r
         NTKFAST_UNROLL_DEVICE
-        for (int n = 0; n < 4; ++n) sums[i][n] = sums[i + 1][n];
+        for (int n = 0; n < Tile::kPairs; ++n) sums[i][n] = sums[i + 1][n];
       }
     }
   }
@@ -200,13 +231,15 @@ template <class Products, class Criterion, int K, class Launcher>
 void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* workspace) {
   ScoreArgs<float>& score = args.score;
   if (score.num_candidates == 0) return;
-  place_workspace(score, workspace, kTensorTile);
+  place_workspace(score, workspace, score_tile<Products>());
   if (score.num_evaluation > 0) {
     launch_prepare(launcher, score);
     using Kernel = ScorePairsTensor<Products, Criterion, K>;
     const int classes = score.classes;
-    args.stages = Kernel::shared_bytes(classes, 3) <= launcher.shared_memory() ? 3 : 2;
-    launcher.template run<Kernel>({div_up(score.num_candidates, kTensorTile), score.num_groups},
+    // A multiprocessor holds 1 KB more than a block may have, and takes as much for each block.
+    const int room = (launcher.shared_memory() + 1024) / kScoreBlocks - 1024;
+    args.stages = Kernel::shared_bytes(classes, 3) <= room ? 3 : 2;
+    launcher.template run<Kernel>({div_up(score.num_candidates, kTensorTile) * score.num_groups, 1},
                                   Kernel::shared_bytes(classes, args.stages), args);
   }
   launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0, score);

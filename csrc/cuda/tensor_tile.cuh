@@ -1,10 +1,15 @@
-// The matrix product on tensor cores: mma.sync fed by cp.async, a tile of 128 x 128 float32 sums in
-// the registers of 256 threads. What happens to the tile next (scoring, adding, multiplying) is the
-// caller's business.
+// The matrix product on tensor cores: mma.sync fed by cp.async, a tile of 128 x 128 or 128 x 64
+// float32 sums in the registers of 256 threads. What happens to the tile next (scoring, adding,
+// multiplying) is the caller's business.
 //
-// The 8 warps of a block hold 64 x 32 sums each. Rows of both operands stream through kStages
+// The 8 warps of a block hold 64 x 32 or 32 x 32 sums each. Rows of both operands stream through
 // slices of 128 bytes in shared memory. Rows of a slice are eight chunks of 16 bytes, chunk c of
 // row r at place c ^ (r % 8), so that neither the copies nor ldmatrix meet a bank twice.
+//
+// Tensor cores cut off what a sum cannot hold instead of rounding it. Where products add up without
+// cancelling, a sum of n instructions is about 2^-25 n of itself too small: 4e-5 for three products
+// at a depth of 5000. So that many go into sums of their own, kSummedSlices slices at a time, which
+// are added up outside.
 #pragma once
 
 #include "cuda/lanes.cuh"
@@ -12,7 +17,7 @@
 namespace ntkfast {
 namespace {
 
-/// Rows of either operand of a block.
+/// Rows of the left operand of a block, and of the right one at most.
 constexpr int kTensorTile = 128;
 
 /// How products are formed; sums are float32 always.
@@ -20,18 +25,21 @@ struct Bf16Products {  // of bfloat16 numbers: exact
   using Element = BFloat16;
   using Operand = Bf16;
   static constexpr bool kSplit = false;
+  static constexpr int kSummedSlices = 32;
 };
 struct Tf32Products {  // of float32 numbers rounded to tf32
   using Element = float;
   using Operand = Tf32;
   static constexpr bool kSplit = false;
+  static constexpr int kSummedSlices = 32;
 };
-/// Of float32 numbers as sums of two tf32 numbers; the product of the small parts is dropped:
-/// nearly float32's accuracy.
+/// Of float32 numbers as sums of two tf32 numbers; the product of the small parts is dropped. Short
+/// sums leave 5e-7 of what is cut off, less than the rounding of float32 adds up to.
 struct SplitTf32Products {
   using Element = float;
   using Operand = Tf32;
   static constexpr bool kSplit = true;
+  static constexpr int kSummedSlices = 2;
 };
 
 /// A matrix whose rows are multiplied.
@@ -74,57 +82,78 @@ NTKFAST_DEVICE void add_to_sums(Pair<T> (&total)[R][N], const Pair<T> (&sums)[R]
   }
 }
 
-template <class Products>
+/// `WarpRows`: 64, or 32 for a tile half as wide, which takes half the registers.
+template <class Products, int WarpRows = 64>
 struct TensorTile {
   static constexpr int kThreads = 256;
   static constexpr int kTile = kTensorTile;
+  static constexpr int kWarpRows = WarpRows;
+  static constexpr int kWarpColumns = WarpRows / 16;  // warps side by side
+  static constexpr int kColumns = 32 * kWarpColumns;
   static constexpr int kStages = 3;
   static constexpr int kSlice = 128;  // bytes of a row
   static constexpr int kChunks = kSlice / 16;
-  static constexpr int kStageBytes = 2 * kTile * kSlice;
+  static constexpr int kStageBytes = (kTile + kColumns) * kSlice;
   static constexpr int kSharedBytes = kStages * kStageBytes;
-  static constexpr int kWarpColumns = 4;  // 2 x 4 warps
-  /// Slices, and bytes of a row, to be summed by the tensor cores alone: they cut off what they
-  /// cannot hold instead of rounding it, which adds up in long sums.
-  static constexpr int kSummedSlices = 32;
-  static constexpr int64_t kSummedBytes = kSummedSlices * kSlice;
+  static constexpr int kRows = WarpRows / 8, kPairs = 4;
   /// sums[r][n]: row 8 r + lane / 4, columns 8 n + 2 (lane % 4), + 1 of the warp's part.
-  using Sums = Pair<float>[8][4];
+  using Sums = Pair<float>[kRows][kPairs];
   static NTKFAST_DEVICE int row(int thread) {
-    return 64 * (thread / 32 / kWarpColumns) + thread % 32 / 4;
+    return kWarpRows * (thread / 32 / kWarpColumns) + thread % 32 / 4;
   }
   static NTKFAST_DEVICE int col(int thread) {
     return 32 * (thread / 32 % kWarpColumns) + 2 * (thread % 4);
   }
 
-  /// Rows of the operand behind tile rows first + 32 i, as `index` names them; -1 beyond the last.
-  static NTKFAST_DEVICE void load_rows(const int64_t* index, int64_t first, int64_t count,
-                                       int64_t (&rows)[4]) {
-    NTKFAST_UNROLL_DEVICE
-    for (int i = 0; i < 4; ++i) {
-      const int64_t place = first + 32 * i;
-      rows[i] = place >= count ? -1 : index ? index[place] : place;
+  /// Where this thread reads: its chunk of rows first + 32 i of an operand, slice after slice.
+  template <int kCount>
+  struct Source {
+    const unsigned char* place[kCount];
+    unsigned inside;  // bit i: row i is one of the operand's
+
+    /// Rows `first` + 32 i below `count`, as `index` names them.
+    NTKFAST_DEVICE void find(int thread, const TensorOperand& from, const int64_t* index,
+                             int64_t first, int64_t count) {
+      inside = 0;
+      NTKFAST_UNROLL_DEVICE
+      for (int i = 0; i < kCount; ++i) {
+        const int64_t at = first + thread / kChunks + 32 * i;
+        const bool is_row = at < count;
+        const int64_t row = !is_row ? 0 : index ? index[at] : at;
+        place[i] = static_cast<const unsigned char*>(from.data) + row * from.row_bytes +
+                   thread % kChunks * 16;
+        inside |= is_row ? 1u << i : 0u;
+      }
+    }
+  };
+  using LeftSource = Source<kTile / 32>;
+  using RightSource = Source<kColumns / 32>;
+
+  /// Starts copying a slice of the rows into shared memory; what lies beyond the data becomes zero.
+  template <class Ctx, int kCount, class Memory>
+  static NTKFAST_DEVICE void copy_slice(const Ctx& ctx, const TensorOperand& from,
+                                        const Source<kCount>& source, int slice, Memory to) {
+    const int r = ctx.thread() / kChunks, chunk = ctx.thread() % kChunks;
+    int64_t offset = int64_t{slice} * kSlice;
+    const int64_t left = from.depth_bytes - offset - chunk * 16;
+    const int valid = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
+    if (valid == 0) offset = -16 * chunk;  // nothing is read there; all the same inside the row
+    const auto place = to + (r * kSlice + (chunk ^ (r % kChunks)) * 16);
+    if (from.aligned) {
+      NTKFAST_UNROLL_DEVICE
+      for (int i = 0; i < kCount; ++i) {
+        const int bytes = source.inside >> i & 1 ? valid : 0;
+        ctx.copy_async(place + 32 * i * kSlice, source.place[i] + offset, bytes);
+      }
+    } else {
+      NTKFAST_UNROLL_DEVICE
+      for (int i = 0; i < kCount; ++i)
+        copy_unaligned(place + 32 * i * kSlice, source.place[i] + offset,
+                       source.inside >> i & 1 ? valid : 0);
     }
   }
 
-  /// Starts copying one slice of these rows into shared memory; what lies beyond the data becomes
-  /// zero.
-  template <class Ctx, class Memory>
-  static NTKFAST_DEVICE void copy_slice(const Ctx& ctx, const TensorOperand& from,
-                                        const int64_t (&rows)[4], int slice, Memory to) {
-    NTKFAST_UNROLL_DEVICE
-    for (int i = 0; i < 4; ++i) copy_chunk(ctx, from, rows[i], i, slice, to);
-  }
-  /// The same of rows in order, first + 32 i below `count`. A loop: unrolled, the addresses of all
-  /// rows would stay in registers.
-  template <class Ctx, class Memory>
-  static NTKFAST_DEVICE void copy_slice(const Ctx& ctx, const TensorOperand& from, int64_t first,
-                                        int64_t count, int slice, Memory to) {
-    NTKFAST_KEEP_LOOP
-    for (int i = 0; i < 4; ++i)
-      copy_chunk(ctx, from, first + 32 * i < count ? first + 32 * i : -1, i, slice, to);
-  }
-  /// sums += A B^T over one slice: 64 rows of `a`, 32 rows of `b`, four steps of 32 bytes.
+  /// sums += A B^T over one slice: kWarpRows rows of `a`, 32 rows of `b`, four steps of 32 bytes.
   template <class Ctx, class Memory>
   static NTKFAST_DEVICE void multiply_slice(const Ctx& ctx, Memory a, Memory b, int lane,
                                             Sums& sums) {
@@ -141,7 +170,7 @@ struct TensorTile {
         round_operand(ctx, right[n], right_small[n]);
       }
       NTKFAST_UNROLL_DEVICE
-      for (int m = 0; m < 4; ++m) {
+      for (int m = 0; m < kRows / 2; ++m) {
         uint32_t left[4], left_small[4];
         const int r = 16 * m + row + 8 * (matrix % 2);
         ctx.load_matrices(a + (r * kSlice + ((2 * s + matrix / 2) ^ row) * 16), left);
@@ -165,7 +194,13 @@ struct TensorTile {
     }
   }
 
-  /// sums += products of rows [row0, row0 + kTile) of the left and [col0, col0 + kTile) of the
+  /// total += sums, which begin anew.
+  static NTKFAST_DEVICE void move_sums(Sums& total, Sums& sums) {
+    add_to_sums(total, sums);
+    clear_sums(sums);
+  }
+
+  /// sums += products of rows [row0, row0 + kTile) of the left and [col0, col0 + kColumns) of the
   /// right operand; rows from `rows` and `cols` on count as zero. after_slice(slices done, all
   /// slices) is called after every slice. Uses the first kSharedBytes of shared memory, free again
   /// when it returns.
@@ -174,14 +209,18 @@ struct TensorTile {
                                     int64_t rows, const TensorOperand& right, int64_t col0,
                                     int64_t cols, Sums& sums, const AfterSlice& after_slice) {
     const int thread = ctx.thread(), lane = thread % 32, warp = thread / 32;
-    const int left_part = 64 * (warp / kWarpColumns) * kSlice;
+    const int left_part = kWarpRows * (warp / kWarpColumns) * kSlice;
     const int right_part = (kTile + 32 * (warp % kWarpColumns)) * kSlice;
     const auto memory = ctx.template shared<unsigned char>(0, kSharedBytes);
     const int slices = static_cast<int>(div_up(left.depth_bytes, kSlice));
+    LeftSource left_rows;
+    RightSource right_rows;
+    left_rows.find(thread, left, nullptr, row0, rows);
+    right_rows.find(thread, right, nullptr, col0, cols);
     const auto issue = [&](int slice) {
       const auto stage = memory + (slice % kStages) * kStageBytes;
-      copy_slice(ctx, left, row0 + thread / kChunks, rows, slice, stage);
-      copy_slice(ctx, right, col0 + thread / kChunks, cols, slice, stage + kTile * kSlice);
+      copy_slice(ctx, left, left_rows, slice, stage);
+      copy_slice(ctx, right, right_rows, slice, stage + kTile * kSlice);
     };
     NTKFAST_UNROLL_DEVICE
     for (int s = 0; s < kStages - 1; ++s) {
@@ -203,28 +242,14 @@ struct TensorTile {
   }
 
  private:
-  /// Starts copying this thread's chunk of its row i; zeros where `row` is -1.
-  template <class Ctx, class Memory>
-  static NTKFAST_DEVICE void copy_chunk(const Ctx& ctx, const TensorOperand& from, int64_t row,
-                                        int i, int slice, Memory to) {
-    const int r = ctx.thread() / kChunks + 32 * i, chunk = ctx.thread() % kChunks;
-    const int64_t begin = int64_t{slice} * kSlice + chunk * 16;
-    const int64_t left = from.depth_bytes - begin;
-    const int valid = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
-    const auto place = to + (r * kSlice + (chunk ^ (r % kChunks)) * 16);
-    const bool inside = row >= 0 && valid > 0;
-    const unsigned char* source =
-        static_cast<const unsigned char*>(from.data) + (inside ? row * from.row_bytes + begin : 0);
-    if (from.aligned) {
-      ctx.copy_async(place, source, inside ? valid : 0);
-    } else {
-      NTKFAST_UNROLL_DEVICE
-      for (int e = 0; e < 16; e += int{sizeof(typename Products::Element)}) {
-        typename Products::Element value{};
-        if (inside && e < valid)
-          value = *reinterpret_cast<const typename Products::Element*>(source + e);
-        store_element(place, e, value);
-      }
+  /// The same for a chunk whose address is no multiple of 16.
+  template <class Memory>
+  static NTKFAST_DEVICE void copy_unaligned(Memory place, const unsigned char* source, int valid) {
+    NTKFAST_UNROLL_DEVICE
+    for (int e = 0; e < 16; e += int{sizeof(typename Products::Element)}) {
+      typename Products::Element value{};
+      if (e < valid) value = *reinterpret_cast<const typename Products::Element*>(source + e);
+      store_element(place, e, value);
     }
   }
 

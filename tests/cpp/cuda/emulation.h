@@ -9,8 +9,9 @@
 // Asynchronous copies land either at once or at the wait. Global memory is the test's own: the
 // address sanitizer watches its ends.
 //
-// Not proven here: approximate instructions, the rounding inside the tensor cores, memory ordering
-// between blocks, and anything about speed.
+// Tensor cores are taken to add the products of one instruction exactly and to cut off what the sum
+// cannot hold. Not proven here: approximate instructions, what tensor cores do beyond that, memory
+// ordering between blocks, and anything about speed.
 #pragma once
 
 #include <setjmp.h>
@@ -515,7 +516,7 @@ class Context {
             sum += product(Type{}, lane(4 * (row % 8) + w % 4).a[row / 8 + 2 * (w / 4)],
                            lane(4 * col + w % 4).b[w / 4]);
           float& c = lane(4 * (row % 8) + col / 2).c[2 * (row / 8) + col % 2];
-          c = static_cast<float>(c + sum);
+          c = cut_off(c + sum);
         }
       }
     });
@@ -523,10 +524,16 @@ class Context {
   }
 
   float round_tf32(float x) const {
-    return std::isfinite(x) ? float_of((bits_of(x) + 0x1000u) & ~0x1fffu) : x;
+    const std::uint32_t bits = bits_of(x);
+    return std::isfinite(x) ? float_of((bits + 0xfffu + (bits >> 13 & 1)) & ~0x1fffu) : x;
   }
 
  private:
+  /// What a tensor core does with a sum: bits that do not fit are cut off.
+  static float cut_off(double sum) {
+    const float rounded = static_cast<float>(sum);
+    return std::abs(double{rounded}) > std::abs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
+  }
   /// The tensor cores do not see the last 13 bits of a tf32 operand.
   static double product(Tf32, std::uint32_t a, std::uint32_t b) {
     return double{float_of(a & ~0x1fffu)} * double{float_of(b & ~0x1fffu)};

@@ -17,7 +17,7 @@ std::vector<double> run_features(const Problem& problem, const emulation::Option
   args.evaluation_factor = {psi.data(), problem.d, 1, problem.evaluation.data()};
   args.depth = problem.d;
   return run_score(
-      problem, args, kTileSize, sizeof(T),
+      problem, args, kPlainTile, sizeof(T),
       [&](auto& launcher, void* workspace) { launch_score(launcher, args, workspace); }, options);
 }
 
@@ -85,7 +85,7 @@ std::vector<double> run_dense(const Problem& problem, int rank, double tolerance
   args.candidate_factor = {V.data(), 1, problem.N, problem.candidates.data()};
   args.evaluation_factor = {V.data(), 1, problem.N, problem.evaluation.data()};
   const auto result = run_score(
-      problem, args, kTileSize, sizeof(T),
+      problem, args, kPlainTile, sizeof(T),
       [&](auto& launcher, void* workspace) { launch_score(launcher, args, workspace); }, {});
   compare_values(result, problem.expected_dense(rank), tolerance, "dense");
   return result;

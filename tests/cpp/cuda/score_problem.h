@@ -183,7 +183,7 @@ struct Problem {
 
 /// Runs the launches of one call in the emulation, on workspace and outputs full of NaN.
 template <class T, class Launch>
-std::vector<double> run_score(const Problem& problem, ScoreArgs<T>& args, int tile,
+std::vector<double> run_score(const Problem& problem, ScoreArgs<T>& args, TileShape tile,
                               std::size_t element_bytes, Launch&& launch,
                               const emulation::Options& options) {
   const auto bytes = static_cast<std::size_t>(

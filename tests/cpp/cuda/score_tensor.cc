@@ -35,7 +35,7 @@ std::vector<double> run_tensor(const Problem& problem, const emulation::Options&
   args.score.wanted_blocks = wanted_blocks;
   args.features = tensor_operand(psi.get(), stride, problem.d);
   return run_score(
-      problem, args.score, 128, sizeof(float),
+      problem, args.score, score_tile<Products>(), sizeof(float),
       [&](auto& launcher, void* workspace) {
         launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K>(launcher, args,
                                                                                 workspace);
