@@ -191,8 +191,26 @@ def test_score_features_any_depth(gpu, products, d):
 
 
 @pytest.mark.gpu
+def test_long_sums_without_signs(gpu):
+    """Tensor cores cut off what a sum cannot hold, in the emulation too: it must not add up.
+
+    In one chain of instructions S would be 4e-5 too small here, and `variance_reduction` 8e-5.
+    """
+    psi, keywords = problem(18, N=40, d=5000, k=2, candidates=10, evaluation=30)
+    psi = np.abs(psi).astype(np.float32).astype(np.float64)
+    keywords["variance"] = (psi**2).sum(1)
+    for criterion in ("variance_reduction", "epig"):
+        expected = reference.score_features(criterion, psi, **keywords)
+        close(score("tf32x3", criterion, psi, keywords, gpu), expected, 3e-6)
+    A = features(psi[:5], "tf32x3", gpu)
+    out = torch.zeros((5, 5), device=gpu)
+    cuda_ops.gram_add(A, A, out, products="tf32x3")
+    close(out, psi[:5] @ psi[:5].T, 1.5e-6)
+
+
+@pytest.mark.gpu
 def test_score_features_large_pool_is_reproducible(gpu, monkeypatch):
-    """Several tiles per block; the same bits every time, and in any order of blocks."""
+    """Several tiles per block on a GPU; the same bits every time, and in any order of blocks."""
     if _core.cuda_emulated():
         kinds, tolerance = ("tf32",), 1e-3
         psi, keywords = problem(5, N=500, d=8, k=2, candidates=4100, evaluation=4300)
@@ -318,6 +336,20 @@ def test_errors_name_the_argument(gpu):
         with pytest.raises(ValueError, match="one device"):
             elsewhere = {**arguments, "noise": arguments["noise"].to("cuda:1")}
             cuda_score_features("epig", psi, **elsewhere)
+
+
+@pytest.mark.gpu
+def test_an_error_is_not_found_again(gpu):
+    """What CUDA refuses is told once, and the next call is as good as any."""
+    x = torch.ones((3, 4), dtype=torch.float64, device=gpu)
+    s = torch.zeros(3, dtype=torch.float64, device=gpu)
+    nowhere = [
+        _core.View(name, a.data_ptr(), a.shape, a.stride(), "float64", 99)
+        for name, a in (("X", x), ("s", s))
+    ]
+    with pytest.raises(RuntimeError, match=r"device"):
+        _core.cuda_squared_norms(*nowhere, 0)
+    close(cuda_ops.squared_norms(x), np.full(3, 4.0), 1e-12)
 
 
 # --- Linear algebra -------------------------------------------------------------------------------

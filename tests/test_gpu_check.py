@@ -50,7 +50,9 @@ done""",
   *EXT_SUFFIX*) echo .so ;;
   *'"include"'*) echo "$HEADERS" ;;
   *cuda_emulated*) exit 1 ;;
-  *gpu_smoke*) printf 'ok\\t1e-7\\t2e-5\\tpicks\\nWRONG\\t1e-2\\t2e-5\\tepig\\n' >"${{@: -1}}"; exit 1 ;;
+  *gpu_smoke*)
+    printf 'ok\\t1e-7\\t2e-5\\tpicks\\nWRONG\\t1e-2\\t2e-5\\tepig\\n' >"${{@: -1}}"
+    exit 1 ;;
   *"-m pytest"*) echo "12 passed in 3s" ;;
   *bench_cuda*)
     echo "    A A^T, tf32: 400 TFLOP/s"
@@ -63,7 +65,14 @@ esac""",
 @pytest.fixture
 def walk(tmp_path):
     """Runs the script on a machine that is pretended; what it left and printed."""
-    for name in ("tools", "bin", "csrc", "headers", "build/gpu-carry/base", "build/gpu-carry/other"):
+    for name in (
+        "tools",
+        "bin",
+        "csrc",
+        "headers",
+        "build/gpu-carry/base",
+        "build/gpu-carry/other",
+    ):
         (tmp_path / name).mkdir(parents=True)
     shutil.copy(TOOLS / "gpu_check.sh", tmp_path / "tools")
     stage = "#!/bin/bash\nmkdir -p $1/package\n"
@@ -106,7 +115,8 @@ def test_first_stage(walk, tmp_path):
     assert {name for name, how in steps.items() if how != "ok"} == {"smoke"}
     table = printed[printed.index("=== commit abc123") :]
     for expected in (
-        "smoke", "FAILED (1)", "epig", "1 ok, 1 wrong", "12 passed", "400 TFLOP/s", "cuda scoring a",
+        "smoke", "FAILED (1)", "epig", "1 ok, 1 wrong", "12 passed", "400 TFLOP/s",
+        "cuda scoring a",
         "3.6 ms", "ERROR SUMMARY: 0 errors",
     ):  # fmt: skip
         assert expected in table

@@ -88,9 +88,7 @@ def relative(found: Any, expected: np.ndarray) -> float:
     return float(difference / np.abs(expected).max())
 
 
-def scoring_error(
-    criterion: str, products: str, psi: np.ndarray, inputs: ops.ScoreInputs
-) -> float:
+def scoring_error(criterion: str, products: str, psi: np.ndarray, inputs: ops.ScoreInputs) -> float:
     features = torch.from_numpy(psi).to(TYPES.get(products, torch.float32))
     exact = features.double().numpy()
     expected = ops.score_features(criterion, exact, inputs, variance=ops.squared_norms(exact))
