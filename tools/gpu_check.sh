@@ -13,7 +13,8 @@
 # The two calls, after `tools/gpu_prepare.sh` here (build/gpu-carry has to travel too, .git need not):
 #   tools/gpu_check.sh OUTPUT COMMIT first 360      then give the machine back, and read
 #   tools/gpu_check.sh OUTPUT COMMIT second 240
-# Rehearsal without a GPU, some minutes: tools/gpu_prepare.sh emulated; PYTHON=.venv/bin/python and the same calls.
+# Rehearsal without a GPU, some minutes: tools/gpu_prepare.sh emulated, and the same calls with PYTHON=.venv/bin/python;
+# SLOWER=5 makes the limits of all steps five times as long.
 set -uo pipefail
 started=$SECONDS
 if [ $# -lt 3 ]; then
@@ -25,7 +26,9 @@ out=$(cd "$1" && pwd)
 export COMMIT=$2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
-export python=${PYTHON:-python3}
+python=${PYTHON:-python3}
+[[ "$python" != */* ]] || python=$(realpath -s "$python")
+export python
 export PYTHONUNBUFFERED=1 NTKFAST_REQUIRE_GPU=1 OMP_NUM_THREADS=1
 case $3 in
   first) steps="machine link smoke bench variants tests profile memcheck" budget=${4:-360} ;;
@@ -39,7 +42,7 @@ printf 'gpu_check of commit %s, %s, %s\n' "$COMMIT" "$3" "$(date -u '+%Y-%m-%d %
 # run NAME SECONDS COMMAND...: at most so many seconds. Output goes to a file, not a pipe: a process that outlives its
 # step would keep a pipe open, and the script waiting.
 run() {
-  local name=$1 limit=$2 began=$SECONDS left code
+  local name=$1 limit=$(($2 * ${SLOWER:-1})) began=$SECONDS left code
   shift 2
   left=$((budget - (SECONDS - started)))
   if [ "$left" -lt 3 ]; then
@@ -57,6 +60,11 @@ run() {
   esac | tee -a "$out/steps.tsv"
   [ "$code" -eq 0 ] || tail -n 3 "$log"
   return "$code"
+}
+
+# Python here, away from the sources: they hold no compiled module, and would be found first.
+ask() {
+  (cd / && "$python" -c "$1")
 }
 
 machine() {
@@ -92,7 +100,7 @@ link() {
   done
   # A rehearsal has one variant, of another name.
   [ -d "$built/base" ] || mv "$built/emulated" "$built/base" || return
-  PYTHONPATH=$built/base/package "$python" -c 'from ntkfast import _core; p = _core.cuda_problem(); print(p); exit(p != "")'
+  PYTHONPATH=$built/base/package ask 'from ntkfast import _core; p = _core.cuda_problem(); print(p); exit(p != "")'
 }
 
 # The same from source, for this GPU alone; whatever a compiler here warns of.
@@ -113,7 +121,7 @@ profile() { # CASE KERNEL
   ncu --import "$report.ncu-rep" --page details >>"$out/profile.txt"
   ncu --import "$report.ncu-rep" --page source --csv | gzip >>"$out/profile-source.csv.gz"
 }
-export -f machine link build profile
+export -f ask machine link build profile
 export out root
 
 use() { # the build of a variant
@@ -146,7 +154,7 @@ for step in $steps; do
     link)
       run link 100 bash -c link || run "build from source" 170 bash -c build
       use base
-      if "$python" -c 'import sys; from ntkfast import _core; sys.exit(not _core.cuda_emulated())' 2>/dev/null; then
+      if ask 'from ntkfast import _core; exit(not _core.cuda_emulated())' 2>/dev/null; then
         tiny=(--dry-run)
         few="squared_norms or any_depth and 33"
       fi
@@ -156,7 +164,7 @@ for step in $steps; do
     variants)
       for variant in "$built"/*/package; do
         variant=$(basename "$(dirname "$variant")")
-        [ "$variant" = base ] || bench "bench of $variant" 30 "$variant" --own --only a b-part dense
+        [ "$variant" = base ] || [ "$variant" = '*' ] || bench "bench of $variant" 30 "$variant" --own --only a b-part dense
       done
       ;;
     tests)

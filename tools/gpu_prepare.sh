@@ -11,6 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 carry=build/gpu-carry
 variants=(
   "base"
+  "two-blocks -DNTKFAST_SCORE_BLOCKS=2"
 )
 bin=$PWD/.venv/bin
 

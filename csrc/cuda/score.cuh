@@ -6,6 +6,7 @@
 // tensor-core version of the pairwise kernel is in score_tensor.cuh.
 #pragma once
 
+#include "cuda/score_products.h"
 #include "cuda/tile.cuh"
 
 namespace ntkfast {
@@ -25,20 +26,15 @@ NTKFAST_HD inline int64_t bundle_place(int64_t i, int planes) {
   return i / kBundle * planes * kBundle + i % kBundle;
 }
 
-/// One call in compute type T. `points` and `prepared` lie in bundles.
+/// One call in compute type T.
 template <class T>
-struct ScoreArgs : ScoreInputs {
-  const double* variance;  // of all points
+struct ScoreArgs : PrepareArgs<T> {
   // Covariance: dense(c, x), if any, minus or plus the product of two factors.
   const T* dense;
   int64_t dense_stride;
   Factor<T> candidate_factor, evaluation_factor;
   int64_t depth;
   bool subtract;
-  // Workspace.
-  T* points;    // 1 + point_size planes, first the weights
-  T* prepared;  // candidate_size planes
-  int64_t padded_points, padded_candidates;
   int64_t tiles_per_group, num_groups;
   double* partial;  // [group][padded_candidates]
   double* utilities;
@@ -91,7 +87,7 @@ template <class T>
 struct PreparePoints {
   static constexpr int kThreads = 128;
   template <class Ctx>
-  static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
+  static NTKFAST_DEVICE void body(const Ctx& ctx, const PrepareArgs<T>& args) {
     const int64_t i = ctx.block_x() * kThreads + ctx.thread();
     if (i >= args.padded_points) return;
     PreparedSizes sizes{args.classes, 0, 0};
@@ -116,7 +112,7 @@ template <class T>
 struct PrepareCandidates {
   static constexpr int kThreads = 128;
   template <class Ctx>
-  static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
+  static NTKFAST_DEVICE void body(const Ctx& ctx, const PrepareArgs<T>& args) {
     const int64_t i = ctx.block_x() * kThreads + ctx.thread();
     if (i >= args.padded_candidates) return;
     PreparedSizes sizes{args.classes, 0, 0};
@@ -339,7 +335,7 @@ void place_workspace(ScoreArgs<T>& args, void* memory, TileShape tile) {
 }
 
 template <class Launcher, class T>
-void launch_prepare(Launcher& launcher, const ScoreArgs<T>& args) {
+void launch_prepare(Launcher& launcher, const PrepareArgs<T>& args) {
   launcher.template run<PreparePoints<T>>({div_up(args.padded_points, 128), 1}, 0, args);
   launcher.template run<PrepareCandidates<T>>({div_up(args.padded_candidates, 128), 1}, 0, args);
 }
@@ -355,9 +351,10 @@ void launch_pairs(Launcher& launcher, const ScoreArgs<T>& args) {
 template <class Criterion, class Visitor>
 void visit_classes(int k, Visitor&& visitor) {
   if constexpr (!has<Criterion>(kLookAhead)) {
-    visitor(std::integral_constant<int, 1>{});  // classes play no part
-  } else if (k == 2) {
-    visitor(std::integral_constant<int, 2>{});
+    visitor(std::integral_constant<int, 1>{});                          // classes play no part
+  } else if (k == 2 && std::is_base_of<OfSoftmax, Criterion>::value) {  // the others are cheap
+    if constexpr (std::is_base_of<OfSoftmax, Criterion>::value)
+      visitor(std::integral_constant<int, 2>{});
   } else if (k == 10) {
     visitor(std::integral_constant<int, 10>{});
   } else {
@@ -371,7 +368,7 @@ void launch_score(Launcher& launcher, ScoreArgs<T> args, void* workspace) {
   if (args.num_candidates == 0) return;
   place_workspace(args, workspace, kPlainTile);
   if (args.num_evaluation > 0) {
-    launch_prepare(launcher, args);
+    launch_prepare<Launcher, T>(launcher, args);
     visit_scalar(args.criterion, [&](auto criterion) {
       using Criterion = decltype(criterion);
       if constexpr (std::is_same<T, double>::value && has<Criterion>(kLookAhead)) {

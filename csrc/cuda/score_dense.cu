@@ -43,6 +43,11 @@ void score_dense(const TensorView& S, const TensorView& downdate, const ScoreCal
 
 }  // namespace
 
+void prepare_scores_cuda(const PrepareArgs<float>& args, void* stream) {
+  Launcher launcher(stream_of(stream));
+  launch_prepare(launcher, args);
+}
+
 void score_features_plain_cuda(const TensorView& psi, const ScoreCall& call,
                                const Workspace& workspace, void* stream) {
   if (psi.dtype == DType::kFloat64) {

@@ -19,7 +19,9 @@ void score_features_tensor(const TensorView& psi, const ScoreCall& call, const W
   check_score_workspace(args.score, workspace, score_tile<Products>());
   const DeviceGuard guard(score_device(psi, {}, call));
   Launcher launcher(stream_of(stream));
-  launch_score_tensor<Products>(launcher, args, workspace.data);
+  launch_score_tensor<Products>(
+      launcher, args, workspace.data,
+      [&](const PrepareArgs<float>& prepared) { prepare_scores_cuda(prepared, stream); });
 }
 
 }  // namespace

@@ -2,9 +2,22 @@
 // side.
 #pragma once
 
+#include "core/score_inputs.h"
 #include "cuda/operations.h"
 
 namespace ntkfast {
+
+/// What is prepared of points and candidates before pairs are scored, in compute type T, in bundles
+/// (score.cuh).
+template <class T>
+struct PrepareArgs : ScoreInputs {
+  const double* variance;  // of all points
+  T* points;               // 1 + point_size planes, first the weights
+  T* prepared;             // candidate_size planes
+  int64_t padded_points, padded_candidates;
+};
+/// Compiled once for all kinds of products.
+void prepare_scores_cuda(const PrepareArgs<float>& args, void* stream);
 
 void score_features_bf16_cuda(const TensorView& psi, const ScoreCall& call,
                               const Workspace& workspace, void* stream);

@@ -28,20 +28,21 @@ struct TensorScoreArgs {
 constexpr int kScoreBlocks = NTKFAST_SCORE_BLOCKS;
 
 /// Sums that begin anew take as many registers again: two such blocks hold half a tile each.
-template <class Products>
-constexpr int kScoreWarpRows = (Products::kSplit && kScoreBlocks > 1) ? 32 : 64;
-template <class Products>
-using ScoreTile = TensorTile<Products, kScoreWarpRows<Products>>;
-template <class Products>
+template <class Products, int kBlocks>
+constexpr int kScoreWarpRows = (Products::kSplit && kBlocks > 1) ? 32 : 64;
+template <class Products, int kBlocks = kScoreBlocks>
+using ScoreTile = TensorTile<Products, kScoreWarpRows<Products, kBlocks>>;
+template <class Products, int kBlocks = kScoreBlocks>
 constexpr TileShape score_tile() {
-  return {ScoreTile<Products>::kTile, ScoreTile<Products>::kColumns};
+  using Tile = ScoreTile<Products, kBlocks>;
+  return {Tile::kTile, Tile::kColumns};
 }
 
-template <class Products, class Criterion, int K>
+template <class Products, class Criterion, int K, int kBlocks = kScoreBlocks>
 struct ScorePairsTensor {
-  using Tile = ScoreTile<Products>;
+  using Tile = ScoreTile<Products, kBlocks>;
   static constexpr int kThreads = Tile::kThreads;
-  static constexpr int kResidentBlocks = kScoreBlocks;
+  static constexpr int kResidentBlocks = kBlocks;
   static constexpr int kTile = Tile::kTile;
   static constexpr int kColumns = Tile::kColumns;
   static constexpr int kSlice = Tile::kSlice;
@@ -227,17 +228,19 @@ struct ScorePairsTensor {
 
 /// The whole call with one criterion and number of classes (see visit_classes). `args` lacks its
 /// workspace and stages.
-template <class Products, class Criterion, int K, class Launcher>
-void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* workspace) {
+template <class Products, class Criterion, int K, int kBlocks = kScoreBlocks, class Launcher,
+          class Prepare>
+void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* workspace,
+                            const Prepare& prepare) {
   ScoreArgs<float>& score = args.score;
   if (score.num_candidates == 0) return;
-  place_workspace(score, workspace, score_tile<Products>());
+  place_workspace(score, workspace, score_tile<Products, kBlocks>());
   if (score.num_evaluation > 0) {
-    launch_prepare(launcher, score);
-    using Kernel = ScorePairsTensor<Products, Criterion, K>;
+    prepare(score);
+    using Kernel = ScorePairsTensor<Products, Criterion, K, kBlocks>;
     const int classes = score.classes;
     // A multiprocessor holds 1 KB more than a block may have, and takes as much for each block.
-    const int room = (launcher.shared_memory() + 1024) / kScoreBlocks - 1024;
+    const int room = (launcher.shared_memory() + 1024) / kBlocks - 1024;
     args.stages = Kernel::shared_bytes(classes, 3) <= room ? 3 : 2;
     launcher.template run<Kernel>({div_up(score.num_candidates, kTensorTile) * score.num_groups, 1},
                                   Kernel::shared_bytes(classes, args.stages), args);
@@ -245,14 +248,15 @@ void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* work
   launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0, score);
 }
 
-/// The whole call on tensor cores.
-template <class Products, class Launcher>
-void launch_score_tensor(Launcher& launcher, const TensorScoreArgs& args, void* workspace) {
+/// The whole call on tensor cores. `prepare` launches what launch_prepare does.
+template <class Products, class Launcher, class Prepare>
+void launch_score_tensor(Launcher& launcher, const TensorScoreArgs& args, void* workspace,
+                         const Prepare& prepare) {
   visit_scalar(args.score.criterion, [&](auto criterion) {
     using Criterion = decltype(criterion);
     visit_classes<Criterion>(args.score.classes, [&](auto classes) {
       launch_score_tensor_as<Products, Criterion, decltype(classes)::value>(launcher, args,
-                                                                            workspace);
+                                                                            workspace, prepare);
     });
   });
 }

@@ -37,8 +37,9 @@ std::string error_of(const Call& call) {
 NTKFAST_TEST(launch_error_is_not_found_again) {
   Launcher launcher(nullptr);
   Pretended::instance().refuse = true;
-  test::expect(error_of([&] { launcher.run<Nothing<0>>({1, 1}, 0, 0); })
-                       .find("cudaErrorInvalidValue") != std::string::npos,
+  test::expect(error_of([&] {
+                 launcher.run<Nothing<0>>({1, 1}, 0, 0);
+               }).find("cudaErrorInvalidValue") != std::string::npos,
                "a refused launch goes unnoticed");
   test::expect(cudaGetLastError() == cudaSuccess, "the error is still there");
   launcher.run<Nothing<0>>({1, 1}, 0, 0);
@@ -56,8 +57,9 @@ NTKFAST_TEST(launch_refuses_what_no_gpu_takes) {
     test::expect(error_of([&] { launcher.run<Nothing<0>>(grid, 0, 0); }).find("too large") !=
                      std::string::npos,
                  "too many blocks");
-  test::expect(error_of([&] { launcher.run<Nothing<0>>({1, 1}, 300 * 1024, 0); })
-                       .find("shared memory") != std::string::npos,
+  test::expect(error_of([&] {
+                 launcher.run<Nothing<0>>({1, 1}, 300 * 1024, 0);
+               }).find("shared memory") != std::string::npos,
                "too much shared memory");
   test::expect(Pretended::instance().launches == launches, "launched all the same");
 }

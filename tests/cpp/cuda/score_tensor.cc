@@ -16,7 +16,7 @@ struct As {
 };
 
 /// `gap` elements between rows make the rows unaligned.
-template <class Products, class Choice>
+template <class Products, class Choice, int kBlocks = kScoreBlocks>
 std::vector<double> run_tensor(const Problem& problem, const emulation::Options& options,
                                int gap = 0, int64_t wanted_blocks = kWantedBlocks) {
   using Element = typename Products::Element;
@@ -35,10 +35,11 @@ std::vector<double> run_tensor(const Problem& problem, const emulation::Options&
   args.score.wanted_blocks = wanted_blocks;
   args.features = tensor_operand(psi.get(), stride, problem.d);
   return run_score(
-      problem, args.score, score_tile<Products>(), sizeof(float),
+      problem, args.score, score_tile<Products, kBlocks>(), sizeof(float),
       [&](auto& launcher, void* workspace) {
-        launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K>(launcher, args,
-                                                                                workspace);
+        launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K, kBlocks>(
+            launcher, args, workspace,
+            [&](const PrepareArgs<float>& prepared) { launch_prepare(launcher, prepared); });
       },
       options);
 }
@@ -97,6 +98,20 @@ NTKFAST_TEST(
   const Problem problem(kEntropy, 10, 300, 9, 290, 40);
   compare(problem, run_tensor<Bf16Products, Entropy>(problem, {}, 0, 1), 2e-5);
 }
+/// Half a tile per block where sums begin anew: the same sums, in the same order.
+NTKFAST_TEST(score_tensor_two_blocks_per_multiprocessor) {
+  for (const int d : {41, 260}) {
+    const Problem problem(kEntropy, 10, 210, 135, 200, d);
+    using Ten = As<Scalar<ExpectedEntropy>, 10>;
+    for (const int shared_memory : kSharedMemory) {
+      const emulation::Options options{emulation::Order::kShuffled, true, shared_memory};
+      compare(problem, run_tensor<SplitTf32Products, Ten, 2>(problem, options, d % 2, 1), 2e-5);
+    }
+  }
+  const Problem problem(kMutual, 10, 210, 135, 200, 70);
+  const auto expected = run_tensor<Tf32Products, Mutual, 1>(problem, {}, 0, 1);
+  test::expect(run_tensor<Tf32Products, Mutual, 2>(problem, {}, 0, 1) == expected, "other bits");
+}
 NTKFAST_TEST(score_tensor_unaligned_rows) {
   const Problem problem(kMutual, 10, 60, 21, 35, 41);
   compare(problem, run_tensor<Tf32Products, Mutual>(problem, {}, 1), 2e-5);
@@ -118,7 +133,7 @@ NTKFAST_TEST(score_tensor_any_order_of_threads) {
 NTKFAST_TEST(score_tensor_fits_shared_memory) {
   for (int i = 0; i < Criteria::size; ++i) {
     visit_scalar(i, [&](auto criterion) {
-      using Kernel = ScorePairsTensor<Tf32Products, decltype(criterion), 10>;  // the most
+      using Kernel = ScorePairsTensor<Tf32Products, decltype(criterion), 10, 1>;  // the most
       test::expect(Kernel::shared_bytes(10, 3) <= emulation::kLargeSharedMemory &&
                        Kernel::shared_bytes(10, 3) > emulation::kSmallSharedMemory &&
                        Kernel::shared_bytes(10, 2) <= emulation::kSmallSharedMemory,
