@@ -116,7 +116,8 @@ build() {
 profile() { # CASE KERNEL
   local report=$built/$1
   ncu --clock-control none --set full --kernel-name-base demangled --kernel-name "regex:$2" --launch-count 1 \
-    --force-overwrite --export "$report" "$python" bench/bench_cuda.py --own --rounds 1 --only "$1" || return
+    --force-overwrite --export "$report" "$python" bench/bench_cuda.py --own --rounds 1 --only "$1" \
+    --out "$built/profiled.csv" || return
   printf '\n#### %s\n' "$1" >>"$out/profile.txt"
   ncu --import "$report.ncu-rep" --page details >>"$out/profile.txt"
   ncu --import "$report.ncu-rep" --page source --csv | gzip >>"$out/profile-source.csv.gz"

@@ -240,8 +240,10 @@ void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* work
     using Kernel = ScorePairsTensor<Products, Criterion, K, kBlocks>;
     const int classes = score.classes;
     // A multiprocessor holds 1 KB more than a block may have, and takes as much for each block.
+    // What blocks do not take is first-level cache, where the planes are that are not shared.
     const int room = (launcher.shared_memory() + 1024) / kBlocks - 1024;
-    args.stages = Kernel::shared_bytes(classes, 3) <= room ? 3 : 2;
+    const bool spares_cache = kBlocks > 1 && !Kernel::kPlanesShared;
+    args.stages = Kernel::shared_bytes(classes, 3) <= room && !spares_cache ? 3 : 2;
     launcher.template run<Kernel>({div_up(score.num_candidates, kTensorTile) * score.num_groups, 1},
                                   Kernel::shared_bytes(classes, args.stages), args);
   }
