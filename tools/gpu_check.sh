@@ -147,18 +147,23 @@ sanitize() { # TOOL SECONDS
     --kernel-name-exclude kernel_substring=at:: "${pytest[@]}" -x "$root/tests/test_cuda.py" -k "${few//$'\n'/ }"
 }
 
-tiny=()
-use base
+# Whether kernels are emulated: a rehearsal.
+look() {
+  use base
+  tiny=()
+  if ask 'from ntkfast import _core; exit(not _core.cuda_emulated())' 2>/dev/null; then
+    tiny=(--dry-run)
+    few="any_depth and 33"
+  fi
+}
+
+look
 for step in $steps; do
   case $step in
     machine) run machine 20 bash -c machine ;;
     link)
       run link 100 bash -c link || run "build from source" 170 bash -c build
-      use base
-      if ask 'from ntkfast import _core; exit(not _core.cuda_emulated())' 2>/dev/null; then
-        tiny=(--dry-run)
-        few="squared_norms or any_depth and 33"
-      fi
+      look
       ;;
     smoke) run smoke 60 "$python" tools/gpu_smoke.py --out "$out/smoke.tsv" ;;
     bench) bench bench 100 base --own --only ceilings a b-part dense b selection gram contract ;;
