@@ -226,9 +226,9 @@ def score_features(
     products : {"fma32", "fma64", "bf16", "tf32", "tf32x3"}, optional
         How the products of features are formed. Without tensor cores: "fma32" of float32, "fma64"
         of float64 features. On tensor cores: "bf16" of bfloat16 features, "tf32" of float32
-        features, "tf32x3" as three of the latter, nearly as exact as "fma32". Default: "tf32x3",
-        "fma64" or "bf16", by the features. Sums of products are float32 ("fma64": float64), those
-        over points float64.
+        features, "tf32x3" as three of the latter, as exact as "fma32": sums on tensor cores, which
+        cut bits off, are short and added up outside. Default: "tf32x3", "fma64" or "bf16", by the
+        features. Sums of products are float32 ("fma64": float64), those over points float64.
 
     Returns
     -------

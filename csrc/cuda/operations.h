@@ -32,7 +32,7 @@ struct Workspace {
 
 /// `products` says how the products of features are formed. Without tensor cores: "fma32" of
 /// float32 and "fma64" of float64 features. On tensor cores: "bf16" of bfloat16 features; "tf32"
-/// and "tf32x3" (three products, nearly as exact as "fma32") of float32 features. Sums of products
+/// and "tf32x3" (three products, as exact as "fma32") of float32 features. Sums of products
 /// are float32, or float64 for "fma64"; sums over points are float64 always.
 std::int64_t score_features_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
                                            std::int64_t num_candidates, std::int64_t num_evaluation,
