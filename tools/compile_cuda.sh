@@ -27,8 +27,8 @@ compile() {
 }
 export -f compile
 
-# The largest files first, so that no processor is left with one at the end.
-find csrc/cuda -name '*.cu' -printf '%f\n' | sort -r | sed 's|^|csrc/cuda/|' |
+# The files that take longest first, so that no processor is left with one at the end.
+{ ls csrc/cuda/score_*.cu && ls csrc/cuda/*.cu | grep -v /score_; } |
   xargs -P "$(nproc)" -I{} bash -c 'compile "$1" "$2"' _ {} "$build"
 
 # One line per kernel and architecture: the name from the mangled template arguments.
