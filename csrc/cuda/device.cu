@@ -9,10 +9,11 @@ bool cuda_emulated() { return false; }
 std::string cuda_problem() {
   int devices = 0;
   const cudaError_t status = cudaGetDeviceCount(&devices);
-  if (status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice) cudaGetLastError();
-  if (status != cudaSuccess)
+  if (status != cudaSuccess) {
+    cudaGetLastError();  // told here, and not to others
     return std::string("CUDA cannot be used on this machine: ") + cudaGetErrorString(status) +
            " (" + cudaGetErrorName(status) + ")";
+  }
   if (devices == 0) return "CUDA cannot be used on this machine: it has no CUDA device";
   for (int device = 0; device < devices; ++device) {
     int capability = 0;
