@@ -61,7 +61,9 @@ def commit(*sources: str) -> str:
             ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", *(sources or ("csrc", "ntkfast")))
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", *(sources or ("csrc", "ntkfast"))
+    )
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 

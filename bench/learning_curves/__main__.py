@@ -4,6 +4,6 @@ import os
 for _library in ("OMP", "OPENBLAS", "MKL", "NTKFAST"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
-from .cli import main
+from .cli import main  # noqa: E402
 
 main()

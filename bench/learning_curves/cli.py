@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     of_run.add_argument("--seeds", type=_seeds, help="7, or 0-19")
     of_run.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     of_draw = commands.add_parser("draw", help="tables and pictures of docs/evidence.md, again")
-    of_draw.add_argument("--check", action="store_true", help="only tell whether tables are current")
+    of_draw.add_argument(
+        "--check", action="store_true", help="only tell whether tables are current"
+    )
     for command in (of_run, of_draw):
         command.add_argument("--results", type=Path, default=RESULTS, help="the CSV file")
     of_draw.add_argument("--docs", type=Path, default=Path(__file__).parents[2] / "docs")
@@ -65,7 +67,9 @@ def _list() -> None:
         print(f"    {', '.join(experiment.strategies)}")
     print(f"budgets: {', '.join(BUDGETS)}")
     print(f"data sets: {', '.join(DATASETS)}")
-    print(f"strategies: {', '.join(known())}; options after +, as in epig+top or default+outputs=full")
+    print(
+        f"strategies: {', '.join(known())}; options after +, as in epig+top or default+outputs=full"
+    )
 
 
 def _run(given: argparse.Namespace) -> None:

@@ -76,12 +76,15 @@ EXPERIMENTS = {
         "low",
         "cross_entropy",
         ("digits", "satimage", "texture", "mnist"),
-        tuple(
-            f"default+{option}"
-            for option in ("outputs=single", "outputs=random", "outputs=random+draws=4",
-                           "layers=last", "outputs=full", "top")
+        (
+            "default+top",
+            "default+layers=last",
+            "default+outputs=single",
+            "default+outputs=random",
+            "default+outputs=random+draws=4",
+            "default+outputs=full",
         ),
-    ),  # fmt: skip
+    ),
     "ceiling": Experiment(
         "low", "cross_entropy", ("digits", "satimage", "texture"), ("ceiling",), tuple(range(5))
     ),
@@ -191,7 +194,9 @@ def _identity(experiment: Experiment, dataset: str, seed: int, strategy: str) ->
     )
 
 
-def _finish(path: Path, task: _Task, result: tuple[list[dict[str, Any]], list[str]]) -> Iterator[int]:
+def _finish(
+    path: Path, task: _Task, result: tuple[list[dict[str, Any]], list[str]]
+) -> Iterator[int]:
     rows, errors = result
     if rows:
         append(path, rows)

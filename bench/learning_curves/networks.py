@@ -14,7 +14,7 @@ from .data import Split
 __all__ = ["embeddings", "outputs", "probabilities", "train"]
 
 _STEPS = 200
-_MINIBATCH = 64
+_MINIBATCH = 64  # of an MLP
 _WIDTH = 64
 _RATE = 3e-3
 
@@ -61,11 +61,11 @@ def probabilities(f: np.ndarray, loss: str, temperature: float = 1.0) -> np.ndar
     return p / p.sum(axis=1, keepdims=True)
 
 
-def _minibatches(rng: np.random.Generator, n: int, steps: int) -> np.ndarray:
+def _minibatches(rng: np.random.Generator, n: int, steps: int, size: int) -> np.ndarray:
     """Points of every step: all of them where they fit."""
-    if n <= _MINIBATCH:
+    if n <= size:
         return np.broadcast_to(np.arange(n), (steps, n))
-    return rng.integers(n, size=(steps, _MINIBATCH))
+    return rng.integers(n, size=(steps, size))
 
 
 def _train_mlps(
@@ -95,7 +95,7 @@ def _train_mlps(
     X = split.X.numpy()[np.stack(labeled)]
     Y = np.eye(k, dtype=np.float32)[split.y[np.stack(labeled)]]
     first, second, scratch = (np.zeros_like(theta) for _ in range(3))
-    for step, batch in enumerate(_minibatches(rng, X.shape[1], _STEPS)):
+    for step, batch in enumerate(_minibatches(rng, X.shape[1], _STEPS, _MINIBATCH)):
         x, y = X[:, batch], Y[:, batch]
         h1 = np.maximum(x @ W[0] + b[0][:, None], 0)
         h2 = np.maximum(h1 @ W[1] + b[1][:, None], 0)
@@ -107,7 +107,9 @@ def _train_mlps(
             delta = (f - y) / np.float32(len(batch))
         else:
             delta = (f - y) * np.float32(2 / len(batch))
-        for layer, (below, h) in reversed(list(enumerate(zip((x, h1, h2), (None, h1, h2), strict=True)))):
+        for layer, (below, h) in reversed(
+            list(enumerate(zip((x, h1, h2), (None, h1, h2), strict=True)))
+        ):
             np.matmul(below.transpose(0, 2, 1), delta, out=dW[layer])
             delta.sum(axis=1, out=db[layer])
             if h is not None:
@@ -169,14 +171,18 @@ def _resnet18(k: int) -> nn.Module:
     return ResNet18(k)
 
 
-_TORCH: dict[str, tuple[Any, int]] = {"cnn": (_cnn, 250), "resnet18": (_resnet18, 4000)}
+# How to make it, steps, minibatch.
+_TORCH: dict[str, tuple[Any, int, int]] = {
+    "cnn": (_cnn, 200, 32),
+    "resnet18": (_resnet18, 4000, 128),
+}
 
 
 def _train_with_torch(
     split: Split, labeled: np.ndarray, *, loss: str, seed: Sequence[int]
 ) -> nn.Module:
     """Adam with a cosine schedule, on a GPU where there is one and the network is large."""
-    make, steps = _TORCH[split.network]
+    make, steps, size = _TORCH[split.network]
     large = split.network == "resnet18"
     device = torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
     rng = np.random.default_rng(seed)
@@ -188,7 +194,8 @@ def _train_with_torch(
     x = split.X[labeled].to(device)
     y = torch.from_numpy(split.y[labeled]).to(device)
     target = y if loss == "cross_entropy" else nn.functional.one_hot(y, split.classes).float()
-    for batch in torch.from_numpy(_minibatches(rng, len(x), steps).copy()).to(device):
+    batches = _minibatches(rng, len(x), steps, size)
+    for batch in torch.from_numpy(batches.copy()).to(device):
         f = model(x[batch])
         if loss == "cross_entropy":
             value = nn.functional.cross_entropy(f, target[batch])

@@ -111,7 +111,7 @@ def penalties(group: Group, datasets: Sequence[str], strategies: Sequence[str]) 
 
 
 def labels_needed(labels: np.ndarray, accuracy: np.ndarray, goal: float) -> float:
-    """Labels at which a mean curve first reaches `goal`, between checkpoints linearly; inf: never."""
+    """Labels at which a mean curve reaches `goal`, linear between checkpoints; inf: never."""
     reached = np.flatnonzero(accuracy >= goal)
     if len(reached) == 0:
         return np.inf
@@ -123,7 +123,7 @@ def labels_needed(labels: np.ndarray, accuracy: np.ndarray, goal: float) -> floa
 
 
 def _saving(group: Group, dataset: str, strategy: str) -> tuple[float, float, float]:
-    """Labels needed for random's last accuracy over random's labels, and a 95 % bootstrap interval."""
+    """Labels for random's last accuracy over random's labels, and its 95 % bootstrap interval."""
     ours, random = group.paired(dataset, strategy, "random")
     labels = group.labels[dataset]
 
@@ -357,7 +357,7 @@ def filled(text: str, all_groups: Mapping[tuple[str, str], Group]) -> str:
 
 
 def draw(results: Path, docs: Path, *, check: bool = False) -> bool:
-    """Fill the tables of ``evidence.md`` and draw its pictures; `check`: compare the tables only."""
+    """Fill the tables of ``evidence.md`` and draw its pictures; `check`: compare tables only."""
     all_groups = groups(read(results))
     document = docs / "evidence.md"
     old = document.read_text(encoding="utf-8")

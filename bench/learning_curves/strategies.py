@@ -113,9 +113,7 @@ def _of_skactiveml(name: str, query: Query, options: dict[str, str]) -> np.ndarr
     elif name == "typiclust":
         strategy = pool.TypiClust(random_state=seed, cluster_algo_dict=clusters)
     elif name == "probcover":
-        strategy = pool.ProbCover(
-            n_classes=k, random_state=seed, cluster_algo_dict=clusters
-        )
+        strategy = pool.ProbCover(n_classes=k, random_state=seed, cluster_algo_dict=clusters)
     else:
         strategy = pool.MaxHerding(random_state=seed, metric_dict={"gamma": 1.0})
     with warnings.catch_warnings():
@@ -275,7 +273,8 @@ def _ceiling(query: Query, options: dict[str, str]) -> np.ndarray:
     candidates. The test set is not looked at.
     """
     proposals = [
-        pick_positions(query, name) for name in ("default", "margin", "badge", "coreset", "maxherding")
+        pick_positions(query, name)
+        for name in ("default", "margin", "badge", "coreset", "maxherding")
     ]
     uncertain = np.argsort(_margins(query.of_candidates))
     for i in range(_PROPOSALS - len(proposals)):
