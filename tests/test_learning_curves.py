@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,6 +20,12 @@ sys.path.insert(0, str(ROOT))
 
 from bench.learning_curves import data, networks, report, results, strategies  # noqa: E402
 from bench.learning_curves.cli import main  # noqa: E402
+
+
+def command(text, path):
+    """As a user types it, with results elsewhere."""
+    with contextlib.redirect_stderr(io.StringIO()):  # the progress bar
+        main([*shlex.split(text), "--results", str(path)])
 
 
 def small_query(name="digits", loss="cross_entropy", n=20, m=60, batch=6):
@@ -114,14 +121,12 @@ def test_splits_are_disjoint_and_fixed():
     assert not torch.equal(one.X, data.split("digits", 4).X)
 
 
-NAMES = (
-    "random entropy margin badge coreset coreset+inputs typiclust probcover maxherding dropquery "
-    "uherding uherding+plain bait default epig+top default+outputs=random+draws=2 "
-    "default+layers=last"
-).split()
+BASELINES = ["random", "entropy", "margin", "badge", "coreset", "coreset+inputs", "typiclust"]
+BASELINES += ["probcover", "maxherding", "dropquery", "uherding", "uherding+plain", "bait"]
+OURS = ["default", "epig+top", "default+outputs=random+draws=2", "default+layers=last"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*BASELINES, *OURS])
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
 def test_strategies(name, loss):
     """Every strategy picks a batch of its candidates, the same when asked again."""
@@ -298,10 +303,9 @@ def test_difference_is_paired_by_seed():
 def quick(tmp_path_factory):
     """Two data sets, three seeds, five strategies; begun, and finished by a second run."""
     path = tmp_path_factory.mktemp("quick") / "results.csv"
-    with contextlib.redirect_stderr(io.StringIO()):
-        main(["run", "quick", "--datasets", "digits", "--seeds", "0", "--results", str(path)])
-        begun = path.read_text()
-        main(["run", "quick", "--results", str(path)])
+    command("run quick --datasets digits --seeds 0", path)
+    begun = path.read_text()
+    command("run quick", path)
     assert path.read_text().startswith(begun)
     return path
 
@@ -322,11 +326,7 @@ def test_quick_run(quick):
 
 def test_a_cell_alone_is_what_it_was_in_company(quick, tmp_path):
     path = tmp_path / "alone.csv"
-    with contextlib.redirect_stderr(io.StringIO()):
-        main(
-            "run quick --datasets digits --strategies default --seeds 1 --results".split()
-            + [str(path)]
-        )
+    command("run quick --datasets digits --strategies default --seeds 1", path)
     (alone,) = results.read(path)
     (before,) = (row for row in results.read(quick) if results.key(row) == results.key(alone))
     assert alone["accuracy"] == before["accuracy"]
@@ -337,28 +337,22 @@ def test_draw(quick, tmp_path):
     tables = [f"<!-- table quick {name} -->\nold\n<!-- end -->" for name in report._TABLES]
     pictures = ["![](evidence/quick_curves.png)", "![](evidence/quick_penalty.png)"]
     document.write_text("\n\n".join(["# Evidence", *tables, *pictures]))
-    main(["draw", "--results", str(quick), "--docs", str(tmp_path)])
+    command(f"draw --docs {tmp_path}", quick)
     text = document.read_text()
     assert "old" not in text
     assert text.count("`default`") >= 5
     for picture in ("curves", "penalty"):
         assert (tmp_path / "evidence" / f"quick_{picture}.png").stat().st_size > 5000
-    main(["draw", "--check", "--results", str(quick), "--docs", str(tmp_path)])
+    command(f"draw --check --docs {tmp_path}", quick)
     document.write_text(text.replace("`default`", "`theirs`"))
     with pytest.raises(SystemExit):
-        main(["draw", "--check", "--results", str(quick), "--docs", str(tmp_path)])
+        command(f"draw --check --docs {tmp_path}", quick)
 
 
 def test_a_failing_strategy_does_not_stop_the_others(tmp_path, capsys):
     path = tmp_path / "r.csv"
-    with (
-        contextlib.redirect_stderr(io.StringIO()),
-        pytest.raises(SystemExit, match="1 cells failed"),
-    ):
-        main(
-            "run quick --datasets cancer --strategies margin,default+depth=3 --seeds 0".split()
-            + ["--results", str(path)]
-        )
+    with pytest.raises(SystemExit, match="1 cells failed"):
+        command("run quick --datasets cancer --strategies margin,default+depth=3 --seeds 0", path)
     assert [row["strategy"] for row in results.read(path)] == ["margin"]
     assert "'depth' is no option" in capsys.readouterr().out
 
