@@ -261,20 +261,27 @@ def _draw_curves(
         rows, columns, figsize=(3.6 * columns, 2.6 * rows), layout="constrained", squeeze=False
     )
     drawn: dict[str, Any] = {}
+    shown = [name for name in strategies if name != "random"]
     for panel, dataset in zip(axes.flat, datasets, strict=False):
         labels = group.labels[dataset]
         panel.axhline(0, color=_COLORS[0], linewidth=1.2)
-        for name, color in zip(strategies[1:], _COLORS[1:], strict=False):
+        for number, (name, color) in enumerate(zip(shown, _COLORS[1:], strict=False)):
             if not group.has(dataset, name, "random"):
                 continue
             theirs, random = group.paired(dataset, name, "random")
             gain = 100 * (theirs - random)
             mean, half = gain.mean(axis=0), _interval(gain)
             ours = name == _OURS
-            (drawn[name],) = panel.plot(
-                labels, mean, color=color, linewidth=2.2 if ours else 1.4, zorder=3 if ours else 2
+            shift = 0.035 * (labels[1] - labels[0]) * (number - len(shown) / 2)
+            drawn[name] = panel.errorbar(
+                labels[1:] + shift,  # side by side, so that no bar hides another
+                mean[1:],
+                yerr=half[1:],
+                color=color,
+                linewidth=2.2 if ours else 1.3,
+                elinewidth=0.8,
+                zorder=3 if ours else 2,
             )
-            panel.fill_between(labels, mean - half, mean + half, color=color, alpha=0.13, lw=0)
         final = 100 * group.paired(dataset, "random")[0].mean(axis=0)
         panel.set_title(
             f"{dataset} (random: {final[0]:.0f} to {final[-1]:.0f} %)", loc="left", fontsize=9
@@ -316,7 +323,7 @@ def _draw_penalties(
     axes.set_yticks(range(len(shown)), [*strategies, "mean"], fontsize=8)
     axes.axhline(len(strategies) - 0.5, color="white", linewidth=3)
     axes.set_title(
-        f"row beats column (p < 0.05): checkpoints, of {len(datasets)} data sets",
+        f"row beats column: share of checkpoints, summed over {len(datasets)} data sets",
         loc="left",
         fontsize=9,
     )
