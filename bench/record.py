@@ -50,8 +50,11 @@ def device() -> str:
     return model
 
 
-def commit(*sources: str) -> str:
-    """Short hash of HEAD, + when `sources` differ from it; $COMMIT where there is no history."""
+def commit(*, of_sources: bool = False) -> str:
+    """Short hash of HEAD, + when sources differ from it; $COMMIT where there is no history.
+
+    `of_sources`: of the last commit that changed them, which outlasts a rebase of what came after.
+    """
     if "COMMIT" in os.environ:
         return os.environ["COMMIT"]
     root = Path(__file__).parents[1]
@@ -61,10 +64,10 @@ def commit(*sources: str) -> str:
             ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    changed = git(
-        "status", "--porcelain", "--untracked-files=no", *(sources or ("csrc", "ntkfast"))
-    )
-    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    sources = ("csrc", "ntkfast")
+    changed = git("status", "--porcelain", "--untracked-files=no", *sources)
+    found = git("log", "-1", "--format=%h", *(("--", *sources) if of_sources else ()))
+    return found + ("+" if changed else "")
 
 
 def interleaved(

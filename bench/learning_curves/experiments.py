@@ -117,7 +117,7 @@ def run(experiment: Experiment, path: Path, jobs: int, command: str) -> Iterator
     """
     done = {key(row) for row in read(path)}
     stamp = dict(
-        commit=commit("csrc", "ntkfast", "bench/learning_curves"),
+        commit=commit(of_sources=True),
         date=datetime.date.today().isoformat(),
         command=command,
     )

@@ -20,7 +20,7 @@ COLUMNS = (
     "accuracy",  # on the test set, at every checkpoint
     "seconds",  # processor time of a query, median
     "peak_mib",  # most memory that a query took beyond what the process had
-    "commit",
+    "commit",  # the last one that changed csrc or ntkfast
     "date",
     "command",
 )
