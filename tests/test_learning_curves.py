@@ -390,6 +390,8 @@ def test_a_failing_strategy_does_not_stop_the_others(tmp_path, capsys):
         command("run quick --datasets cancer --strategies margin,default+depth=3 --seeds 0", path)
     assert [row["strategy"] for row in results.read(path)] == ["margin"]
     assert "'depth' is no option" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="1 cells failed"):  # nobody is left
+        command("run quick --datasets cancer --strategies default+depth=3 --seeds 1", path)
 
 
 def test_documented_tables_are_those_of_the_results():

@@ -223,6 +223,8 @@ def _work(task: _Task) -> tuple[list[dict[str, Any]], list[str]]:
     errors = []
     for step in range(budget.rounds + 1):
         names = list(labeled)
+        if not names:  # all have failed
+            break
         seed = (task.seed, step, 2)
         if step == 0:
             models = train(data, [first], loss=loss, seed=seed) * len(names)
