@@ -146,25 +146,29 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _aubc_table(group: Group, datasets: Sequence[str], strategies: Sequence[str]) -> str:
-    """Mean AUBC in percent; the best of a column is bold."""
-    means = {
-        name: [
-            100 * aubc(group.paired(d, name, "random")[0]).mean() if group.has(d, name) else np.nan
-            for d in datasets
-        ]
-        for name in strategies
-    }
-    best = np.nanmax(np.array(list(means.values())), axis=0)
-    rows = [
-        [f"`{name}`"]
-        + [
-            "" if np.isnan(m) else f"**{m:.1f}**" if m == b else f"{m:.1f}"
-            for m, b in zip(means[name], best, strict=True)
-        ]
-        + ["" if np.isnan(means[name]).any() else f"{np.mean(means[name]):.2f}"]
-        for name in strategies
-    ]
-    rows.append(["seeds", *(str(max(map(len, group.accuracy[d].values()))) for d in datasets), ""])
+    """Mean AUBC in percent; the best of a column is bold, means of fewer seeds are in brackets."""
+    most = {d: max(map(len, group.accuracy[d].values())) for d in datasets}
+    means = np.full((len(strategies), len(datasets)), np.nan)
+    full = np.zeros(means.shape, bool)
+    for i, name in enumerate(strategies):
+        for j, dataset in enumerate(datasets):
+            if group.has(dataset, name):
+                accuracy = group.paired(dataset, name)[0]
+                means[i, j] = 100 * aubc(accuracy).mean()
+                full[i, j] = len(accuracy) == most[dataset]
+    best = np.where(full, means, -np.inf).max(axis=0)
+
+    def cell(i: int, j: int) -> str:
+        if np.isnan(means[i, j]):
+            return ""
+        text = f"{means[i, j]:.1f}"
+        return f"**{text}**" if means[i, j] == best[j] else text if full[i, j] else f"({text})"
+
+    rows = []
+    for i, name in enumerate(strategies):
+        mean = f"{means[i].mean():.2f}" if full[i].all() else ""
+        rows.append([f"`{name}`", *(cell(i, j) for j in range(len(datasets))), mean])
+    rows.append(["seeds", *(str(most[d]) for d in datasets), ""])
     return _table(["", *datasets, "mean"], rows)
 
 
