@@ -70,7 +70,10 @@ EXPERIMENTS = {
             "mlmoc+top",
         ),
     ),
-    "squared": Experiment("low", "squared", (*TABULAR, "mnist"), (*_MAIN, "expected_error")),
+    "embeddings": Experiment("low", "cross_entropy", ("bbcnews",), _MAIN),
+    "squared": Experiment(
+        "low", "squared", (*TABULAR, "mnist"), (*_MAIN, "fisher_variance_reduction")
+    ),
     "middle": Experiment("middle", "cross_entropy", (*TABULAR, "mnist"), _MAIN),
     "kernels": Experiment(
         "low",
