@@ -203,7 +203,7 @@ def _finish(
     rows, errors = result
     if rows:
         append(path, rows)
-    yield len(rows)
+        yield len(rows)
     for error in errors:
         print(f"{task.dataset}, seed {task.seed}: {error}", flush=True)
         yield 0
