@@ -158,7 +158,13 @@ def test_missing_package(monkeypatch):
 
 BASELINES = ["random", "entropy", "margin", "badge", "coreset", "coreset+inputs", "typiclust"]
 BASELINES += ["probcover", "maxherding", "dropquery", "uherding", "uherding+plain", "bait"]
-OURS = ["default", "epig+top", "default+outputs=random+draws=2", "default+layers=last"]
+OURS = [
+    "default",
+    "epig+top",
+    "uncertainty_herding",
+    "default+outputs=random+draws=2",
+    "default+layers=last",
+]
 
 
 @pytest.mark.parametrize("name", [*BASELINES, *OURS])
