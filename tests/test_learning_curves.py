@@ -392,11 +392,11 @@ def test_draw(quick, tmp_path):
 
 def test_a_failing_strategy_does_not_stop_the_others(tmp_path, capsys):
     path = tmp_path / "r.csv"
-    with pytest.raises(SystemExit, match="^1 cells failed"):
+    with pytest.raises(SystemExit, match=r"^1 cells failed"):
         command("run quick --datasets cancer --strategies margin,default+depth=3 --seeds 0", path)
     assert [row["strategy"] for row in results.read(path)] == ["margin"]
     assert "'depth' is no option" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="^1 cells failed"):  # nobody is left
+    with pytest.raises(SystemExit, match=r"^1 cells failed"):  # nobody is left
         command("run quick --datasets cancer --strategies default+depth=3 --seeds 1", path)
 
 

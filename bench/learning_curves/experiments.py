@@ -68,6 +68,7 @@ EXPERIMENTS = {
             "epig",
             "expected_error",
             "mlmoc+top",
+            "uncertainty_herding",
         ),
     ),
     "embeddings": Experiment("low", "cross_entropy", ("bbcnews",), _MAIN),
