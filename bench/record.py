@@ -65,9 +65,12 @@ def commit(*, of_sources: bool = False) -> str:
         ).stdout.strip()
 
     sources = ("csrc", "ntkfast")
-    changed = git("status", "--porcelain", "--untracked-files=no", *sources)
-    found = git("log", "-1", "--format=%h", *(("--", *sources) if of_sources else ()))
-    return found + ("+" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", *sources)
+        found = git("log", "-1", "--format=%h", *(("--", *sources) if of_sources else ()))
+        return found + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # no git or no history: a measured row is kept all the same
 
 
 def interleaved(
