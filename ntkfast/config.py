@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
 import os
-import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 from . import _core
@@ -48,12 +44,14 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, dict[s
     >>> nf.show_config("dicts")["Compiled core"]["instruction set"]  # doctest: +SKIP
     'avx512'
     """
+    import platform
+
     if mode not in ("stdout", "dicts"):
         raise ValueError(f'mode must be "stdout" or "dicts"; got {mode!r}')
     config: dict[str, dict[str, Any]] = {
         "ntkfast": {
             "version": _version("ntkfast"),
-            "folder": str(Path(__file__).parent),
+            "folder": os.path.dirname(__file__),
         },
         "Python": {
             "version": platform.python_version(),
@@ -94,6 +92,9 @@ def _or_error(read: Callable[[], Any]) -> Any:
 
 
 def _version(package: str) -> str | None:
+    # Here, because it takes longer to import than all of ntkfast.
+    import importlib.metadata
+
     for name in _DISTRIBUTIONS.get(package, (package,)):
         try:
             return importlib.metadata.version(name)
@@ -112,6 +113,8 @@ def _cuda_build() -> str:
 
 def _cuda_driver() -> str:
     """Ask the driver for its version, without initialising it."""
+    import ctypes
+
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:

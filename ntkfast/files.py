@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +16,7 @@ PARTIAL = ".ntkfast-*.part"
 
 def hidden_neighbour(path: Path) -> Path:
     """Return a new name for what is to become `path`."""
-    return path.with_name(PARTIAL.replace("*", secrets.token_hex(8)))
+    return path.with_name(PARTIAL.replace("*", os.urandom(8).hex()))
 
 
 @contextlib.contextmanager
