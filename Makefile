@@ -1,4 +1,4 @@
-# make demo | install | test | test-emulated | fuzz | lint | stubs | docs | bench | sanitize | clean
+# make demo | install | test | test-emulated | fuzz | lint | stubs | docs | bench | sanitize | wheel | clean
 #
 # Needs Python >= 3.10, a C++17 compiler and make. Everything else goes into .venv, in the versions
 # of constraints.txt; a second run starts at once. ARGS is passed on:
@@ -10,11 +10,12 @@ ARGS ?=
 CUDA ?= OFF
 
 BIN := .venv/bin
+STRICT := CMAKE_COMPILE_WARNING_AS_ERROR=ON
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 PACKAGING := pyproject.toml constraints.txt tests/hosts.txt CMakeLists.txt cmake/choose_cuda.cmake
 CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda docs bench sanitize clean
+.PHONY: demo install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda docs bench sanitize wheel clean
 # One step at a time: two pip runs in one environment overwrite each other.
 .NOTPARALLEL:
 
@@ -32,7 +33,7 @@ EMULATED := $(CURDIR)/build/emulated/package
 test-emulated: .venv/installed-test
 	$(BIN)/cmake -S . -B build/emulated -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	  -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DPython_EXECUTABLE="$(abspath $(BIN))/python" \
-	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DNTKFAST_CUDA=EMULATED
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DNTKFAST_CUDA=EMULATED -D$(STRICT)
 	$(BIN)/cmake --build build/emulated
 	tools/stage_package.sh build/emulated
 	cd $(EMULATED) && PYTHONPATH=$(EMULATED) NTKFAST_REQUIRE_GPU=1 $(abspath $(BIN))/python -m pytest \
@@ -81,9 +82,13 @@ bench: .venv/installed-bench
 sanitize: .venv/build-tools
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" \
-	  -DNTKFAST_CPP_TESTS=ON -DNTKFAST_SANITIZE=ON
+	  -DNTKFAST_CPP_TESTS=ON -DNTKFAST_SANITIZE=ON -D$(STRICT)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j $(shell getconf _NPROCESSORS_ONLN)
+
+# sdist and wheel as users get them, in dist/, proven with nothing but numpy: make wheel PYTHON=python3.12 CUDA=RELEASE
+wheel:
+	PYTHON=$(PYTHON) CUDA=$(CUDA) tools/build_wheel.sh
 
 clean:
 	rm -rf .venv build
@@ -100,6 +105,6 @@ $(BIN)/pip:
 
 .venv/installed-%: .venv/build-tools $(PACKAGING) $(CPP)
 	$(PIP) --no-build-isolation --editable ".[$*]" \
-	  --config-settings=cmake.define.NTKFAST_CUDA=$(CUDA)
+	  --config-settings=cmake.define.NTKFAST_CUDA=$(CUDA) --config-settings=cmake.define.$(STRICT)
 	$(if $(filter dev test,$*),$(PIP) --no-deps --requirement tests/hosts.txt)
 	touch $@ $(if $(filter dev,$*),$(addprefix .venv/installed-,demo test docs bench)) # which dev holds

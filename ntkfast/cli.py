@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import warnings
 
@@ -11,9 +13,13 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 something is not installed, 2 bad input (standard error says what),
-    130 stopped with Ctrl-C.
+    Exit codes: 0 done, 1 something is not installed or the reader of a pipe is gone, 2 bad input or
+    nowhere to write (standard error says what), 130 stopped with Ctrl-C.
     """
+    # A letter that the terminal has not, of a file's name say, is no reason to fail in the end.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"ntkfast: warning: {message}\n"
     try:
         from ntkfast._cli.commands import app
@@ -26,7 +32,12 @@ def main() -> None:
         )
     except KeyboardInterrupt:
         sys.exit(130)
-    app(prog_name="ntkfast")  # typer turns Ctrl-C into exit code 130
+    try:
+        app(prog_name="ntkfast")  # typer turns Ctrl-C into exit code 130
+    except OSError as error:  # of standard output; commands handle those of their files
+        print(f"ntkfast: error: standard output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import pickle
 import re
@@ -20,6 +21,7 @@ from ntkfast import store
 pytest.importorskip("typer")
 
 POINTS, DIMENSION, CLASSES = 60, 24, 3
+STRATEGIES = ["random", "margin", "look-ahead"]
 
 
 def run(*arguments, timeout=120, **environment):
@@ -135,6 +137,19 @@ def test_rank_by_coverage(folder, arrays, criterion, options, settings):
     expected = nf.select(posterior(arrays), criterion, 5, **settings)
     np.testing.assert_array_equal(indices, expected.indices)
     np.testing.assert_array_equal(utilities, expected.utilities)
+
+
+def test_rank_json(folder):
+    indices, utilities = read_csv(rank(folder, "-b", 3).stdout)
+    result = rank(folder, "-b", 3, "--json", "-o", folder / "next.json")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    answer = json.loads((folder / "next.json").read_text())
+    assert [row["rank"] for row in answer["ranked"]] == [1, 2, 3]
+    assert [row["index"] for row in answer["ranked"]] == list(indices)
+    assert [row["utility"] for row in answer["ranked"]] == list(utilities)
+    del answer["ranked"]
+    expected = {"criterion": "fisher_variance_reduction", "mode": "top"}
+    assert answer == {**expected, "pool_size": POINTS, "unlabeled": POINTS - 5}
 
 
 def test_rank_log_loss_targets(folder, arrays):
@@ -284,6 +299,64 @@ def test_rank_to_a_closed_pipe(folder):
     assert result.stderr == ""
 
 
+def shell(command, **environment):
+    """Run `{ntkfast}`, the command, in a shell."""
+    return subprocess.run(
+        command.format(ntkfast=f"'{sys.executable}' -m ntkfast"),
+        shell=True,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("command", ["info", "info --json", "--help"])
+def test_the_reader_of_a_pipe_is_gone(command):
+    result = shell(f"({{ntkfast}} {command}; echo $? >&2) | true")
+    assert result.stderr == "1\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+@pytest.mark.parametrize("command", ["info", "rank"])
+def test_a_full_disk(folder, command):
+    if command == "rank":
+        command += f" --features '{folder}/features.npy' --outputs '{folder}/outputs.npy'"
+    result = shell(f"{{ntkfast}} {command} > /dev/full")
+    assert_one_line(result, "standard output: No space left on device")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes standard output in a shell")
+def test_rank_without_standard_output(folder):
+    files = f"--features '{folder}/features.npy' --outputs '{folder}/outputs.npy'"
+    assert_one_line(shell(f"{{ntkfast}} rank {files} >&-"), "standard output: it is closed")
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "ascii"], ids=["terminal of today", "terminal of yesterday"]
+)
+def test_names_of_all_kinds(tmp_path, arrays, encoding):
+    """Files whose names are of letters that a terminal lacks, or of no letters at all."""
+    names = ["ünïcode ✓ 文"] + ["caf\udce9"] * (sys.platform == "linux")
+    for name in names:
+        folder = tmp_path / name
+        folder.mkdir()
+        for array in ("features", "outputs"):
+            np.save(folder / f"{array}.npy", arrays[array])
+        files = f"--features '{folder}/features.npy' --outputs '{folder}/outputs.npy'"
+        result = shell(
+            f"{{ntkfast}} rank {files} -o '{folder}/näch.csv'", PYTHONIOENCODING=encoding
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        assert len(read_csv((folder / "näch.csv").read_text())[0]) == POINTS
+        result = shell(
+            f"{{ntkfast}} rank --features '{folder}/none.npy' --outputs x.npy",
+            PYTHONIOENCODING=encoding,
+        )
+        assert_one_line(result, "none.npy is not there")
+
+
 class Explosive:
     def __init__(self, path):
         self.path = path
@@ -420,6 +493,7 @@ def assert_one_line(result, message):
         (["--temperature", "-1"], "temperature"),
         (["--precision", "float8"], "precision"),
         (["--output", "nowhere/next.csv"], "folder"),
+        (["--output", ""], "output: expected the name of a file"),
     ],
 )
 def test_rank_bad_option(folder, options, message):
@@ -569,6 +643,33 @@ def test_help_teaches():
     assert run().returncode in (0, 2)  # typer's choice has changed; the help is shown either way
 
 
+def test_help_documents_exit_codes():
+    text = " ".join(run("--help").stdout.split())
+    for code in ("0 done", "1 something is not installed", "2 bad input", "130 Ctrl-C"):
+        assert code in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ntkfast ra", ["rank"]),
+        ("ntkfast rank --criterion epi", ["epig"]),
+        ("ntkfast rank --loss ", ["cross_entropy", "squared"]),
+        ("ntkfast rank --mode s", ["sequential"]),
+        ("ntkfast rank --precision float", ["float32", "float64"]),
+        ("ntkfast rank --features fea", []),  # bash goes on with names of files
+    ],
+)
+def test_completion(words, expected):
+    result = run(
+        _NTKFAST_COMPLETE="complete_bash",
+        COMP_WORDS=words,
+        COMP_CWORD=str(len(words.split(" ")) - 1),
+    )
+    assert [line for line in result.stdout.split("\n") if line] == expected, result.stderr
+    assert result.returncode == 0
+
+
 def test_version():
     result = run("--version")
     assert (result.returncode, result.stdout) == (0, f"ntkfast {nf.__version__}\n"), result.stderr
@@ -593,6 +694,12 @@ def test_info():
     assert result.returncode == 0, result.stderr
     for word in ("Python", "numpy", nf.ops.cpu_isa(), "threads", "CUDA", "torch"):
         assert word in result.stdout
+
+
+def test_info_json():
+    config = json.loads(run("info", "--json").stdout)
+    assert config["Packages"]["numpy"] == np.__version__
+    assert config["Compiled core"]["supported"] == nf._core.supported_isas()
 
 
 def test_info_on_cuda():
@@ -635,27 +742,38 @@ def test_bench():
     error = float(re.search(r"ntkfast .*?(\d+e[-+]\d+)", result.stdout)[1])
     assert error < 1e-4
     assert_one_line(run("bench", "--candidates", 60, "--points", 50), "candidates")
+    small = ("--candidates", 5, "--points", 12, "--dimension", 4, "--rounds", 1)
+    timings = json.loads(run("bench", "--json", *small).stdout)
+    assert [timing["name"] for timing in timings] == ["ntkfast", "NumPy, one softmax per label"]
 
 
 def test_demo(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("mlxtend")
+    odd = "caf\udce9" if sys.platform == "linux" else "café"  # a name of no letters
     with ThreadPoolExecutor(2) as both:
         results = list(
             both.map(
-                lambda name: run("demo", "--seeds", 1, "--rounds", 1, "--out", tmp_path / name),
-                ("a", "b"),
+                lambda options: run("demo", "--seeds", 1, "--rounds", 1, *options),
+                (("--out", tmp_path / "a"), ("--json", "--out", tmp_path / odd)),
             )
         )
     for result in results:
-        assert result.returncode == 0, result.stderr
+        assert (result.returncode, result.stderr) == (0, "")
     assert "look-ahead" in results[0].stdout
-    tables = [re.findall(r"0\.\d{3}", r.stdout.split("seconds per")[0]) for r in results]
-    assert tables[0] == tables[1] != []  # the same for the same seed
-    for name in ("learning_curves.png", "picked_images.png"):
+    answer = json.loads(results[1].stdout)
+    assert answer["labels"] == [40, 60]
+    accuracies = [answer["strategies"][name]["accuracies"] for name in STRATEGIES]
+    table = re.findall(r"^│ +(?:40|60) +│(.*)", results[0].stdout, re.MULTILINE)
+    shown = [re.findall(r"0\.\d{3}", row) for row in table]
+    assert shown == [[f"{a[0][step]:.3f}" for a in accuracies] for step in range(2)]  # same seed
+    for name, file in zip(
+        ("learning_curves.png", "picked_images.png"), answer["files"], strict=True
+    ):
+        assert file == str(tmp_path / odd / name)
         picture = (tmp_path / "a" / name).read_bytes()
         assert picture.startswith(b"\x89PNG")
-        assert picture == (tmp_path / "b" / name).read_bytes()
+        assert picture == (tmp_path / odd / name).read_bytes()
 
 
 def test_demo_bad_folder(tmp_path):

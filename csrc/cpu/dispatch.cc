@@ -7,6 +7,10 @@
 #include "core/status.h"
 #include "cpu/kernels.h"
 
+#if defined(NTKFAST_X86_ISAS)
+#include <cpuid.h>
+#endif
+
 namespace ntkfast {
 
 #define NTKFAST_DECLARE(isa)                                        \
@@ -32,10 +36,25 @@ NTKFAST_DECLARE(avx512)
 namespace {
 
 #if defined(NTKFAST_X86_ISAS)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+struct X86 {
+  bool avx2 = false, avx512 = false;
+};
+
+/// What the processor has and the system keeps for every thread. Not __builtin_cpu_supports: with
+/// clang-cl nothing would link what it calls.
+X86 x86() {
+  X86 has;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const auto bit = [](unsigned word, int i) { return (word >> i & 1) != 0; };
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return has;
+  const bool fma = bit(ecx, 12), xgetbv = bit(ecx, 27);
+  if (!xgetbv || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return has;
+  unsigned kept = 0;
+  __asm__(".byte 0x0f, 0x01, 0xd0" : "=a"(kept), "=d"(edx) : "c"(0));  // xgetbv
+  has.avx2 = (kept & 0x06) == 0x06 && fma && bit(ebx, 5);
+  has.avx512 = has.avx2 && (kept & 0xe6) == 0xe6 && bit(ebx, 16) && bit(ebx, 17) && bit(ebx, 30) &&
+               bit(ebx, 31);  // F, DQ, BW, VL
+  return has;
 }
 #endif
 
@@ -43,8 +62,9 @@ Kernels choose() {
   const char* forced = std::getenv("NTKFAST_CPU_ISA");
   const std::string isa = forced ? forced : "";
 #if defined(NTKFAST_X86_ISAS)
-  if (has_avx512() && (isa.empty() || isa == "avx512")) return NTKFAST_TABLE(avx512);
-  if (has_avx2() && (isa.empty() || isa == "avx2")) return NTKFAST_TABLE(avx2);
+  const X86 has = x86();
+  if (has.avx512 && (isa.empty() || isa == "avx512")) return NTKFAST_TABLE(avx512);
+  if (has.avx2 && (isa.empty() || isa == "avx2")) return NTKFAST_TABLE(avx2);
   require(isa != "avx2" && isa != "avx512",
           "NTKFAST_CPU_ISA=" + isa + ": this processor does not support it");
 #endif
@@ -57,8 +77,9 @@ Kernels choose() {
 
 std::vector<std::string> supported_isas() {
 #if defined(NTKFAST_X86_ISAS)
-  if (has_avx512()) return {"avx512", "avx2", "baseline"};
-  if (has_avx2()) return {"avx2", "baseline"};
+  const X86 has = x86();
+  if (has.avx512) return {"avx512", "avx2", "baseline"};
+  if (has.avx2) return {"avx2", "baseline"};
 #endif
   return {"baseline"};
 }

@@ -121,8 +121,7 @@ using Call = py::typing::Dict<py::str, py::object>;
 
 template <class T>
 T read(const Call& call, const char* name) {
-  const py::handle value = PyDict_GetItemString(call.ptr(), name);
-  if (!value) throw py::key_error(name);
+  const py::object value = call[name];
   try {
     return value.cast<T>();
   } catch (const py::cast_error&) {
@@ -231,7 +230,10 @@ void gpu(py::module_& m, const char* name, R (*operation)(P...), N... names) {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m) {
+// Safe without the GIL: the module's only state is what dispatch.cc and thread_pool.cc keep for the
+// process, in statics that are initialised once and in atomics. An array that one thread writes
+// while another uses it is the caller's affair, with the GIL as without.
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled operations of ntkfast; see ntkfast.ops.";
 
   py::register_exception_translator([](std::exception_ptr pointer) {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import IO, Annotated, Any, NoReturn, get_args
 
 import numpy as np
 import typer
@@ -36,8 +39,9 @@ app = typer.Typer(
     help="Look-ahead active learning: which unlabelled points would change a network most, if "
     "they had a label?\n\nStart with [bold]ntkfast demo[/bold], then rank a pool of your own: "
     "[bold]ntkfast rank --help[/bold].",
+    epilog="Exit codes: 0 done; 1 something is not installed, or the reader of a pipe is gone; "
+    "2 bad input, or nowhere to write (standard error says what, in one line); 130 Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -48,6 +52,19 @@ def _fail(message: object) -> NoReturn:
     """Stop with one line on standard error and exit code 2."""
     print("ntkfast: error:", " ".join(str(message).split()), file=sys.stderr)
     raise typer.Exit(2)
+
+
+# For every command that answers.
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
+
+
+def _print_json(answer: object, file: IO[str] | None = None) -> None:
+    print(json.dumps(answer, indent=2, allow_nan=False), file=file)
+
+
+def _complete(*values: str) -> Callable[[str], list[str]]:
+    """Offer values to the completion of a shell."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
 def _show_version(wanted: bool) -> None:
@@ -72,7 +89,7 @@ def options(
 RANK_HELP = """
 Rank a pool of points by what their labels would do to the network.
 
-Writes CSV: rank, index (row of the pool, from 0), utility (larger is better; in sequential mode, at the moment of the pick).
+Writes CSV: rank, index (row of the pool, from 0), utility (larger is better; in sequential mode, at the moment of the pick). With --json an object: criterion, mode, pool_size, unlabeled, and the same columns as lists of "ranked" objects.
 
 [bold]What to save.[/bold] Run your network once over the pool; one row per point:
 
@@ -158,6 +175,7 @@ def rank(
         str,
         typer.Option(
             help="How the network was trained: cross_entropy (outputs are logits) or squared.",
+            autocompletion=_complete("cross_entropy", "squared"),
             rich_help_panel="The question",
         ),
     ] = "cross_entropy",
@@ -166,6 +184,7 @@ def rank(
         typer.Option(
             help=f"What to look for: {', '.join(row.name for row in nf.criteria())}. auto: "
             f"{automatic('cross_entropy')} for cross_entropy, {automatic('squared')} for squared.",
+            autocompletion=_complete("auto", *(row.name for row in nf.criteria())),
             rich_help_panel="The question",
         ),
     ] = "auto",
@@ -182,6 +201,7 @@ def rank(
         typer.Option(
             help="top: best utilities first. sequential: after each pick, score again as if it "
             "had been labelled.",
+            autocompletion=_complete("top", "sequential"),
             rich_help_panel="The question",
         ),
     ] = "top",
@@ -229,6 +249,7 @@ def rank(
         typer.Option(
             help="auto, float32 or float64. auto: that of the features, raised where float32 "
             "would not do.",
+            autocompletion=_complete("auto", "float32", "float64"),
             rich_help_panel="The question",
         ),
     ] = "auto",
@@ -238,10 +259,14 @@ def rank(
             "--output",
             "-o",
             metavar="FILE",
-            help="CSV file, written completely or not at all. Default: standard output.",
+            help="File, written completely or not at all. Default: standard output.",
             rich_help_panel="The answer",
         ),
     ] = "-",
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="JSON instead of CSV.", rich_help_panel="The answer"),
+    ] = False,
 ) -> None:
     start = time.perf_counter()
     files: dict[str, str | None] = {}
@@ -302,11 +327,27 @@ def rank(
             similarity=similarity,  # type: ignore[arg-type]
             radius=reach,
         )
-        with open_atomic(output) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("rank", "index", "utility"))
-            rows = zip(picked.indices.tolist(), picked.utilities.tolist(), strict=True)
-            writer.writerows((i, *row) for i, row in enumerate(rows, start=1))
+        columns = ("rank", "index", "utility")
+        picks = zip(picked.indices.tolist(), picked.utilities.tolist(), strict=True)
+        rows = [(i, *pick) for i, pick in enumerate(picks, start=1)]
+        try:
+            with open_atomic(output) as file:
+                if as_json:
+                    answer = {
+                        "criterion": criterion,
+                        "mode": mode,
+                        "pool_size": pool_size,
+                        "unlabeled": unlabeled,
+                        "ranked": [dict(zip(columns, row, strict=True)) for row in rows],
+                    }
+                    _print_json(answer, file)
+                else:
+                    csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = "standard output" if output == "-" else output
+            raise OSError(f"output: {where}: {error.strerror or error}") from None
     except BrokenPipeError:  # `ntkfast rank ... | head` has seen enough
         raise
     except ArgumentError as error:
@@ -385,6 +426,8 @@ def _check_labeled_files(
 
 def _check_writable(output: str) -> None:
     """Raise a ValueError if the file could not be written in the end, by trying its folder."""
+    if not output:
+        raise ValueError("output: expected the name of a file, got ''")
     path = Path(output).resolve()
     if output == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
         return  # a pipe or a device needs no neighbour
@@ -461,10 +504,13 @@ def _described(
 
 
 @app.command()
-def info() -> None:
+def info(as_json: Json = False) -> None:
     """Show what this installation can use: versions, instruction set, threads, CUDA, extras."""
     _engine()
     config = show_config("dicts") or {}
+    if as_json:
+        _print_json(config)
+        return
     table = Table("", "", show_header=False)
     table.columns[1].overflow = "fold"
     for section, entries in config.items():
@@ -493,6 +539,7 @@ def bench(
     classes: Annotated[int, typer.Option(min=2, help="Labels each candidate may get.")] = 10,
     dimension: Annotated[int, typer.Option(min=1, help="Length of a feature.")] = 512,
     rounds: Annotated[int, typer.Option(min=1, help="Timings; the median is shown.")] = 3,
+    as_json: Json = False,
 ) -> None:
     """Time scoring on this machine beside NumPy with one softmax per label.
 
@@ -504,6 +551,10 @@ def bench(
     if candidates > points:
         _fail(f"candidates: expected at most {points}, the number of points, got {candidates}")
     isa, threads = _engine()
+    if as_json:
+        timings = time_expected_entropy(candidates, points, classes, dimension, rounds)
+        _print_json([asdict(timing) for timing in timings])
+        return
     Console().print(
         f"expected_entropy, {candidates} candidates x {points} points x {classes} labels, "
         f"d = {dimension}; {isa}, {threads} thread{'s' if threads > 1 else ''}",
@@ -530,6 +581,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where the pictures go; made if needed.")
     ] = Path("demo-output"),
+    as_json: Json = False,
 ) -> None:
     """Watch active learning on 5000 real MNIST images: random, margin and look-ahead.
 
@@ -548,6 +600,10 @@ def demo(
         )
         raise typer.Exit(1) from None
     try:
-        run(seeds=seeds, rounds=rounds, out=out)
+        answer = run(seeds=seeds, rounds=rounds, out=out, quiet=as_json)
+        if as_json:
+            _print_json(answer)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         _fail(f"out: {error}")

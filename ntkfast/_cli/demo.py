@@ -103,7 +103,7 @@ STRATEGIES: dict[str, Strategy] = {
 COLORS = {"random": "#8a8f98", "margin": "#d9822b", "look-ahead": "#1f5fbf"}
 
 
-def run(seeds: int, rounds: int, out: Path) -> None:
+def run(seeds: int, rounds: int, out: Path, quiet: bool = False) -> dict[str, Any]:
     """Run the demo, print its table and write its two pictures.
 
     Parameters
@@ -115,9 +115,16 @@ def run(seeds: int, rounds: int, out: Path) -> None:
         Queries of `LABELS_PER_ROUND` labels in each repetition.
     out
         Folder for ``learning_curves.png`` and ``picked_images.png``.
+    quiet
+        Print nothing.
+
+    Returns
+    -------
+    dict
+        ``labels``; by strategy ``accuracies`` and ``seconds_per_query``, a list a seed; ``files``.
     """
     out.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    console = Console(quiet=quiet)
     console.print(
         f"[bold]Active learning on 5000 MNIST images[/bold]: {INITIAL_LABELS} labels, then "
         f"{rounds} x {LABELS_PER_ROUND} more; {seeds} seed{'s' if seeds > 1 else ''}",
@@ -139,14 +146,26 @@ def run(seeds: int, rounds: int, out: Path) -> None:
         pass
 
     console.print(_table(curves, rounds))
-    _draw_curves(curves, out / "learning_curves.png")
-    _draw_picks(curves, images, labels, out / "picked_images.png")
+    files = [str(out / name) for name in ("learning_curves.png", "picked_images.png")]
+    _draw_curves(curves, files[0])
+    _draw_picks(curves, images, labels, files[1])
     console.print(
-        f"{out / 'learning_curves.png'} and {out / 'picked_images.png'} written; "
-        f"{time.perf_counter() - start:.0f} s in all",
+        f"{files[0]} and {files[1]} written; {time.perf_counter() - start:.0f} s in all",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
+    return {
+        "labels": [INITIAL_LABELS + step * LABELS_PER_ROUND for step in range(rounds + 1)],
+        "strategies": {
+            name: {
+                "accuracies": [curve.accuracies for curve in of_seeds],
+                "seconds_per_query": [curve.seconds for curve in of_seeds],
+            }
+            for name, of_seeds in curves.items()
+        },
+        "files": files,
+    }
 
 
 def _permutation(seed: int, count: int) -> Indices:
@@ -255,7 +274,7 @@ def _table(curves: dict[str, list[Curve]], rounds: int) -> Table:
     return table
 
 
-def _draw_curves(curves: dict[str, list[Curve]], path: Path) -> None:
+def _draw_curves(curves: dict[str, list[Curve]], path: str) -> None:
     """Draw accuracy over labels paid for, and what it is above random labelling of the same split.
 
     Means over the seeds with their 95 % intervals (Student's t); the second panel takes the
@@ -320,7 +339,7 @@ def _draw_picks(
     curves: dict[str, list[Curve]],
     images: npt.NDArray[Any],
     labels: npt.NDArray[Any],
-    path: Path,
+    path: str,
 ) -> None:
     """Draw what each strategy asked for in the first rounds of the first seed."""
     order = _permutation(0, len(images))

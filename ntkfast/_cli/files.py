@@ -232,6 +232,8 @@ def open_atomic(output: str) -> Iterator[IO[str]]:
     """
     path = Path(output)
     if output == "-":
+        if sys.stdout is None:
+            raise OSError("it is closed")
         yield sys.stdout
         sys.stdout.flush()
     elif path.exists() and not path.is_file():  # a pipe or a device can only be written to
