@@ -750,11 +750,16 @@ def test_bench():
 def test_demo(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("mlxtend")
+    plt = pytest.importorskip("matplotlib.pyplot")
     odd = "caf\udce9" if sys.platform == "linux" else "café"  # a name of no letters
+    # Pictures bring their own background, whatever the style of the user.
+    (tmp_path / "dark").write_text("figure.facecolor: black\nsavefig.transparent: True\n")
     with ThreadPoolExecutor(2) as both:
         results = list(
             both.map(
-                lambda options: run("demo", "--seeds", 1, "--rounds", 1, *options),
+                lambda options: run(
+                    *("demo", "--seeds", 1, "--rounds", 1, *options), MATPLOTLIBRC=tmp_path / "dark"
+                ),
                 (("--out", tmp_path / "a"), ("--json", "--out", tmp_path / odd)),
             )
         )
@@ -773,6 +778,7 @@ def test_demo(tmp_path):
         assert file == str(tmp_path / odd / name)
         picture = (tmp_path / "a" / name).read_bytes()
         assert picture.startswith(b"\x89PNG")
+        np.testing.assert_array_equal(plt.imread(tmp_path / "a" / name)[0, 0], 1)  # opaque white
         assert picture == (tmp_path / odd / name).read_bytes()
 
 

@@ -13,6 +13,8 @@ import reference
 from block_problems import check as check_blocks
 from score_problems import check, covariance
 
+from ntkfast import _core
+
 HERE = Path(__file__).parent
 ISAS = ["baseline", "avx2", "avx512"]
 THREADS = ["1", "2", "3", "7"]
@@ -90,6 +92,18 @@ def test_threads_do_not_change_a_bit(results, isa, threads):
     one, found = results(isa, "1"), results(isa, threads)
     assert one.keys() == found.keys()
     assert [n for n in one if one[n].tobytes() != found[n].tobytes()] == []
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux")
+def test_supported_isas_are_those_of_the_processor():
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    needs = {
+        "avx512": {"avx2", "fma", "avx512f", "avx512dq", "avx512vl", "avx512bw"},
+        "avx2": {"avx2", "fma"},
+        "baseline": set(),
+    }
+    assert _core.supported_isas() == [isa for isa in needs if needs[isa] <= flags]
 
 
 # --- Settings that cannot be followed ---

@@ -147,8 +147,9 @@ def run(seeds: int, rounds: int, out: Path, quiet: bool = False) -> dict[str, An
 
     console.print(_table(curves, rounds))
     files = [str(out / name) for name in ("learning_curves.png", "picked_images.png")]
-    _draw_curves(curves, files[0])
-    _draw_picks(curves, images, labels, files[1])
+    with plt.style.context("default"):  # the colours below are made for white
+        _draw_curves(curves, files[0])
+        _draw_picks(curves, images, labels, files[1])
     console.print(
         f"{files[0]} and {files[1]} written; {time.perf_counter() - start:.0f} s in all",
         highlight=False,
@@ -313,6 +314,8 @@ def _draw_curves(curves: dict[str, list[Curve]], path: str) -> None:
     shown = f"mean and 95 % interval, {count} seeds" if count > 1 else "one seed"
     right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}" if value else "0")
     left.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    low, high = left.get_ylim()  # few seeds have intervals that leave what an accuracy can be
+    left.set_ylim(max(low, 0.0), min(high, 1.02))
     left.legend(frameon=False, loc="lower right", fontsize=11)
     for axes, title in (
         (left, f"test accuracy ({shown})"),
