@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
-CHOICE = Path(__file__).parents[1] / "cmake" / "choose_cuda.cmake"
+ROOT = Path(__file__).parents[1]
+CHOICE = ROOT / "cmake" / "choose_cuda.cmake"
 CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 RELEASE = "80, 86-real, 89-real, 90a-real, 100-real, 120"
 
@@ -111,3 +113,32 @@ def test_first_line(choose, nvcc, gpus, definitions, expected):
 def test_architectures_of_the_environment(choose):
     line = choose("13.0", ["9.0"], "NTKFAST_CUDA=AUTO", CUDAARCHS="89-real")
     assert "GPU kernels for 89-real (CUDAARCHS" in line
+
+
+def test_sdist_is_reproducible(tmp_path, monkeypatch):
+    """The same sources give the same bytes, from another folder and at another time."""
+    backend = pytest.importorskip("scikit_build_core.build")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    built = []
+    for name, age in ("a", 0), ("b", 86400):
+        sources = tmp_path / name
+        shutil.copytree(ROOT, sources, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.so"))
+        for path in sources.rglob("*"):
+            os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime - age))
+        monkeypatch.chdir(sources)
+        built.append(sources / "dist" / backend.build_sdist("dist"))
+    assert built[0].read_bytes() == built[1].read_bytes()
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {"CMakeLists.txt", "PKG-INFO", "LICENSE", "csrc/python/module.cc", "ntkfast/_core.pyi"}
+    assert needed <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc")) or "__pycache__" in name]
+
+
+def test_smoke_test_of_a_wheel():
+    """The script that proves wheels where there is numpy alone passes here as well."""
+    done = subprocess.run(
+        [sys.executable, "-I", ROOT / "tools" / "smoke_test.py"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "baseline: values are right" in done.stdout

@@ -81,6 +81,16 @@ def test_it_imports_no_package_and_needs_none():
     assert f"  numpy: {np.__version__}\n" in done.stdout
 
 
+def test_import_is_light():
+    """What import does not need it leaves alone: each of these takes longer than ntkfast itself."""
+    heavy = {"importlib.metadata", "email", "multiprocessing", "unittest", "asyncio", "torch"}
+    done = in_a_new_process(
+        "import sys, numpy\nbefore = set(sys.modules)\nimport ntkfast\n"
+        f"print(sorted({heavy} & (set(sys.modules) - before)))"
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_cupy_goes_by_many_names(monkeypatch):
     def version(name):
         if name != "cupy-cuda12x":

@@ -16,7 +16,7 @@ import numpy as np
 import ntkfast as nf
 from ntkfast import _core, ops
 
-N, D, K, LABELED = 40, 12, 3, np.array([3, 11, 25, 30])
+N, D, K, LABELED = 40, 60, 3, np.array([3, 11, 25, 30])
 
 
 def posterior(labeled: np.ndarray, targets: np.ndarray, dtype: type = np.float64) -> nf.Posterior:
@@ -39,15 +39,17 @@ def check_values(dtype: type, rtol: float) -> None:
     targets = np.array([0, 2, 1, 0])
     post = posterior(LABELED, targets, dtype)
     candidates = np.array([0, 7, 39])
-    probabilities = softmax(np.asarray(post.mean) / 0.1)
+    probabilities = np.array([[0.2, 0.3, 0.5], [0.6, 0.4, 0.0], [0.1, 0.1, 0.8]])
     expected = np.zeros(len(candidates))
     for i, c in enumerate(candidates):
         for y in range(K):
             after = posterior(np.append(LABELED, c), np.append(targets, y)).mean
             p = softmax(np.asarray(after) / 0.1)
             entropy = -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=1)
-            expected[i] -= probabilities[c, y] * entropy.mean()
-    utilities = nf.utilities(post, "expected_entropy", candidates=candidates)
+            expected[i] -= probabilities[i, y] * entropy.sum()
+    utilities = nf.utilities(
+        post, "expected_entropy", candidates=candidates, label_probs=probabilities
+    )
     np.testing.assert_allclose(utilities, expected, rtol=rtol)
 
     picked = nf.select(post, "variance_reduction", 3, mode="sequential")
