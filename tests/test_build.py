@@ -138,7 +138,7 @@ def test_sdist_is_reproducible(tmp_path, monkeypatch):
 def test_smoke_test_of_a_wheel():
     """The script that proves wheels where there is numpy alone passes here as well."""
     done = subprocess.run(
-        [sys.executable, "-I", ROOT / "tools" / "smoke_test.py"], capture_output=True, text=True
+        [sys.executable, ROOT / "tools" / "smoke_test.py"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "baseline: values are right" in done.stdout

@@ -1,6 +1,6 @@
 """Proves an installed ntkfast with nothing but numpy: values, instruction sets, what is missing.
 
-Run it outside the sources: python -I tools/smoke_test.py
+Run it from another folder than that of the sources, which would come first.
 """
 
 import importlib.util
@@ -102,7 +102,7 @@ def main() -> None:
     if len(sys.argv) == 1:
         for isa in _core.supported_isas():
             environment = os.environ | {"NTKFAST_CPU_ISA": isa}
-            subprocess.run([sys.executable, "-I", __file__, isa], check=True, env=environment)
+            subprocess.run([sys.executable, __file__, isa], check=True, env=environment)
         check_what_is_missing()
         if hasattr(sys, "_is_gil_enabled") and sys.version_info >= (3, 14):
             import sysconfig
