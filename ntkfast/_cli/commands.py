@@ -89,7 +89,7 @@ def options(
 RANK_HELP = """
 Rank a pool of points by what their labels would do to the network.
 
-Writes CSV: rank, index (row of the pool, from 0), utility (larger is better; in sequential mode, at the moment of the pick). With --json an object: criterion, mode, pool_size, unlabeled, and the same columns as lists of "ranked" objects.
+Writes CSV: rank, index (row of the pool, from 0), utility (larger is better; in sequential mode, at the moment of the pick). With --json one object: criterion, mode, pool_size, unlabeled (how many points), ranked (a list of objects of rank, index, utility).
 
 [bold]What to save.[/bold] Run your network once over the pool; one row per point:
 
@@ -233,6 +233,7 @@ def rank(
         str | None,
         typer.Option(
             help="Of max_herding and uncertainty_herding: rbf (default) or cosine.",
+            autocompletion=_complete(*get_args(Similarity)),
             rich_help_panel="The question",
         ),
     ] = None,
