@@ -601,6 +601,20 @@ def judge(case: Case) -> Result:
             return Result(case, "void", str(error))
 
 
+def _no_backward(model: nn.Module, data: Data) -> bool:
+    """Whether torch refuses the backward pass of some two points: they take a branch of their own
+    that changes in place what it returned.
+    """
+    n = len(next(iter(data.values())))
+    for i in range(n):
+        try:
+            outputs_of(model, take(data, [i, (i + 1) % n])).sum().backward()
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                return True
+    return False
+
+
 def _judge(case: Case) -> Result:
     tolerance, floor = TOLERANCE[case.dtype], 1e-2 if case.dtype == "float32" else 1e-3
     data = make(case)
@@ -654,6 +668,8 @@ def _judge(case: Case) -> Result:
         except Exception as error:
             message = describe(error)
             verdict = "refused" if own(error) else "crashed"
+            if verdict == "crashed" and _no_backward(build(case).eval(), data):
+                raise VoidCase("network: no backward pass of some batches") from error
             if verdict == "crashed" and os.environ.get("TRACE"):
                 traceback.print_exc()
             break
