@@ -171,7 +171,7 @@ _TABLE = (
     _row(
         name="variance_reduction",
         formula="sum_x v S(x,c)^2 / (S(c,c) + lam_c)",
-        use="the best choice for squared loss, and for batches; reads no outputs",
+        use="the best choice for a regression, and for batches; reads no outputs",
     ),
     _row(
         name="epig",
@@ -183,7 +183,7 @@ _TABLE = (
     _row(
         name="fisher_variance_reduction",
         formula="variance_reduction with v(x) = h(x), lam_c = lam / h(c), h = 1 - sum_j p_j^2",
-        use="the best choice for cross-entropy, and for batches: variance where classes are open",
+        use="the best choice for classes, and for batches: variance where classes are open",
         compiled="variance_reduction",
         fisher=True,
     ),
@@ -265,6 +265,9 @@ def find(name: str) -> Criterion:
     raise ArgumentValueError("criterion", f"unknown criterion {name!r}; known: {known}")
 
 
-def automatic(loss: str) -> str:
-    """Return the name of the criterion that "auto" stands for: the best one for this loss."""
-    return "fisher_variance_reduction" if loss == "cross_entropy" else "variance_reduction"
+def automatic(*, classes: bool) -> str:
+    """Return the name of the criterion that "auto" stands for: the best for these outputs.
+
+    For classes with squared loss too (docs/evidence.md).
+    """
+    return "fisher_variance_reduction" if classes else "variance_reduction"

@@ -61,8 +61,8 @@ class LookAheadLearner:
         What it was trained with. With squared loss and one output the labels are numbers: a
         regression (with several, give the targets to `Posterior`).
     criterion : str
-        A name of `ntkfast.criteria`; "auto": fisher_variance_reduction for cross-entropy,
-        variance_reduction for squared loss. What it needs besides (the targets of
+        A name of `ntkfast.criteria`; "auto": fisher_variance_reduction for classes,
+        variance_reduction for a regression. What it needs besides (the targets of
         `expected_log_loss`) is given to `query`.
     evaluation_size : int or None
         The criterion sums over so many points of the pool, drawn at random once per `fit`; None:
@@ -137,8 +137,8 @@ class LookAheadLearner:
                 'sketch="auto" is fitted to the first points of the pool, which are others on each '
                 'rank of group; use "sparse"',
             )
-        criterion = automatic(loss) if criterion == "auto" else criterion
-        find(criterion)
+        if criterion != "auto":
+            find(criterion)
         if evaluation_size is not None and (
             isinstance(evaluation_size, bool)
             or not isinstance(evaluation_size, (int, np.integer))
@@ -149,7 +149,7 @@ class LookAheadLearner:
                 f"evaluation_size must be an int >= 1 or None; got {evaluation_size!r}",
             )
         self.loss: Loss = loss
-        self.criterion = criterion
+        self._criterion = criterion
         self.evaluation_size = evaluation_size
         self.mode = mode
         self.ridge = ridge
@@ -212,6 +212,22 @@ class LookAheadLearner:
         if self._fitted is None:
             raise AttributeError("classes_ is known after fit")
         return self._fitted.classes
+
+    @property
+    def criterion(self) -> str:
+        """Name of the criterion; "auto" as long as nobody knows what it stands for.
+
+        That is until `fit`, for squared loss: there the number of outputs tells classes from a
+        regression.
+        """
+        if self._criterion != "auto":
+            return self._criterion
+        if self.loss == "cross_entropy":
+            return automatic(classes=True)
+        fitted = self._fitted
+        if fitted is None:
+            return "auto"
+        return automatic(classes=fitted.posterior._mean.shape[1] > 1)
 
     def __copy__(self) -> LookAheadLearner:
         """Return a learner of the same model with a state of its own."""
@@ -378,10 +394,9 @@ class LookAheadLearner:
         """
         fitted = self._state
         posterior = fitted.posterior
-        if criterion is None:
-            criterion = self.criterion
-        elif criterion == "auto":
-            criterion = automatic(self.loss)
+        criterion = self.criterion if criterion is None else criterion
+        if criterion == "auto":
+            criterion = automatic(classes=posterior._mean.shape[1] > 1)
         if evaluation is None and fitted.evaluation is not None:
             evaluation = fitted.evaluation
             weights, log_loss_targets = posterior._library.fetch(
@@ -483,7 +498,8 @@ class LookAheadLearner:
     def _check_width(self, k: int) -> None:
         """Refuse a network with so few outputs that loss and criterion mean nothing."""
         if self.loss != "cross_entropy":
-            find(self.criterion).check_outputs(k, "the model")
+            if self._criterion != "auto":
+                find(self._criterion).check_outputs(k, "the model")
             if k == 1 and self.classes is not None:
                 raise ArgumentValueError(
                     "classes",

@@ -66,8 +66,9 @@ def test_classes_and_loss_of_the_net(data):
     targets = X[:20, :1] * 2
     regressor = skorch.NeuralNetRegressor(torch.nn.Linear(5, 1), **QUIET | {"lr": 0.01})
     learner = look_ahead_learner(regressor.fit(X[:20], targets))
-    assert learner.loss == "squared" and learner.criterion == "variance_reduction"
+    assert learner.loss == "squared" and learner.criterion == "auto"
     assert learner.fit(X[:20], targets, X[20:]).query(3).indices.shape == (3,)
+    assert learner.criterion == "variance_reduction"
 
 
 def test_errors(data):

@@ -94,6 +94,29 @@ def test_it_is_select_on_a_posterior(problem):
     assert len(set(top.query(5).indices.tolist())) == 5
 
 
+@pytest.mark.parametrize(
+    ("loss", "k", "expected"),
+    [
+        ("cross_entropy", 3, "fisher_variance_reduction"),
+        ("squared", 3, "fisher_variance_reduction"),
+        ("squared", 1, "variance_reduction"),
+    ],
+)
+def test_the_automatic_criterion(problem, loss, k, expected):
+    """By what the outputs are: classes, or the number of a regression."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(problem["X"].shape[1], k, dtype=problem["X"].dtype)
+    y = torch.arange(len(problem["X"])) % 3
+    y = y if k > 1 else y.to(problem["X"].dtype)
+    learner = LookAheadLearner(model, loss=loss, sketch=None, classes=range(3) if k > 1 else None)
+    assert learner.criterion == (expected if loss == "cross_entropy" else "auto")
+    learner.fit(problem["X"], y, problem["pool"])
+    assert learner.criterion == expected
+    wanted = nf.select(learner.posterior, expected, 4).indices
+    assert torch.equal(learner.query(4).indices, wanted)
+    assert torch.equal(learner.query(4, criterion="auto").indices, wanted)
+
+
 def test_query_takes_what_select_takes(problem):
     """With the same meaning: indices into the pool as given."""
     learner = fitted(problem, evaluation_size=30, sketch=None)

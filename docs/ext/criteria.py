@@ -101,7 +101,7 @@ def _section(row: Criterion) -> Iterator[str]:
 
 def _overview() -> Iterator[str]:
     """Return a list of definitions, the defaults first; a table would be too wide for phones."""
-    defaults = {automatic("cross_entropy"): "cross-entropy", automatic("squared"): "squared loss"}
+    defaults = {automatic(classes=True): "classes", automatic(classes=False): "regression"}
     for row in sorted(nf.criteria(), key=lambda row: row.name not in defaults):
         default = f"**Default for {defaults[row.name]}.** " if row.name in defaults else ""
         yield f"[`{row.name}`](#{row.name})"

@@ -183,7 +183,7 @@ def rank(
         str,
         typer.Option(
             help=f"What to look for: {', '.join(row.name for row in nf.criteria())}. auto: "
-            f"{automatic('cross_entropy')} for cross_entropy, {automatic('squared')} for squared.",
+            f"{automatic(classes=True)} for cross_entropy, {automatic(classes=False)} for squared.",
             autocompletion=_complete("auto", *(row.name for row in nf.criteria())),
             rich_help_panel="The question",
         ),
@@ -273,7 +273,9 @@ def rank(
     files: dict[str, str | None] = {}
     try:
         # What costs nothing to check comes before minutes of reading and factorising.
-        criterion = automatic(as_loss(loss)) if criterion == "auto" else criterion
+        as_loss(loss)
+        if criterion == "auto":  # (targets of squared loss may be those of a regression)
+            criterion = automatic(classes=loss == "cross_entropy")
         _check_options(criterion, loss, mode, precision, batch_size, log_loss_targets)
         _check_pool_files(features, outputs)
         _check_labeled_files(targets, labeled_indices, labeled_features, labeled_outputs)

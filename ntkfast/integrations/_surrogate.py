@@ -102,7 +102,7 @@ class Surrogate:
 
     def _arguments(self, criterion: str, candidates: Array, **keywords: Any) -> dict[str, Any]:
         if criterion == "auto":
-            criterion = automatic(self.posterior.loss)
+            criterion = automatic(classes=self.posterior.loss == "cross_entropy")
         row = find(criterion)
         if "log_loss_targets" in row.needs:
             raise ArgumentValueError(
