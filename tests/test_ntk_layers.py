@@ -292,8 +292,34 @@ def test_a_model_that_takes_one_point_only_is_refused_by_name() -> None:
 
     x = torch.randn(1, 3)
     for call in (EmpiricalNTK(Alone()).features, EmpiricalNTK(Alone()).outputs):
-        with pytest.raises(RuntimeError, match="takes one point, but fails with a batch of two"):
+        with pytest.raises(RuntimeError, match=r"takes some .* fails with one of 2 points"):
             call(x)
+
+
+class Picky(nn.Module):
+    """Fails with batches of some lengths, or changes in place what it needs, for some points."""
+
+    def __init__(self, what) -> None:
+        super().__init__()
+        self.what, self.a = what, nn.Linear(3, 2)
+
+    def forward(self, x):
+        if self.what != "in place" and len(x) in self.what:
+            raise ValueError("not so many")
+        y = self.a(x).tanh()
+        return y.mul_(2) if self.what == "in place" and len(x) == 4 else y * 2
+
+
+@pytest.mark.parametrize("lengths", [(2,), (3,)])
+def test_models_that_refuse_some_lengths_are_refused_by_name(lengths) -> None:
+    for call in (EmpiricalNTK(Picky(lengths)).features, EmpiricalNTK(Picky(lengths)).gram):
+        with pytest.raises(RuntimeError, match=rf"fails with one of {lengths[0]} points .*so many"):
+            call(torch.randn(4, 3))
+
+
+def test_a_backward_pass_that_torch_refuses_is_explained() -> None:
+    with pytest.raises(RuntimeError, match=r"batch of 4 points: it changes in place what the"):
+        EmpiricalNTK(Picky("in place")).features(torch.randn(4, 3))
 
 
 class Branching(nn.Module):

@@ -225,6 +225,12 @@ def gradients(
             result = _attempt(net, plan, batch, weights, dtype, anew)
             anew = True
         except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                raise RuntimeError(
+                    f"torch cannot take the gradients of the model for a batch of "
+                    f"{batch_length(batch)} points: it changes in place what the backward pass "
+                    f"needs ({error})"
+                ) from error
             if "backward through the graph a second time" not in str(error):
                 raise
             if plan.renews:
@@ -571,8 +577,16 @@ def _check_company(
     groups = [list(range(len(some)))] * repeats
     groups += [[0, 0, 0], [1, 0], [1, 1]] if len(some) == 2 else [[1, 0, 1], [3, 2, 3], [2, 2]]
     for group in groups:
-        if not _close(functional.evaluate_only(net, take(few, group)), expected[group], precision):
+        if not _close(_part(net, take(few, group)), expected[group], precision):
             raise ValueError(_COMPANY)
+
+
+def _part(net: nn.Module, batch: Batch) -> Tensor:
+    """Return the outputs of points of a batch that the network has taken."""
+    try:
+        return functional.evaluate_only(net, batch)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise functional.fails_with(batch_length(batch), error) from error
 
 
 def _halves(n: int, seed: int, device: torch.device) -> list[Tensor]:
@@ -593,7 +607,7 @@ def _check_half(plan: Plan, batch: Batch, outputs: Tensor) -> None:
     for half in _halves(n, n + plan.n_moving, outputs.device):
         if plan.spare is None or plan.renews:
             plan.spare = plan.fresh()
-        found = functional.evaluate_only(plan.spare, take(batch, half))
+        found = _part(plan.spare, take(batch, half))
         if not _close(found, outputs[half], plan.precision):
             raise ValueError(_COMPANY)
 
@@ -857,8 +871,14 @@ def plan(
         return tensor
 
     first, few = fresh(), take(probe, slice(0, _FIRST))
-    with Trace(_state(first), batch_length(few)), saved_tensors_hooks(count, lambda tensor: tensor):
-        outputs = functional.evaluate(first, few)
+    try:
+        hooks = saved_tensors_hooks(count, lambda tensor: tensor)
+        with Trace(_state(first), batch_length(few)), hooks:
+            outputs = functional.evaluate(first, few)
+    except Exception as error:
+        if batch_length(probe) > _FIRST:
+            functional.refuse_lengths(fresh(), probe, error, _FIRST)
+        raise
     result.renews = _keeps_computed(net, first, outputs)
     functional.check_connected(outputs)
     weights = weights_of(outputs.shape[1])

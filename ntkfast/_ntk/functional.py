@@ -44,22 +44,27 @@ def evaluate(net: nn.Module, batch: Batch) -> Tensor:
     try:
         pair = call(net, concatenate([batch, batch]))
     except Exception as error:
-        _refuse_if_only_alone(net, batch, error)
+        refuse_lengths(net, batch, error, 2)
         raise
     return checked_outputs(pair, 2)[:1]
 
 
-def _refuse_if_only_alone(net: nn.Module, point: Batch, error: Exception) -> None:
-    """Raise a RuntimeError if a model that failed with two points takes one."""
+def refuse_lengths(net: nn.Module, batch: Batch, error: Exception, failed: int) -> None:
+    """Raise a RuntimeError if a model that failed with `failed` points takes a batch."""
     try:
-        call(net, point)
+        checked_outputs(call(net, batch), batch_length(batch))
     except Exception:
         return
-    raise RuntimeError(
-        f"the model takes one point, but fails with a batch of two ({type(error).__name__}: "
-        f"{error}): one point is given to it with a copy, since many models drop an axis of length "
-        "one. Let it take batches of any length"
-    ) from error
+    raise fails_with(failed, error) from error
+
+
+def fails_with(n: int, error: Exception) -> RuntimeError:
+    """Say that a model fails with n points of a batch, and not with the batch."""
+    return RuntimeError(
+        f"the model takes some batches, but fails with one of {n} points "
+        f"({type(error).__name__}: {error}). It is called with batches of several lengths here, "
+        "never with a single point: let it take two points or more, whichever they are"
+    )
 
 
 def evaluate_only(net: nn.Module, batch: Batch) -> Tensor:
