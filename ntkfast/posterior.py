@@ -25,7 +25,7 @@ from ._posterior.blocks import (
 )
 from ._posterior.covariance import FunctionSpace, WeightSpace
 from ._posterior.coverage import Given
-from ._posterior.disk import DiskSpace, Source, is_on_disk
+from ._posterior.disk import DiskSpace, Source, is_on_disk, widened
 from ._posterior.engines import CPU, Engine, engine_of, missing_for
 from ._posterior.group import ALONE, Alone, group_of, mean_of
 from ._posterior.labels import missing, refuse_missing
@@ -518,8 +518,8 @@ class Posterior:
                 )
             if labeled_features is None:
                 labeled_features = np.empty((0, d))
-            if is_on_disk(labeled_features) and labeled_features.dtype == np.float16:
-                labeled_features = labeled_features.astype(np.float32)  # of a store
+            if on_disk or is_on_disk(labeled_features):
+                labeled_features = widened(labeled_features)  # rows of a store
             labeled = engine.floats("labeled_features", labeled_features, (None, d))
             n = points_of_rows("labeled_features", len(labeled), per_point)
             if n:
@@ -910,6 +910,8 @@ class Posterior:
                     f"{method} of a posterior from features takes features and outputs of the new "
                     f"points; {', '.join(kernels)} belong to one from a kernel"
                 )
+            if isinstance(space, DiskSpace):
+                features = widened(features)  # rows of a store
             phi = space.engine.floats("features", features, ("m", space.dim))
             m = points_of_rows("features", len(phi), per_point)
             return [phi], as_floats("outputs", outputs, (m, self._mean.shape[1]), np.float64)

@@ -180,7 +180,8 @@ class _Task:
                 f"{criterion} is of a scalar kernel, and this one has k x k blocks: use "
                 "outputs='sum', 'single' or 'random' of EmpiricalNTK, or another criterion",
             )
-        if row.uncertainty and post._labels:  # without labels every class is as open as any
+        # (Without labels every class is as open as any.)
+        if row.uncertainty and (post._labels or post._is_labeled.any()):
             largest = np.sort(softmax(post._mean[points] / temperature), axis=1)
             v = v * (1 - (largest[:, -1] - largest[:, -2]))
         return cls(
@@ -400,7 +401,13 @@ def _chosen(choose: Choose | None, utility: Array, points: Array) -> int:
     """Position of the pick: what `choose` says, checked, or the largest utility."""
     if choose is None:
         return _best(utility, points)
-    position = operator.index(choose(points, utility))
+    given = choose(points, utility)
+    if isinstance(given, (bool, np.bool_)) or not hasattr(given, "__index__"):
+        raise ArgumentTypeError(
+            "choose",
+            f"choose returned {given!r}; expected the position of a point among those it was given",
+        )
+    position = operator.index(given)
     if not 0 <= position < len(points):
         raise ArgumentValueError(
             "choose", f"choose returned {position}; expected a position in [0, {len(points)})"

@@ -275,6 +275,26 @@ def test_labels_of_a_call_and_from_the_start_cover_alike():
         assert relative_error(nf.utilities(late, "max_herding"), expected) <= 1e-9
 
 
+def test_labels_that_the_network_has_seen_make_classes_less_open():
+    """Whether they are given, or only where they are."""
+    rng = np.random.default_rng(0)
+    phi, f, labeled = rng.normal(size=(20, 9)), 3 * rng.normal(size=(20, 3)), [1, 2, 3]
+    settings = dict(loss="cross_entropy", labeled_indices=labeled, ridge=1.0)
+    places = nf.Posterior.from_features(phi, f, None, None, None, **settings)
+    given = nf.Posterior.from_features(
+        phi,
+        f,
+        phi[labeled],
+        f[labeled],
+        f[labeled].argmax(1),
+        **settings,
+        residual_temperature=1e-3,
+    )
+    assert np.allclose(given.mean, f)
+    found = [nf.utilities(post, "uncertainty_herding", radius=1.0) for post in (places, given)]
+    assert np.allclose(*found, rtol=1e-6)
+
+
 @pytest.mark.parametrize("representation", ["features", "kernel"])
 def test_state_is_kept(representation, tmp_path):
     """By files, copies and extend; a file that does not know the labelled points is refused."""

@@ -104,6 +104,19 @@ def test_everything_is_as_from_memory(labels, dtype, tmp_path):
     assert_same(state(held), state(on_disk))
 
 
+def test_float16_rows_are_taken_however_they_were_cut(tmp_path):
+    """Chosen by indices they are no map any more."""
+    phi, f, _ = arrays(0, np.float16)
+    np.save(tmp_path / "phi.npy", phi)
+    found = []
+    for rows in (phi.astype(np.float32), np.load(tmp_path / "phi.npy", mmap_mode="r")):
+        post = nf.Posterior.from_features(
+            rows, f, rows[[0, 5]], f[[0, 5]], [1, 0], loss="cross_entropy", labeled_indices=[0, 5]
+        )
+        found.append((post.mean, post.predict(rows[[7, 2]], f[[7, 2]])))
+    assert_same(*found)
+
+
 def test_picks_that_the_front_misses_are_found(tmp_path, monkeypatch):
     """Groups are right where candidates outside the front are better: a pass finds them."""
     held, on_disk = both(tmp_path, 3)

@@ -163,6 +163,37 @@ def test_look_ahead_is_expected_error_reduction_of_the_kernel(data):
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-10)
 
 
+def test_what_criteria_compare_with_is_the_regression(data):
+    """Its F before the label: the model has no other outputs."""
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    truth = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.5)
+    known, ridge = np.arange(9), 1e-2
+    y = np.full(40, np.nan)
+    y[known] = truth[known]
+    clf = SklearnClassifier(LogisticRegression(), classes=[0, 1, 2]).fit(X, y)
+    K = np.exp(-np.square(X[:, None] - X[None]).sum(-1) / 2)
+
+    def regression(labeled, targets):
+        inverse = K[np.ix_(labeled, labeled)] + ridge * np.eye(len(labeled))
+        return K[:, labeled] @ np.linalg.solve(inverse, np.eye(3)[targets])
+
+    F, P = regression(known, truth[known]), clf.predict_proba(X)
+    expected = {"label_flips": [], "emoc": [], "mlmoc": []}
+    for c in range(9, 40):
+        after = [regression(np.r_[known, c], np.r_[truth[known], y]) for y in range(3)]
+        flips = [(G.argmax(1) != F.argmax(1)).sum() for G in after]
+        changes = [np.linalg.norm(G - F, axis=1).sum() for G in after]
+        expected["label_flips"].append(P[c] @ flips)
+        expected["emoc"].append(P[c] @ changes)
+        expected["mlmoc"].append(changes[F[c].argmax()])
+    for criterion, values in expected.items():
+        strategy = LookAhead(
+            criterion, "rbf", kernel_params={"gamma": 0.5}, mode="top", random_state=0, ridge=ridge
+        )
+        _, found = strategy.query(X, y, clf, batch_size=3, return_utilities=True)
+        assert np.allclose(found[0, 9:], values, rtol=1e-9), criterion
+
+
 @pytest.mark.parametrize("kernel", ["rbf", "linear", RBF(2.0), "laplacian"], ids=str)
 def test_batch_of_variance_reduction(data, kernel):
     """Every row of the utilities is what it would be with the earlier picks labelled."""

@@ -161,6 +161,9 @@ def test_choose(criterion, representation, anywhere):
                 ValueError, match=f"choose returned {wrong}; expected a position in"
             ):
                 nf.select(post, criterion, 2, mode, choose=lambda *_, w=wrong: w, **options)
+    for wrong in (None, 1.0, True):
+        with pytest.raises(TypeError, match=f"choose returned {wrong}; expected the position of"):
+            nf.select(post, criterion, 2, choose=lambda *_, w=wrong: w, **options)
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)

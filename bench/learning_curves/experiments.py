@@ -72,9 +72,7 @@ EXPERIMENTS = {
         ),
     ),
     "embeddings": Experiment("low", "cross_entropy", ("bbcnews",), _MAIN),
-    "squared": Experiment(
-        "low", "squared", (*TABULAR, "mnist"), (*_MAIN, "variance_reduction")
-    ),
+    "squared": Experiment("low", "squared", (*TABULAR, "mnist"), (*_MAIN, "variance_reduction")),
     "middle": Experiment("middle", "cross_entropy", (*TABULAR, "mnist"), _MAIN),
     "kernels": Experiment(
         "low",

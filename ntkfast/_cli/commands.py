@@ -298,7 +298,8 @@ def rank(
         distributions = arrays.pop("log_loss_targets")
         data = _described(**arrays)
         row = find(criterion)
-        if row.needs_memory or (mode == "sequential" and not row.moments):
+        in_memory = not isinstance(data["features"], np.memmap)
+        if in_memory or row.needs_memory or (mode == "sequential" and not row.moments):
             data["features"] = _in_memory(data["features"])
         pool_size = len(data["features"])
         unlabeled = pool_size
@@ -369,8 +370,9 @@ def rank(
 
 
 def _in_memory(features: Any) -> Any:
-    """Read features that are on disk, float16 as float32."""
-    return np.array(features, np.float32 if features.dtype == np.float16 else None)
+    """Return features that are not on disk, float16 as float32."""
+    read = np.array if isinstance(features, np.memmap) else np.asarray
+    return read(features, np.float32 if features.dtype == np.float16 else None)
 
 
 def _check_options(

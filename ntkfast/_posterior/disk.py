@@ -27,6 +27,7 @@ __all__ = [
     "Source",
     "is_on_disk",
     "reader",
+    "widened",
 ]
 
 # Scattered rows that are read before their pages are let go.
@@ -45,6 +46,13 @@ def _map_of(array: Any) -> mmap.mmap | None:
 def is_on_disk(features: Any) -> bool:
     """Whether these are features on disk: a memory map of numpy."""
     return isinstance(features, np.memmap) and _map_of(features) is not None
+
+
+def widened(features: Any) -> Any:
+    """Return rows in float16 as float32, and others as they are."""
+    if isinstance(features, np.ndarray) and features.dtype == np.float16:
+        return features.astype(np.float32)
+    return features
 
 
 class Source:

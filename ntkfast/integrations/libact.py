@@ -122,7 +122,8 @@ class LookAhead(QueryStrategy):  # type: ignore[misc]
         labeled = X[np.flatnonzero(mask)]
         if model is None:
             return Surrogate(
-                kernel_model(self.kernel, self.kernel_params, X, labeled, targets, k, self.ridge)
+                kernel_model(self.kernel, self.kernel_params, X, labeled, targets, k, self.ridge),
+                network=False,
             )
         if self.kernel == "features":
             return Surrogate(linearised(X, labeled, P, P[mask], targets, self.ridge))
@@ -130,4 +131,4 @@ class LookAhead(QueryStrategy):  # type: ignore[misc]
             self.kernel, self.kernel_params, X, labeled, targets, k, self.ridge
         )
         P = with_two_classes(P)
-        return Surrogate(posterior, lambda of: P[of])
+        return Surrogate(posterior, lambda of: P[of], network=False)

@@ -148,10 +148,12 @@ def _surrogate(
                 "kernel", 'kernel="features" needs a learner whose estimator is fitted'
             )
         P = learner.predict_proba(X_pool, **(parameters or {}))
-        P_labeled = learner.predict_proba(X_training) if labels else np.zeros((0, k))
+        P_labeled = np.zeros((0, k))
+        if labels:
+            P_labeled = learner.predict_proba(X_training, **(parameters or {}))
         return Surrogate(linearised(seen, labeled, P, P_labeled, targets, ridge))
     posterior = kernel_model(kernel, parameters, seen, labeled, targets, k, ridge)
     if not is_fitted:
-        return Surrogate(posterior)
+        return Surrogate(posterior, network=False)
     P = with_two_classes(learner.predict_proba(X_pool))
-    return Surrogate(posterior, lambda of: P[of])
+    return Surrogate(posterior, lambda of: P[of], network=False)

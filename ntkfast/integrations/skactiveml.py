@@ -242,6 +242,7 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
         return Surrogate(
             post,
             lambda of: with_two_classes(_probabilities(clf.predict_proba(points[of]))[0]),
+            network=False,
         )
 
 

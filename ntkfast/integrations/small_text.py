@@ -176,14 +176,17 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
         if P is None:
             k = int(targets.max(initial=0)) + 1
             return Surrogate(
-                kernel_model(self.kernel, self.kernel_params, E, E[labeled], targets, k, self.ridge)
+                kernel_model(
+                    self.kernel, self.kernel_params, E, E[labeled], targets, k, self.ridge
+                ),
+                network=False,
             )
         if self.kernel == "features":
             return Surrogate(linearised(E, E[labeled], P, P[labeled], targets, self.ridge))
         posterior = kernel_model(
             self.kernel, self.kernel_params, E, E[labeled], targets, P.shape[1], self.ridge
         )
-        return Surrogate(posterior, lambda of: P[of])
+        return Surrogate(posterior, lambda of: P[of], network=False)
 
     def __str__(self) -> str:
         return f"LookAhead(criterion={self.criterion!r}, kernel={self.kernel!r})"
