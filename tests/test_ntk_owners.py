@@ -632,3 +632,29 @@ def test_known_passes_are_not_measured_again(monkeypatch) -> None:
         assert looked <= 2
         ntk.features(DataLoader(TensorDataset(x), 5))
         assert len(measured) == looked
+
+
+class PointsLast(nn.Module):
+    """One row of a layer that holds all points, most of which have no gradient at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(2), nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(x.t()[None])[0].t()))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_row_of_all_points_is_nobodys_own(size) -> None:
+    """Though the first batches show it the gradient of one point only."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = PointsLast().double().eval()
+        x = torch.randn(24, 2, dtype=torch.float64)
+        x[:12] = -x[:12].abs()
+        x[1 : 12 : size + 1] *= -1
+        loader = DataLoader(TensorDataset(x), batch_size=size)
+        J = literal_jacobian(model, x, output_weights("sum", 1))[:, 0]
+        found = EmpiricalNTK(model, sketch=None).features(loader)
+        assert relative(found, J) <= 1e-10

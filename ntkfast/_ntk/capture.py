@@ -66,6 +66,7 @@ _KEPT = 256
 
 # Points of the first look at a network; the second is at more.
 _FIRST = 2
+_FEW = 3
 
 _COMPANY = (
     "the model's outputs for a point depend on the other points of its batch (for example "
@@ -153,6 +154,13 @@ class Plan:
         found = self.owners.get(trace.exact)
         if found is None:
             found = self._extended(trace, uses, n)
+            if found is not None:
+                self.owners[trace.exact] = found
+        elif not all(one.lasts for one in found) or (
+            # Of so few points, rows that all share may look like an axis of them by chance.
+            n <= _FEW and self._extended(trace, uses, n) is None
+        ):
+            return None
         return found if found is not None and len(found) == len(uses) else None
 
     def _extended(self, trace: Trace, uses: Sequence[Use], n: int) -> list[Owners] | None:
@@ -180,7 +188,6 @@ class Plan:
             if owners is None:
                 return None
             result.append(owners)
-        self.owners[trace.exact] = result
         return result
 
     def keep(self, trace: Trace, owners: list[Owners], n: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -79,6 +80,16 @@ class Owners:
             if bool(((self.owner == expected) | missing).all()):
                 return
         self.index = _rows_of_points(self.owner, self.n)
+
+    @cached_property
+    def lasts(self) -> bool:
+        """Whether the rows of as many other points belong to them in the same way.
+
+        Points are an axis of them, or it is known that they share rows. Otherwise a row that one
+        point seems to own may be that of others too, which had no gradient this time.
+        """
+        q, rest = divmod(len(self.owner), self.n)
+        return self.shared or (not rest and (q == 0 or bool(_inner_axes(self, q))))
 
     @property
     def nothing(self) -> bool:
