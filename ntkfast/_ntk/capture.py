@@ -593,7 +593,11 @@ def _part(net: nn.Module, batch: Batch) -> Tensor:
     try:
         return functional.evaluate_only(net, batch)
     except (RuntimeError, ValueError, IndexError) as error:
-        raise functional.fails_with(batch_length(batch), error) from error
+        try:
+            functional.evaluate_only(net, batch)
+        except type(error):
+            raise functional.fails_with(batch_length(batch), error) from error
+        raise
 
 
 def _halves(n: int, seed: int, device: torch.device) -> list[Tensor]:
@@ -884,7 +888,7 @@ def plan(
             outputs = functional.evaluate(first, few)
     except Exception as error:
         if batch_length(probe) > _FIRST:
-            functional.refuse_lengths(fresh(), probe, error, _FIRST)
+            functional.refuse_lengths(fresh(), few, probe, error)
         raise
     result.renews = _keeps_computed(net, first, outputs)
     functional.check_connected(outputs)

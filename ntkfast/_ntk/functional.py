@@ -41,21 +41,32 @@ def evaluate(net: nn.Module, batch: Batch) -> Tensor:
     n = batch_length(batch)
     if n > 1:
         return checked_outputs(call(net, batch), n)
+    both = concatenate([batch, batch])
     try:
-        pair = call(net, concatenate([batch, batch]))
+        pair = call(net, both)
     except Exception as error:
-        refuse_lengths(net, batch, error, 2)
+        refuse_lengths(net, both, batch, error)
         raise
     return checked_outputs(pair, 2)[:1]
 
 
-def refuse_lengths(net: nn.Module, batch: Batch, error: Exception, failed: int) -> None:
-    """Raise a RuntimeError if a model that failed with `failed` points takes a batch."""
+def refuse_lengths(net: nn.Module, failed: Batch, other: Batch, error: Exception) -> None:
+    """Raise a RuntimeError if a model fails with a batch, again, and takes another one.
+
+    (A refusal of ours, or a failure of that call alone, is none of the model with the batch.)
+    """
     try:
-        checked_outputs(call(net, batch), batch_length(batch))
+        call(net, failed)
+    except Exception as again:
+        if type(again) is not type(error):
+            return
+    else:
+        return
+    try:
+        checked_outputs(call(net, other), batch_length(other))
     except Exception:
         return
-    raise fails_with(failed, error) from error
+    raise fails_with(batch_length(failed), error) from error
 
 
 def fails_with(n: int, error: Exception) -> RuntimeError:
