@@ -584,19 +584,17 @@ def _check_company(
     groups = [list(range(len(some)))] * repeats
     groups += [[0, 0, 0], [1, 0], [1, 1]] if len(some) == 2 else [[1, 0, 1], [3, 2, 3], [2, 2]]
     for group in groups:
-        if not _close(_part(net, take(few, group)), expected[group], precision):
+        if not _close(_part(net, few, group), expected[group], precision):
             raise ValueError(_COMPANY)
 
 
-def _part(net: nn.Module, batch: Batch) -> Tensor:
-    """Return the outputs of points of a batch that the network has taken."""
+def _part(net: nn.Module, batch: Batch, some: Any) -> Tensor:
+    """Return the outputs of some points of a batch that the network has taken."""
+    part = take(batch, some)
     try:
-        return functional.evaluate_only(net, batch)
-    except (RuntimeError, ValueError, IndexError) as error:
-        try:
-            functional.evaluate_only(net, batch)
-        except type(error):
-            raise functional.fails_with(batch_length(batch), error) from error
+        return functional.evaluate_only(net, part)
+    except Exception as error:
+        functional.refuse_lengths(net, part, batch, error)
         raise
 
 
@@ -618,7 +616,7 @@ def _check_half(plan: Plan, batch: Batch, outputs: Tensor) -> None:
     for half in _halves(n, n + plan.n_moving, outputs.device):
         if plan.spare is None or plan.renews:
             plan.spare = plan.fresh()
-        found = _part(plan.spare, take(batch, half))
+        found = _part(plan.spare, batch, half)
         if not _close(found, outputs[half], plan.precision):
             raise ValueError(_COMPANY)
 

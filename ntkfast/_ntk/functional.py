@@ -66,16 +66,11 @@ def refuse_lengths(net: nn.Module, failed: Batch, other: Batch, error: Exception
         checked_outputs(call(net, other), batch_length(other))
     except Exception:
         return
-    raise fails_with(batch_length(failed), error) from error
-
-
-def fails_with(n: int, error: Exception) -> RuntimeError:
-    """Say that a model fails with n points of a batch, and not with the batch."""
-    return RuntimeError(
-        f"the model takes some batches, but fails with one of {n} points "
+    raise RuntimeError(
+        f"the model takes some batches, but fails with one of {batch_length(failed)} points "
         f"({type(error).__name__}: {error}). It is called with batches of several lengths here, "
         "never with a single point: let it take two points or more, whichever they are"
-    )
+    ) from error
 
 
 def evaluate_only(net: nn.Module, batch: Batch) -> Tensor:
