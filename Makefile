@@ -11,19 +11,21 @@ CUDA ?= OFF
 
 BIN := .venv/bin
 STRICT := CMAKE_COMPILE_WARNING_AS_ERROR=ON
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+# Most modules of most packages are never imported: bytecode of all of them takes pip longer than installing.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile -c constraints.txt
 PACKAGING := pyproject.toml constraints.txt tests/hosts.txt CMakeLists.txt cmake/choose_cuda.cmake
 CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda docs bench sanitize wheel clean
+.PHONY: demo build-tools install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda docs bench sanitize wheel clean
 # One step at a time: two pip runs in one environment overwrite each other.
 .NOTPARALLEL:
 
 demo: .venv/installed-demo
 	$(BIN)/ntkfast demo $(ARGS)
 
-# All that the other targets need.
+# All that the other targets need; and what building C++ needs of it.
 install: .venv/installed-dev
+build-tools: .venv/build-tools
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(ARGS)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from terminal import run
 
 import ntkfast as nf
 from ntkfast import store
@@ -22,16 +23,6 @@ pytest.importorskip("typer")
 
 POINTS, DIMENSION, CLASSES = 60, 24, 3
 STRATEGIES = ["random", "margin", "look-ahead"]
-
-
-def run(*arguments, timeout=120, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "ntkfast.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1", **environment},
-    )
 
 
 def read_csv(text):
@@ -745,7 +736,13 @@ def test_demo(tmp_path):
         results = list(
             both.map(
                 lambda options: run(
-                    *("demo", "--seeds", 1, "--rounds", 1, *options), MATPLOTLIBRC=tmp_path / "dark"
+                    *("demo", "--seeds", 1, "--rounds", 1, *options),
+                    demo_settings={
+                        "TRAINING_STEPS": 30,
+                        "CANDIDATES": 200,
+                        "SKETCH_DIMENSION": 128,
+                    },
+                    MATPLOTLIBRC=tmp_path / "dark",
                 ),
                 (("--out", tmp_path / "a"), ("--json", "--out", tmp_path / odd)),
             )

@@ -40,6 +40,11 @@ constexpr double epsilon() {
   return std::numeric_limits<T>::epsilon();
 }
 
+/// Loops unrolled for this number of classes: one for plain numbers, another for lanes, for each
+/// costs the compiler seconds.
+template <class V>
+constexpr int kUnrolled = Lanes<V>::count == 1 ? 2 : 10;
+
 /// f of every number, through registers of V.
 template <class V, class Function>
 std::vector<scalar_of<V>> map(std::vector<scalar_of<V>> x, Function f) {
@@ -260,15 +265,14 @@ void softmax_rank_one() {
   std::uint32_t seed = 0;
   const auto every_k = [&](Path path, double step, double spread) {
     for (const double A : {step, -step}) {
-      labels<V, 2>(path, A, spread, 2, ++seed);
-      labels<V, 10>(path, A, spread, 10, ++seed);
-      for (const int k : {2, 3, 26}) {
+      labels<V, kUnrolled<V>>(path, A, spread, kUnrolled<V>, ++seed);
+      for (const int k : {2, 3, 10, 26}) {
         labels<V, 0>(path, A, spread, k, ++seed);
         labels<V, kAnyClasses>(path, A, spread, k, seed);
       }
     }
   };
-  for (int repeat = 0; repeat < 4; ++repeat) {
+  for (int repeat = 0; repeat < 2; ++repeat) {
     for (const double spread : {0.0, 0.1, 3.0, 40.0, 145.0, 1e4}) {
       for (const double step : {0.0, 1e-6, 0.1, 1.0, 2.6}) every_k(Path::kModerate, step, spread);
       for (const double step : {0.0, 1e-6, 1.0, 4.0, 10.0, 16.0})
@@ -377,9 +381,8 @@ void criteria_of(int k, std::uint32_t seed) {
 
 template <class V>
 void criteria() {
-  for (std::uint32_t seed = 1; seed <= 300; ++seed) {
-    criteria_of<V, 2>(2, seed);
-    criteria_of<V, 10>(10, seed);
+  for (std::uint32_t seed = 1; seed <= 100; ++seed) {
+    criteria_of<V, kUnrolled<V>>(kUnrolled<V>, seed);
     for (const int k : {2, 3, 10, 17}) criteria_of<V, 0>(k, seed);
   }
 }

@@ -141,6 +141,10 @@ double dot(const Matrix<T>& X, std::int64_t i, std::int64_t j) {
   return sum;
 }
 
+/// Whether a criterion takes part in a problem of this size. Each meets a third of the sizes, and
+/// each size a third of the criteria: they share all code that depends on sizes.
+bool takes_part(int criterion, std::int64_t size) { return (criterion + size) % 3 == 0; }
+
 template <class T>
 void features(std::int64_t candidates, std::int64_t evaluation, std::int64_t d, std::int64_t k) {
   Random random(static_cast<std::uint32_t>(candidates * 7 + evaluation * 3 + d + k));
@@ -150,6 +154,7 @@ void features(std::int64_t candidates, std::int64_t evaluation, std::int64_t d, 
   Problem problem(random, N, k, candidates, evaluation, (d + k) % 2 == 0);
   for (std::int64_t i = 0; i < N; ++i) problem.variance[i] = dot(psi, i, i);
   for (int index = 0; index < criterion_count(); ++index) {
+    if (!takes_part(index, candidates + evaluation + d + k)) continue;
     const std::string criterion = criterion_name(index);
     score_features_cpu(psi.view(), problem.call(criterion), {});
     problem.check(
@@ -174,6 +179,7 @@ void dense(std::int64_t candidates, std::int64_t evaluation, std::int64_t rank, 
   Problem problem(random, N, k, candidates, evaluation, rank % 2 == 0);
   for (std::int64_t i = 0; i < N; ++i) problem.variance[i] = covariance(i, i);
   for (int index = 0; index < criterion_count(); ++index) {
+    if (!takes_part(index, candidates + evaluation + rank + k)) continue;
     const std::string criterion = criterion_name(index);
     score_dense_cpu(S.view(), rank > 0 ? U.view() : TensorView{}, problem.call(criterion), {});
     problem.check(criterion, covariance, tolerance<T>());
