@@ -34,6 +34,7 @@ __all__ = [
     "problem",
     "product",
     "quadratic_form",
+    "score_blocks",
     "score_dense",
     "score_features",
     "select_variance_reduction",
@@ -290,6 +291,55 @@ def score_dense(
         library.stream(),
     )  # fmt: skip
     return utilities
+
+
+def score_blocks(
+    criterion: str,
+    covariance: Array,
+    inputs: ScoreInputs,
+    *,
+    variance: Array,
+    evaluation_variance: Array | None = None,
+) -> tuple[Array, Array]:
+    """Utilities of candidates for a matrix-valued kernel, whose covariances are k x k blocks.
+
+    The formulas are those of `ntkfast.ops.score_blocks`, but blocks come output by output, so that
+    a GPU reads neighbouring points side by side.
+
+    Parameters
+    ----------
+    criterion, inputs
+        As in `score_features`.
+    covariance : (N_c k, k N_x) float32 or float64
+        Row ``i k + a``, column ``b N_x + j``: S(c_i, x_j)_ab, output a of candidate i with output b
+        of evaluation point j. Its dtype is the compute type.
+    variance : (N_c, k, k) float64
+        S(c, c).
+    evaluation_variance : (N_x, k, k) float64, optional
+        S(x, x); only ``epig`` reads it.
+
+    Returns
+    -------
+    utilities : (N_c,) float64
+        NaN where `wrong` tells why.
+    wrong : (N_c + N_x,) int64
+        1 for candidates, and after them evaluation points, whose block plus its noise is not
+        positive definite; 0 for the others.
+    """
+    library = _library("covariance", covariance)
+    call, utilities, sizes = _call(library, inputs.mean.shape[0], criterion, inputs, variance)
+    wrong = library.empty((sizes[1] + sizes[2],), "int64")
+    size = _core.cuda_score_blocks_workspace(criterion, *sizes, _dtype(covariance) == "float64")
+    workspace = _workspace(library, size)
+    _core.cuda_score_blocks(
+        _view("covariance", covariance),
+        _optional("evaluation_variance", evaluation_variance),
+        call,
+        _view("wrong", wrong),
+        _view("workspace", workspace),
+        library.stream(),
+    )
+    return utilities, wrong
 
 
 def condition_features(psi: Array, U: Array, C: Array) -> None:

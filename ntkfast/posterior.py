@@ -509,7 +509,7 @@ class Posterior:
             else:
                 phi = engine.floats("features", features, ("N", "d"))
             rows, d = phi.shape
-            per_point = outputs_per_point("features", rows, outputs, engine)
+            per_point = outputs_per_point("features", rows, outputs)
             if per_point > 1 and (on_disk or pool is not ALONE):
                 raise ArgumentValueError(
                     "group" if pool is not ALONE else "features",
@@ -643,7 +643,7 @@ class Posterior:
                 "K_uu",
                 f"K_uu has shape {tuple(K.shape)}; expected (N, N), or (N k, N k) for blocks",
             )
-        per_point = outputs_per_point("K_uu", rows, outputs, engine)
+        per_point = outputs_per_point("K_uu", rows, outputs)
         if K_ll is None:
             K_ll = np.empty((0, 0))
         K_labeled = engine.floats("K_ll", K_ll, (None, None))

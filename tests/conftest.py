@@ -13,7 +13,7 @@ import contextlib
 import math
 
 import pytest
-from devices import anywhere, device  # noqa: F401 (fixtures)
+from devices import anywhere, cpu_or_gpu, device  # noqa: F401 (fixtures)
 
 # Where a GPU is lent, only what its tests need may be installed.
 with contextlib.suppress(ModuleNotFoundError):

@@ -60,3 +60,9 @@ def device(request, monkeypatch):
 def anywhere(request, monkeypatch):
     """The CPU, or a GPU."""
     return _device(request, monkeypatch)
+
+
+@pytest.fixture(params=["cpu", ON_GPU[-1]])
+def cpu_or_gpu(request, monkeypatch):
+    """The CPU, or a GPU or its emulation."""
+    return _device(request, monkeypatch)

@@ -47,6 +47,10 @@ class Operations:
     def quadratic_form(self, X, G):
         return _like(X, ops.quadratic_form(_matrix(X), _double(G)))
 
+    def gram_add(self, A, B, out, *, products):
+        A, B = (_rounded(a, products) for a in (A, B))
+        ops.gram_add(A, B, _matrix(out))
+
     def whiten(self, features, W):
         return _like(features, ops.whiten(_matrix(features), _double(W)))
 
@@ -67,13 +71,8 @@ class Operations:
         return _like(A, L), _like(A, np.array([failed]))
 
     def score_features(self, criterion, psi, inputs, *, variance, products):
-        rounded = {
-            "fma64": lambda a: _typed(a, "float64"),
-            "tf32x3": lambda a: _typed(a, "float32"),
-            "tf32": lambda a: tf32(_typed(a, "float32")),
-            "bf16": lambda a: _typed(a, "bfloat16").astype(np.float32),
-        }[products](psi)
         inputs, variance = _scoring(inputs), _vector(variance)
+        rounded = _rounded(psi, products)
         return _like(psi, ops.score_features(criterion, rounded, inputs, variance=variance))
 
     def score_dense(self, criterion, S, inputs, *, variance, downdate=None):
@@ -83,6 +82,29 @@ class Operations:
         inputs, variance = _scoring(inputs), _vector(variance)
         found = ops.score_dense(criterion, _matrix(S), inputs, variance=variance, downdate=downdate)
         return _like(S, found)
+
+    def score_blocks(self, criterion, covariance, inputs, *, variance, evaluation_variance):
+        S, inputs, variance = _matrix(covariance), _scoring(inputs), _vector(variance)
+        k, every = inputs.mean.shape[1], np.arange(len(inputs.mean))
+        inputs = replace(
+            inputs,
+            candidates=every if inputs.candidates is None else inputs.candidates,
+            evaluation=every if inputs.evaluation is None else inputs.evaluation,
+        )
+        m, n = len(inputs.candidates), len(inputs.evaluation)
+        assert S.shape == (m * k, k * n)
+        wrong = np.zeros(m + n, np.int64)
+        wrong[:m] = _indefinite(variance, inputs.noise)
+        if evaluation_variance is not None:
+            evaluation_variance = _vector(evaluation_variance)
+            wrong[m:] = _indefinite(evaluation_variance, np.full(n, inputs.ridge))
+        if wrong.any():
+            return _like(covariance, np.full(m, np.nan)), _like(covariance, wrong)
+        S = np.ascontiguousarray(S.reshape(-1, k, n).swapaxes(1, 2)).reshape(m * k, n * k)
+        found = ops.score_blocks(
+            criterion, S, inputs, variance=variance, evaluation_variance=evaluation_variance
+        )
+        return _like(covariance, found), _like(covariance, wrong)
 
     def select_variance_reduction(self, psi, candidates, count, *, gram, q, s, noise):
         psi = _matrix(psi).astype(np.float64)
@@ -118,6 +140,21 @@ def _typed(array, kind):
     if kind == "bfloat16":
         return array.float().numpy()
     return _matrix(array)
+
+
+def _rounded(array, products):
+    """What tensor cores see of an array."""
+    return {
+        "fma64": lambda a: _typed(a, "float64"),
+        "tf32x3": lambda a: _typed(a, "float32"),
+        "tf32": lambda a: tf32(_typed(a, "float32")),
+        "bf16": lambda a: _typed(a, "bfloat16").astype(np.float32),
+    }[products](array)
+
+
+def _indefinite(blocks, noise):
+    finite = np.where(np.isinf(noise), 1e300, noise)
+    return np.linalg.eigvalsh(blocks)[:, 0] + finite <= 0
 
 
 def _matrix(array):
@@ -206,6 +243,12 @@ class Cupy:
     def diagonal(self):
         return Cupy(self.memory.diagonal())
 
+    def reshape(self, *shape):
+        return Cupy(self.memory.reshape(shape))
+
+    def swapaxes(self, a, b):
+        return Cupy(self.memory.swapaxes(a, b))
+
     def max(self):
         return Cupy(self.memory.max())
 
@@ -257,6 +300,7 @@ cupy = SimpleNamespace(
     asarray=_array,
     ascontiguousarray=lambda a: Cupy(np.ascontiguousarray(a.memory)),
     empty=lambda shape, dtype: Cupy(np.full(shape, np.nan, dtype)),
+    zeros=lambda shape, dtype: Cupy(np.zeros(shape, dtype)),
     eye=lambda n, dtype: Cupy(np.eye(n, dtype=dtype)),
     vstack=lambda parts: Cupy(np.vstack([a.memory for a in parts])),
     einsum=lambda formula, *arrays: Cupy(np.einsum(formula, *(a.memory for a in arrays))),

@@ -1,7 +1,5 @@
 """Matrix-valued kernels: posteriors with k x k blocks against literal refitting."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import reference
@@ -45,30 +43,29 @@ def problem(seed, *, N=9, n=3, k=3, d=25, loss="squared", lam=0.3):
     )
 
 
-def posterior(p, representation="features", dtype=np.float64, **settings):
+def posterior(p, representation="features", dtype=np.float64, put=np.asarray, **settings):
     phi, phi_l = p["phi"], p["phi_l"]
     kept = ("loss", "noise", "residual_temperature")
     settings = dict(label_scale=p["scale"]) | {name: p[name] for name in kept} | settings
-    labels = p["f"], p["f_l"], p["T"]
+    labels = put(p["f"]), put(p["f_l"]), put(p["T"])
     if representation == "features":
-        return nf.Posterior.from_features(
-            phi.astype(dtype), labels[0], phi_l.astype(dtype), *labels[1:], p["lam"], **settings
-        )
+        phi, phi_l = (put(a.astype(dtype)) for a in (phi, phi_l))
+        return nf.Posterior.from_features(phi, labels[0], phi_l, *labels[1:], p["lam"], **settings)
     kernels = (phi @ phi.T, phi_l @ phi.T, phi_l @ phi_l.T)
     return nf.Posterior.from_kernel(
-        *(K.astype(dtype) for K in kernels), *labels, p["lam"], **settings
+        *(put(K.astype(dtype)) for K in kernels), *labels, p["lam"], **settings
     )
 
 
-def keywords(p):
+def keywords(p, put=np.asarray):
     return dict(
-        candidates=p["candidates"],
-        evaluation=p["evaluation"],
-        label_probs=p["P"],
-        weights=p["v"],
-        noise=p["lam_c"],
+        candidates=put(p["candidates"]),
+        evaluation=put(p["evaluation"]),
+        label_probs=put(p["P"]),
+        weights=put(p["v"]),
+        noise=put(p["lam_c"]),
         temperature=TEMPERATURE,
-        log_loss_targets=p["Q"],
+        log_loss_targets=put(p["Q"]),
     )
 
 
@@ -143,130 +140,144 @@ def literal(criterion, p):
 @losses
 @every_criterion
 @pytest.mark.parametrize("n, k", [(3, 3), (0, 4), (5, 2)])
-def test_utilities_are_literal_refitting(criterion, loss, representation, n, k):
-    p = problem(n, n=n, k=k, loss=loss)
-    found = nf.utilities(posterior(p, representation), criterion, **keywords(p))
-    assert relative_error(found, literal(criterion, p)) <= 1e-9
+def test_utilities_are_literal_refitting(cpu_or_gpu, criterion, loss, representation, n, k):
+    p, put = problem(n, n=n, k=k, loss=loss), cpu_or_gpu.put
+    post = posterior(p, representation, put=put)
+    found = nf.utilities(post, criterion, **keywords(p, put))
+    assert relative_error(cpu_or_gpu.host(found), literal(criterion, p)) <= 1e-9
 
 
 @both
 @losses
-def test_state_is_literal_refitting(representation, loss):
+def test_state_is_literal_refitting(cpu_or_gpu, representation, loss):
     """Mean, covariance and variances; labels without information count for nothing."""
-    p = problem(1, loss=loss)
+    p, host = problem(1, loss=loss), cpu_or_gpu.host
     F, S = refit(p)
-    post = posterior(p, representation)
-    assert relative_error(post.mean, F) <= 1e-10
-    assert relative_error(post.covariance(range(9), range(9)), S) <= 1e-10
-    assert relative_error(post.variance, np.diag(S).reshape(9, 3)) <= 1e-10
-    part = post.covariance([4, 0], [8])
+    post = posterior(p, representation, put=cpu_or_gpu.put)
+    assert relative_error(host(post.mean), F) <= 1e-10
+    assert relative_error(host(post.covariance(range(9), range(9))), S) <= 1e-10
+    assert relative_error(host(post.variance), np.diag(S).reshape(9, 3)) <= 1e-10
+    part = host(post.covariance([4, 0], [8]))
     assert relative_error(part, S[np.ix_(rows([4, 0], 3), rows([8], 3))]) <= 1e-10
     p["noise"][1] = np.inf
     kept = p | {n: np.delete(p[n], 1, axis=0) for n in ("f_l", "T", "noise")}
     kept["phi_l"] = np.delete(p["phi_l"], rows([1], 3), axis=0)
     F, S = refit(kept)
-    silent = posterior(p, representation)
-    assert relative_error(silent.mean, F) <= 1e-10
-    assert relative_error(silent.covariance(range(9), range(9)), S) <= 1e-10
+    silent = posterior(p, representation, put=cpu_or_gpu.put)
+    assert relative_error(host(silent.mean), F) <= 1e-10
+    assert relative_error(host(silent.covariance(range(9), range(9))), S) <= 1e-10
 
 
 @both
 @pytest.mark.parametrize("b", [1, 4, 12])
-def test_one_by_one_is_a_block_is_from_scratch(representation, b):
-    p = problem(2, d=30)
+def test_one_by_one_is_a_block_is_from_scratch(cpu_or_gpu, representation, b):
+    p, put, host = problem(2, d=30), cpu_or_gpu.put, cpu_or_gpu.host
     rng = np.random.default_rng(b)
     indices, classes = rng.integers(0, 9, b), rng.integers(0, 3, b)
     noise = p["lam"] * rng.uniform(0.2, 5, b)
-    block, single = posterior(p, representation), posterior(p, representation)
-    block.condition(indices, classes, noise)
+    block, single = (posterior(p, representation, put=put) for _ in range(2))
+    block.condition(put(indices), put(classes), put(noise))
     for i in rng.permutation(b):
         single.condition([indices[i]], [classes[i]], noise[i : i + 1])
     F, S = refit(p, indices, np.eye(3)[classes] - p["f"][indices], noise)
     for post in (block, single):
-        assert relative_error(post.mean, F) <= 1e-9
-        assert relative_error(post.covariance(range(9), range(9)), S) <= 1e-9
-        assert relative_error(post.variance, np.diag(S).reshape(9, 3)) <= 1e-9
-        assert post.labeled.tolist() == sorted(set(indices.tolist()))
+        assert relative_error(host(post.mean), F) <= 1e-9
+        assert relative_error(host(post.covariance(range(9), range(9))), S) <= 1e-9
+        assert relative_error(host(post.variance), np.diag(S).reshape(9, 3)) <= 1e-9
+        assert host(post.labeled).tolist() == sorted(set(indices.tolist()))
         if representation == "features":
-            assert relative_error(post.predict(p["phi"], p["f"]), F) <= 1e-9
+            assert relative_error(host(post.predict(put(p["phi"]), put(p["f"]))), F) <= 1e-9
 
 
 @both
 @losses
 @every_criterion
-def test_sequential_is_conditioning_on_each_pick(criterion, loss, representation):
+def test_sequential_is_conditioning_on_each_pick(cpu_or_gpu, criterion, loss, representation):
     """A batch is what `utilities` and `condition` on the pseudo-labels make of copies."""
-    p = problem(3, loss=loss)
-    post, twin = posterior(p, representation), posterior(p, representation)
-    before = post.mean, post.variance
-    options = keywords(p) | dict(label_probs=None)
+    p, put, host = problem(3, loss=loss), cpu_or_gpu.put, cpu_or_gpu.host
+    post, twin = (posterior(p, representation, put=put) for _ in range(2))
+    before = host(post.mean), host(post.variance)
+    options = keywords(p, put) | dict(label_probs=None)
     found = nf.select(post, criterion, 4, **options)
     lam_c = p["lam_c"]
     if criterion == "fisher_variance_reduction":
         lam_c = lam_c / (1 - (class_probabilities(p["f"], loss) ** 2).sum(1)[:5])
     left = np.arange(5)
-    for pick, utility in zip(found.indices, found.utilities, strict=True):
+    for pick, utility in zip(host(found.indices), host(found.utilities), strict=True):
         part = options | dict(candidates=left, noise=p["lam_c"][left])
-        u = nf.utilities(twin, criterion, **part)
+        u = host(nf.utilities(twin, criterion, **part))
         assert pick == left[u.argmax()]
         assert abs(utility - u.max()) <= 1e-9 * max(1, abs(u).max())
-        label = twin.mean[pick].argmax()
+        label = host(twin.mean)[pick].argmax()
         twin.condition([pick], [label], lam_c[pick : pick + 1])
         left = np.setdiff1d(left, pick)
-    np.testing.assert_array_equal(post.mean, before[0])
-    np.testing.assert_array_equal(post.variance, before[1])
+    np.testing.assert_array_equal(host(post.mean), before[0])
+    np.testing.assert_array_equal(host(post.variance), before[1])
 
 
 @both
 @every_criterion
-def test_top_is_the_sorted_utilities(criterion, representation):
-    p = problem(4)
-    post = posterior(p, representation)
-    u = nf.utilities(post, criterion, **keywords(p))
-    best = nf.select(post, criterion, 3, "top", **keywords(p))
-    assert best.indices.tolist() == sorted(range(5), key=lambda i: (-u[i], i))[:3]
+def test_top_is_the_sorted_utilities(cpu_or_gpu, criterion, representation):
+    p, put, host = problem(4), cpu_or_gpu.put, cpu_or_gpu.host
+    post = posterior(p, representation, put=put)
+    u = host(nf.utilities(post, criterion, **keywords(p, put)))
+    best = nf.select(post, criterion, 3, "top", **keywords(p, put))
+    assert host(best.indices).tolist() == sorted(range(5), key=lambda i: (-u[i], i))[:3]
 
 
 @both
 @every_criterion
-def test_panels_in_portions(criterion, representation, monkeypatch):
+def test_panels_in_portions(cpu_or_gpu, criterion, representation, monkeypatch):
     """Memory for a few blocks: candidates and evaluation points come in portions."""
-    p = problem(5, N=20)
-    options = keywords(p)
-    whole = nf.utilities(posterior(p, representation), criterion, **options)
-    batch = nf.select(posterior(p, representation), criterion, 3, **options)
+    p, put, host = problem(5, N=20), cpu_or_gpu.put, cpu_or_gpu.host
+    options, post = keywords(p, put), posterior(p, representation, put=put)
+    whole = host(nf.utilities(post, criterion, **options))
+    batch = host(nf.select(post, criterion, 3, **options).indices)
     for size in (1, 3 * 9 * 8, 40 * 9 * 8):
         monkeypatch.setattr(blocks, "PANEL_BYTES", size)
-        found = nf.utilities(posterior(p, representation), criterion, **options)
+        found = host(nf.utilities(post, criterion, **options))
         assert relative_error(found, whole) <= 1e-12
-        again = nf.select(posterior(p, representation), criterion, 3, **options)
-        assert again.indices.tolist() == batch.indices.tolist()
+        again = host(nf.select(post, criterion, 3, **options).indices)
+        assert again.tolist() == batch.tolist()
 
 
 @pytest.mark.parametrize("criterion", ["variance_reduction", "fisher_variance_reduction"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("share", [0.4, 1.0])
-def test_moments_are_the_pairs(criterion, dtype, share, monkeypatch):
-    p = problem(17, N=60, n=4, d=10, loss="cross_entropy")
+def test_moments_are_the_pairs(cpu_or_gpu, criterion, dtype, share, monkeypatch):
+    p, put, host = (
+        problem(17, N=60, n=4, d=10, loss="cross_entropy"),
+        cpu_or_gpu.put,
+        cpu_or_gpu.host,
+    )
     rng = np.random.default_rng(0)
     size = int(60 * share)
     options = {name: np.sort(rng.permutation(60)[:size]) for name in ("candidates", "evaluation")}
     options |= dict(weights=rng.uniform(0.1, 1, size), noise=0.3 * rng.uniform(0.3, 3, size))
     options["noise"][rng.permutation(size)[:3]] = np.inf
-    post = posterior(p, dtype=dtype)
-    found = nf.utilities(post, criterion, **options), nf.select(post, criterion, 9, **options)
+    options = {name: put(value) for name, value in options.items()}
+    post = posterior(p, dtype=dtype, put=put)
+    if cpu_or_gpu.on_gpu:  # where they are dearer, and so few points have them for one round
+        monkeypatch.setattr(type(post._space.engine), "float64_cost", 2.0)
+
+    def scores():
+        batch = nf.select(post, criterion, 9, **options)
+        utilities = nf.utilities(post, criterion, **options)
+        return tuple(map(host, (utilities, batch.utilities, batch.indices)))
+
+    found = scores()
     monkeypatch.setattr(blocks, "PANEL_BYTES", 7 * 3 * 10 * 8)
-    portions = nf.utilities(post, criterion, **options)
+    portions = host(nf.utilities(post, criterion, **options))
     assert relative_error(portions, found[0]) <= 1e-12
     paid_off = []
     pay_off = moments.pay_off
     monkeypatch.setattr(moments, "pay_off", lambda *a: paid_off.append(pay_off(*a)) and False)
-    pairs = nf.utilities(post, criterion, **options), nf.select(post, criterion, 9, **options)
+    pairs = scores()
     assert paid_off == [True, True]
     tolerance = 1e-11 if dtype == np.float64 else 1e-5
     assert relative_error(found[0], pairs[0]) <= tolerance
-    assert relative_error(found[1].utilities, pairs[1].utilities) <= tolerance
-    assert found[1].indices.tolist() == pairs[1].indices.tolist()
+    assert relative_error(found[1], pairs[1]) <= tolerance
+    assert found[2].tolist() == pairs[2].tolist()
 
 
 # --- Blocks K (x) I_k are the scalar kernel ---
@@ -521,10 +532,83 @@ def test_the_wrong_kernel_names_the_point():
         )
 
 
-def test_blocks_on_a_gpu_are_refused():
-    gpu = SimpleNamespace(on_gpu=True)
-    assert blocks.outputs_per_point("K_uu", 9, np.zeros((9, 3)), gpu) == 1
-    with pytest.raises(RuntimeError, match="computed on the CPU only"):
-        blocks.outputs_per_point("K_uu", 27, np.zeros((9, 3)), gpu)
-    with pytest.raises(RuntimeError, match="computed on the CPU only"):
-        posterior(problem(16))._space.to(gpu)
+# --- On a GPU ---
+
+
+def assert_agree(found, expected, host, tolerance=1e-9):
+    every = np.arange(len(expected))
+    for x, y in (
+        (found.mean, expected.mean),
+        (found.variance, expected.variance),
+        (found.covariance(every, every[::2]), expected.covariance(every, every[::2])),
+    ):
+        assert relative_error(host(x), y) <= tolerance
+    np.testing.assert_array_equal(host(found.labeled), expected.labeled)
+
+
+@both
+def test_the_life_of_a_posterior(device, representation, tmp_path):
+    """All that one can do there, on arrays of every library, as on the CPU."""
+    p, put, host = problem(19, N=12, n=4), device.put, device.host
+    post, same = posterior(p, representation, put=put), posterior(p, representation)
+    assert repr(post) == repr(same)
+    for criterion in NAMES:
+        found, expected = (
+            nf.select(each, criterion, 4, **keywords(p, there))
+            for each, there in ((post, put), (same, np.asarray))
+        )
+        assert host(found.indices).tolist() == expected.indices.tolist(), criterion
+        assert relative_error(host(found.utilities), expected.utilities) <= 1e-8, criterion
+    post.condition(put([1, 3]), put([0, 2]), put([0.1, np.inf]))
+    same.condition([1, 3], [0, 2], [0.1, np.inf])
+    assert_agree(post, same, host)
+    if representation == "features":
+        predicted = post.predict(put(p["phi"][:6]), put(p["f"][:2]))
+        assert relative_error(host(predicted), same.predict(p["phi"][:6], p["f"][:2])) <= 1e-9
+        post.extend(put(p["phi"][:6]), put(p["f"][:2]))
+        same.extend(p["phi"][:6], p["f"][:2])
+    post.save(tmp_path / "post.npz")
+    loaded = nf.Posterior.load(tmp_path / "post.npz")
+    for other in (post, post.copy(), loaded.to(put(np.zeros(1)))):
+        assert other._space.engine.on_gpu
+        assert_agree(other, same, host)
+    for other in (loaded, post.to(np.zeros(1))):
+        assert_agree(other, same, np.asarray)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "tf32", "bf16"])
+@both
+def test_precisions(device, representation, precision):
+    if precision == "bf16" and device.kind.__module__ == "cupy":
+        pytest.skip("cupy has no bfloat16")
+    p, put = problem(20, N=40, k=4, loss="cross_entropy"), device.put
+    post = posterior(p, representation, np.float32, put)
+    same = posterior(p, representation, np.float32)
+    options = dict(precision=precision)
+    for criterion in NAMES:
+        if representation == "kernel" and precision in ("tf32", "bf16"):
+            with pytest.raises(ValueError, match=f'precision="{precision}" would lose the ranking'):
+                nf.utilities(post, criterion, **options, **keywords(p, put))
+            continue
+        found = nf.utilities(post, criterion, **options, **keywords(p, put))
+        exact = nf.utilities(same, criterion, **keywords(p), precision="float64")
+        tolerance = {"float64": 1e-6, "float32": 5e-5, "tf32": 2e-2, "bf16": 2e-1}[precision]
+        if criterion == "label_flips":  # a rounded output may decide one comparison
+            tolerance = max(tolerance, 5e-2)
+        assert relative_error(device.host(found), exact) <= tolerance, criterion
+
+
+def test_no_covariance_on_a_gpu(device, monkeypatch):
+    """The blocks of the points are checked there, and the message is that of a CPU."""
+    p = problem(21)
+    post = posterior(p, put=device.put)
+    monkeypatch.setattr(
+        blocks._FeatureScorer,
+        "_variances",
+        lambda self, points: -np.tile(np.eye(3), (len(points), 1, 1)),
+    )
+    for criterion, name in (("emoc", "variance"), ("epig", "evaluation_variance")):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: block 0 \(point \d\) plus its noise is not"
+        ):
+            nf.utilities(post, criterion, candidates=[3], evaluation=[4])

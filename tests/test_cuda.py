@@ -12,8 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import reference
+from block_problems import BOUND, blocks, panel
+from block_problems import check as check_blocks
+from data import oracle
 from score_problems import check, covariance, problem
-from scoring import cuda_score_dense, cuda_score_features, score_features
+from scoring import (
+    cuda_score_blocks,
+    cuda_score_dense,
+    cuda_score_features,
+    output_by_output,
+    score_features,
+)
 
 from ntkfast import _core, cuda_ops, ops
 
@@ -265,6 +274,97 @@ def test_score_dense(gpu, dtype, rank):
             **on(gpu, keywords),
         )
         close(found, expected, 2e-2 if criterion in ("label_flips", "ball_coverage") else 5e-5)
+
+
+def score_in_blocks(criterion, S, keywords, device):
+    """Utilities for a matrix-valued kernel, and what is wrong with whose blocks."""
+    P, keywords = panel(S, keywords)
+    P = output_by_output(P, keywords["mean"].shape[1])
+    arguments = on(device, keywords)
+    for name in ("rows", "columns", "evaluation_variance"):
+        value = arguments.pop(name)
+        if value is not None:
+            arguments[name] = torch.from_numpy(value).to(device)
+    found, wrong = cuda_score_blocks(criterion, torch.from_numpy(P).to(device), **arguments)
+    return found.cpu().numpy(), wrong.cpu().numpy()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("criterion", oracle.CRITERIA)
+def test_score_blocks(gpu, criterion, dtype):
+    for loss, k, candidates, evaluation in (
+        ("squared", 2, 40, 70),
+        ("cross_entropy", 3, 3, 300),
+        ("squared", 10, 33, 31),
+        ("cross_entropy", 26, 3, 40),
+    ):
+        sizes = dict(k=k, candidates=candidates, evaluation=evaluation, loss=loss, dtype=dtype)
+        S, keywords = blocks(k, **sizes)
+        found, wrong = score_in_blocks(criterion, S, keywords, gpu)
+        # The special functions of a GPU are good to 22 bits.
+        bound = BOUND[dtype] if dtype == np.float64 else 2e-5
+        check_blocks(found, criterion, S, keywords, dtype, bound=bound)
+        assert not wrong.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("criterion", ["expected_entropy", "epig"])
+def test_score_blocks_many_classes(gpu, criterion):
+    S, keywords = blocks(2, N=3, k=60, candidates=2, evaluation=2, loss="cross_entropy")
+    found, _ = score_in_blocks(criterion, S, keywords, gpu)
+    check_blocks(found, criterion, S, keywords, np.float64)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("candidates", "evaluation"), [(0, 5), (5, 0), (0, 0)])
+def test_score_blocks_empty_sets(gpu, candidates, evaluation):
+    S, keywords = blocks(3, candidates=candidates, evaluation=evaluation)
+    found, wrong = score_in_blocks("epig", S, keywords, gpu)
+    assert found.shape == (candidates,) and not found.any()
+    assert wrong.shape == (candidates + evaluation,) and not wrong.any()
+
+
+@pytest.mark.gpu
+def test_score_blocks_tells_what_is_no_covariance(gpu):
+    S, keywords = blocks(11)
+    keywords["variance"][4], keywords["noise"][4] = -9 * np.eye(3), 1.0
+    found, wrong = score_in_blocks("emoc", S, keywords, gpu)
+    assert np.flatnonzero(wrong).tolist() == [4]
+    assert np.flatnonzero(np.isnan(found)).tolist() == [4]
+    keywords["evaluation_variance"][20] = -np.eye(3)
+    found, wrong = score_in_blocks("epig", S, keywords, gpu)
+    assert np.flatnonzero(wrong).tolist() == [4, 9 + 20]
+    assert np.isnan(found).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("criterion", ["expected_entropy", "epig"])
+def test_score_blocks_is_reproducible(gpu, criterion, monkeypatch):
+    """The same bits every time, and in the emulation in any order of threads and blocks."""
+    S, keywords = blocks(5, N=60, k=3, candidates=30, evaluation=200, dtype=np.float32)
+    found, _ = score_in_blocks(criterion, S, keywords, gpu)
+    for order in ("1", "2"):
+        monkeypatch.setenv("NTKFAST_EMULATION_ORDER", order)
+        assert np.array_equal(found, score_in_blocks(criterion, S, keywords, gpu)[0])
+
+
+@pytest.mark.gpu
+def test_score_blocks_names_the_argument(gpu):
+    S, keywords = blocks(12)
+    with pytest.raises(ValueError, match="'ball_coverage' is of a scalar kernel"):
+        score_in_blocks("ball_coverage", S, keywords | dict(covered=np.zeros(21)), gpu)
+    with pytest.raises(ValueError, match="evaluation_variance: criterion 'epig' needs it"):
+        score_in_blocks("epig", S, keywords | dict(evaluation_variance=None), gpu)
+    wrong = keywords | dict(variance=keywords["variance"][:, 0])
+    with pytest.raises(ValueError, match=r"variance: expected shape \(9, 3, 3\), got \(9, 3\)"):
+        score_in_blocks("epig", S, wrong, gpu)
+    arguments = on(gpu, panel(S, keywords)[1])
+    for name in ("rows", "columns"):
+        del arguments[name]
+    arguments["evaluation_variance"] = None
+    with pytest.raises(ValueError, match=r"covariance: expected shape \(27, 63\), got \(27, 62\)"):
+        cuda_score_blocks("emoc", torch.zeros((27, 62), device=gpu), **arguments)
 
 
 @pytest.mark.gpu

@@ -7,6 +7,14 @@
 #define NTKFAST_HD
 #endif
 
+// What runs once per point, in double: a GPU calls it instead of compiling it anew for every
+// criterion.
+#if defined(__CUDACC__)
+#define NTKFAST_HD_CALL __host__ __device__ __noinline__
+#else
+#define NTKFAST_HD_CALL inline
+#endif
+
 // Vector registers passed by value are only free when the call disappears.
 #if defined(_MSC_VER)
 #define NTKFAST_INLINE __forceinline

@@ -14,7 +14,7 @@ namespace ntkfast {
 namespace {
 
 template <class T, int N>
-struct alignas(N * sizeof(T)) Lanes {
+struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Lanes {  // at most what one access moves
   using scalar = T;
   static constexpr int kLanes = N;
   T v[N];
@@ -147,13 +147,18 @@ NTKFAST_HD NTKFAST_INLINE float fast_reciprocal(float x) {
 NTKFAST_FAST(exp2_of, fast_exp2)
 NTKFAST_FAST(log2_of, fast_log2)
 #undef NTKFAST_FAST
-/// Of two numbers whose product is a normal one: the special-function unit, which binds the
-/// criteria of the softmax, is asked once.
-NTKFAST_HD NTKFAST_INLINE Lanes<float, 2> reciprocal(Lanes<float, 2> a) {
-  const float both = fast_reciprocal(a.v[0] * a.v[1]);
-  Lanes<float, 2> r;
-  r.v[0] = both * a.v[1];
-  r.v[1] = both * a.v[0];
+/// Of numbers whose products are normal ones: the special-function unit, which binds the criteria
+/// of the softmax, is asked once for two of them.
+template <int N>
+NTKFAST_HD NTKFAST_INLINE Lanes<float, N> reciprocal(Lanes<float, N> a) {
+  static_assert(N % 2 == 0, "numbers come in pairs");
+  Lanes<float, N> r;
+  NTKFAST_UNROLL_DEVICE
+  for (int i = 0; i < N; i += 2) {
+    const float both = fast_reciprocal(a.v[i] * a.v[i + 1]);
+    r.v[i] = both * a.v[i + 1];
+    r.v[i + 1] = both * a.v[i];
+  }
   return r;
 }
 template <int N>

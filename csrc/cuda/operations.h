@@ -49,6 +49,17 @@ std::int64_t score_dense_cuda_workspace(const std::string& criterion, std::int64
 void score_dense_cuda(const TensorView& S, const TensorView& downdate, const ScoreCall& call,
                       const Workspace& workspace, void* stream);
 
+std::int64_t score_blocks_cuda_workspace(const std::string& criterion, std::int64_t num_classes,
+                                         std::int64_t num_candidates, std::int64_t num_evaluation,
+                                         bool double_precision);
+/// As cpu/score_blocks.h, but for: covariance (N_c k, k N_x), S(c_i, x_j)_ab in row i k + a and
+/// column b N_x + j; wrong (N_c + N_x,) int64, written: 1 for candidates and then evaluation points
+/// whose block plus its noise is not positive definite. Utilities of such candidates are NaN, and
+/// all of them with such a point.
+void score_blocks_cuda(const TensorView& covariance, const TensorView& evaluation_variance,
+                       const ScoreCall& call, const TensorView& wrong, const Workspace& workspace,
+                       void* stream);
+
 std::int64_t condition_features_cuda_workspace(std::int64_t num_points, std::int64_t rank);
 void condition_features_cuda(const TensorView& psi, const TensorView& U, const TensorView& C,
                              const Workspace& workspace, void* stream);

@@ -267,8 +267,8 @@ struct ScorePairs {
 /// utilities[c] = sum over the groups of points, in order; zero when there are none.
 struct SumGroups {
   static constexpr int kThreads = 128;
-  template <class Ctx, class T>
-  static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
+  template <class Ctx, class Args>
+  static NTKFAST_DEVICE void body(const Ctx& ctx, const Args& args) {
     const int64_t c = ctx.block_x() * kThreads + ctx.thread();
     if (c >= args.num_candidates) return;
     double sum = 0;

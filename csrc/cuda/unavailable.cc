@@ -27,6 +27,8 @@ Size score_features_cuda_workspace(Text, Size, Size, Size, Text) { fail(); }
 void score_features_cuda(View, const ScoreCall&, Text, const Workspace&, void*) { fail(); }
 Size score_dense_cuda_workspace(Text, Size, Size, Size, bool) { fail(); }
 void score_dense_cuda(View, View, const ScoreCall&, const Workspace&, void*) { fail(); }
+Size score_blocks_cuda_workspace(Text, Size, Size, Size, bool) { fail(); }
+void score_blocks_cuda(View, View, const ScoreCall&, View, const Workspace&, void*) { fail(); }
 Size condition_features_cuda_workspace(Size, Size) { fail(); }
 void condition_features_cuda(View, View, View, const Workspace&, void*) { fail(); }
 void condition_dense_cuda(View, View, void*) { fail(); }

@@ -49,7 +49,7 @@ struct CandidateRows {
 // --- Small dense algebra, row by row in double ---
 
 /// Lower factor L of block + noise I = L L^T; false when that is not positive definite.
-NTKFAST_HD inline bool factor_block(int k, const double* block, double noise, double* L) {
+NTKFAST_HD_CALL bool factor_block(int k, const double* block, double noise, double* L) {
   for (int i = 0; i < k; ++i)
     for (int j = 0; j <= i; ++j) {
       double sum = block[i * k + j] + (i == j ? noise : 0.0);
@@ -87,7 +87,7 @@ NTKFAST_HD inline void solve_lower_transposed(int k, const double* L, int count,
 }
 
 /// X <- L^-1 for X (k, k).
-NTKFAST_HD inline void invert_lower(int k, const double* L, double* X) {
+NTKFAST_HD_CALL void invert_lower(int k, const double* L, double* X) {
   for (int i = 0; i < k; ++i)
     for (int j = 0; j < k; ++j) X[i * k + j] = i == j ? 1.0 : 0.0;
   solve_lower(k, L, k, X);
@@ -112,16 +112,14 @@ NTKFAST_INLINE void visit_block(int index, Visitor&& visitor) {
   });
 }
 
-/// Rows z_y = unit s A^-1 (e_y - B) of the labels with P(y) > 0, weighted `weight` P(y). Without
-/// information one row of zeros stands for all. Returns their number, -1 where A is not positive
-/// definite.
-template <class Criterion, class T>
-NTKFAST_HD inline int label_rows(const Settings& settings, const BlockCandidate& c, double unit,
-                                 double weight, CandidateRows<T> out) {
+/// Rows z_y = unit s A^-1 (e_y - B) of the labels with P(y) > 0, weighted `weight` P(y);
+/// `most_likely`: of the label argmax f(c) alone. Without information one row of zeros stands for
+/// all. Returns their number, -1 where A is not positive definite.
+template <class T>
+NTKFAST_HD_CALL int label_rows(const Settings& settings, const BlockCandidate& c, double unit,
+                               double weight, bool most_likely, CandidateRows<T> out) {
   const int k = settings.classes, likely = argmax(c.inputs.f, k);
-  const auto P = [&](int y) {
-    return has<Criterion>(kReadsLabelProbs) ? c.inputs.P[y] : y == likely ? 1.0 : 0.0;
-  };
+  const auto P = [&](int y) { return !most_likely ? c.inputs.P[y] : y == likely ? 1.0 : 0.0; };
   double *L = out.work, *X = L + k * k, *expected = X + k * k;
   if (tells_nothing(c.inputs.noise)) {
     double total = 0;
@@ -162,7 +160,7 @@ struct Block<Criterion, OfSoftmax> : Criterion {
   template <class T>
   static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
                                           CandidateRows<T> out) {
-    return label_rows<Criterion>(s, c, kLog2E / s.temperature, Criterion::kScale, out);
+    return label_rows(s, c, kLog2E / s.temperature, Criterion::kScale, false, out);
   }
   template <class V, class Row, class Point>
   static NTKFAST_HD NTKFAST_INLINE V row_value(int k, const Row& l, const Point& x) {
@@ -195,7 +193,7 @@ struct Block<Criterion, OfArgmax> : Criterion {
   template <class T>
   static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
                                           CandidateRows<T> out) {
-    return label_rows<Criterion>(s, c, 1.0, 1.0, out);
+    return label_rows(s, c, 1.0, 1.0, !has<Criterion>(kReadsLabelProbs), out);
   }
   template <class V, class Row, class Point>
   static NTKFAST_HD NTKFAST_INLINE V row_value(int k, const Row& l, const Point& x) {
@@ -213,7 +211,10 @@ struct Block<Criterion, OfArgmax> : Criterion {
 template <class V, class Row>
 NTKFAST_HD NTKFAST_INLINE V squared_norm(int k, const Row& l) {
   V sum(scalar_of<V>(0));
-  for (int j = 0; j < k; ++j) sum = fma_of(l(j), l(j), sum);
+  for (int j = 0; j < k; ++j) {
+    const V value = l(j);  // which a GPU forms at every call
+    sum = fma_of(value, value, sum);
+  }
   return sum;
 }
 
@@ -231,7 +232,7 @@ struct Block<Criterion, OfChange> : Criterion {
   template <class T>
   static NTKFAST_HD int prepare_candidate(const Settings& s, const BlockCandidate& c,
                                           CandidateRows<T> out) {
-    return label_rows<Criterion>(s, c, 1.0, 1.0, out);
+    return label_rows(s, c, 1.0, 1.0, !has<Criterion>(kReadsLabelProbs), out);
   }
   template <class V, class Row, class Point>
   static NTKFAST_HD NTKFAST_INLINE V row_value(int k, const Row& l, const Point&) {
@@ -244,8 +245,8 @@ struct Block<Criterion, OfChange> : Criterion {
 /// The rows of L^-1, all of weight `weight`; none without information, -1 where A is not positive
 /// definite.
 template <class T>
-NTKFAST_HD inline int whitening_rows(const Settings& settings, const BlockCandidate& c,
-                                     double weight, CandidateRows<T> out) {
+NTKFAST_HD_CALL int whitening_rows(const Settings& settings, const BlockCandidate& c, double weight,
+                                   CandidateRows<T> out) {
   const int k = settings.classes;
   double *L = out.work, *inverse = out.work + k * k;
   if (tells_nothing(c.inputs.noise)) return 0;
@@ -325,13 +326,14 @@ struct Block<Criterion, OfCorrelation> : Criterion {
   }
   static NTKFAST_HD int64_t scratch_size(int k) { return int64_t{k} * (k + 1) / 2 + 2 * k; }
 
-  /// `rows` (k, k) holds L^-1 S(c,x) and is overwritten; scratch: scratch_size(k) values.
-  template <class V, class Grid, class Point, class Candidate>
+  /// `rows` (k, k) holds L^-1 S(c,x) and is overwritten; scratch: a V*, or what stands for one, of
+  /// scratch_size(k) values.
+  template <class V, class Grid, class Point, class Candidate, class Memory>
   static NTKFAST_HD NTKFAST_INLINE V pair_value(int k, const Grid& rows, const Point& x,
-                                                const Candidate& further, V* scratch) {
+                                                const Candidate& further, Memory scratch) {
     using T = scalar_of<V>;
     const int triangle = k * (k + 1) / 2;
-    V *U = scratch, *inverse = scratch + triangle, *scaled = inverse + k;
+    const Memory U = scratch, inverse = scratch + triangle, scaled = inverse + k;
     // rows <- M^T, its last columns first: column j needs the first j + 1 of what was there.
     for (int i = 0; i < k; ++i)
       for (int j = k - 1; j >= 0; --j) {
@@ -349,10 +351,10 @@ struct Block<Criterion, OfCorrelation> : Criterion {
     const V least(T(1e-37));
     V sum(T(0));
     for (int j = 0; j < k; ++j) {
-      V* row = U + j * (j + 1) / 2;
+      const Memory row = U + j * (j + 1) / 2;
       V taken = row[j];  // t_j
       for (int m = 0; m < j; ++m) {
-        const V* other = U + m * (m + 1) / 2;
+        const Memory other = U + m * (m + 1) / 2;
         V e = -row[m];
         for (int i = 0; i < m; ++i) e = fma_of(-scaled[i], other[i], e);
         scaled[m] = e;  // U_jm d_m

@@ -291,6 +291,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       "num_candidates", "num_evaluation", "double_precision");
   gpu(m, "cuda_score_dense", score_dense_cuda, "S", maybe("downdate"), "call", "workspace",
       "stream");
+  gpu(m, "cuda_score_blocks_workspace", score_blocks_cuda_workspace, "criterion", "num_classes",
+      "num_candidates", "num_evaluation", "double_precision");
+  gpu(m, "cuda_score_blocks", score_blocks_cuda, "covariance", maybe("evaluation_variance"), "call",
+      out("wrong"), "workspace", "stream");
   gpu(m, "cuda_condition_features_workspace", condition_features_cuda_workspace, "num_points",
       "rank");
   gpu(m, "cuda_condition_features", condition_features_cuda, out("psi"), "U", "C", "workspace",

@@ -3,14 +3,13 @@ r"""Matrix-valued kernels: every covariance S(x, x') is a k x k block (docs/meth
 A model of k outputs on N points is a scalar model on N k rows; row i k + a is output a of point i.
 `BlockSpace` is that view of a scalar covariance: it expands indices, repeats noises and flattens
 residuals to one column, so that conditioning, new points and files need no mathematics of their
-own. Scoring does: the scorers hand panels of blocks to `ntkfast.ops.score_blocks`, some candidates
-at a time.
-
-Blocks are computed on the CPU only.
+own. Scoring does: the scorers hand panels of blocks to `ntkfast.ops.score_blocks` or its double on
+a GPU, some candidates at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ from .. import ops
 from ..arrays import ArgumentValueError, Array, as_numpy
 from ..ops import ScoreInputs
 from .covariance import Change, FunctionSpace, WeightSpace, Whitening
-from .engines import CPU, Engine
+from .engines import Engine
 from .group import ALONE, Alone
 from .precision import stored_type
 
@@ -46,13 +45,13 @@ def expanded(points: Array, k: int) -> Array:
     return result
 
 
-def rows_of(psi: Array, points: Array, k: int) -> Array:
+def rows_of(engine: Engine, psi: Any, points: Array, k: int) -> Any:
     """Features of these points (m k, d); psi itself when that is all of them in order."""
     every = len(points) * k == len(psi) and np.array_equal(points, np.arange(len(points)))
-    return psi if every else psi[expanded(points, k)]
+    return psi if every else engine.rows(psi, expanded(points, k))
 
 
-def outputs_per_point(name: str, rows: int, outputs: Any, engine: Engine) -> int:
+def outputs_per_point(name: str, rows: int, outputs: Any) -> int:
     """Return how many rows of a kernel or of features belong to a point: k, or 1 if it is scalar.
 
     Parameters
@@ -68,8 +67,6 @@ def outputs_per_point(name: str, rows: int, outputs: Any, engine: Engine) -> int
     ------
     ValueError
         Neither fits.
-    RuntimeError
-        Blocks on a GPU.
     """
     shape = as_numpy("outputs", outputs).shape
     if len(shape) != 2 or shape[0] == rows or shape[1] < 2:
@@ -81,7 +78,6 @@ def outputs_per_point(name: str, rows: int, outputs: Any, engine: Engine) -> int
             f"outputs has shape {shape}; expected ({rows}, k) for the {rows} rows of {name}, one "
             f"per point, or (N, k) with N k = {rows} for k rows per point",
         )
-    refuse_gpu(engine)
     return int(k)
 
 
@@ -96,15 +92,6 @@ def points_of_rows(name: str, rows: int, per_point: int) -> int:
     return rows // per_point
 
 
-def refuse_gpu(engine: Engine) -> None:
-    """Raise a RuntimeError on a GPU: blocks are scored on the CPU only."""
-    if engine.on_gpu:
-        raise RuntimeError(
-            "a kernel with k x k blocks is computed on the CPU only, and nothing is moved there "
-            "behind your back: pass its arrays on the CPU (.cpu() in torch, .get() in cupy)"
-        )
-
-
 class BlockSpace:
     """S with k x k blocks, as the rows of a scalar covariance.
 
@@ -116,13 +103,17 @@ class BlockSpace:
         Outputs per point.
     """
 
-    engine = CPU
     in_parts = False  # whether no process has all of it in its memory
     group: Alone = ALONE
 
     def __init__(self, inner: WeightSpace | FunctionSpace, k: int) -> None:
         self.inner = inner
         self.k = k
+
+    @property
+    def engine(self) -> Engine:
+        """What computes on psi or S."""
+        return self.inner.engine
 
     @property
     def rows(self) -> WeightSpace | FunctionSpace:
@@ -159,9 +150,8 @@ class BlockSpace:
         return BlockSpace(self.inner.copy(), self.k)
 
     def to(self, engine: Engine) -> BlockSpace:
-        """Independent copy; there is no other engine for blocks."""
-        refuse_gpu(engine)
-        return self.copy()
+        """Independent copy of another engine."""
+        return BlockSpace(self.inner.to(engine), self.k)
 
     def covariance(self, rows: Array, columns: Array) -> Array:
         """S(rows, columns) (r k, c k), float64."""
@@ -186,18 +176,20 @@ class BlockSpace:
 
     def scorer(self, precision: str, picks: int = 0) -> BlockScorer:
         """Scores in `precision`; with `picks` = 0 it must not be conditioned on any."""
-        if isinstance(self.inner, FunctionSpace):
-            S = self.inner.S.astype(stored_type(precision), copy=False)
-            return _KernelScorer(S, self.inner.variance, self.k, picks)
-        psi = self.inner.psi.astype(stored_type(precision), copy=False)
-        return _FeatureScorer(psi, self.k)
+        inner, engine, dtype = self.inner, self.engine, stored_type(precision)
+        if isinstance(inner, FunctionSpace):
+            S = engine.cast(inner.S, dtype)
+            return _KernelScorer(S, inner.variance, self.k, precision, engine, picks)
+        return _FeatureScorer(engine.cast(inner.psi, dtype), self.k, precision, engine)
 
     def scratch(self, rows: Array, picks: int, precision: str) -> tuple[BlockScorer, Array]:
         """Return a scorer to be conditioned on picks, and the points it holds."""
-        if isinstance(self.inner, FunctionSpace):
+        inner, engine = self.inner, self.engine
+        if isinstance(inner, FunctionSpace):
             return self.scorer(precision, picks), np.arange(self.size)
-        psi = self.inner.psi[expanded(rows, self.k)].astype(stored_type(precision), copy=False)
-        return _FeatureScorer(psi, self.k), rows
+        psi = engine.rows(inner.psi, expanded(rows, self.k))
+        psi = engine.cast(psi, stored_type(precision))
+        return _FeatureScorer(psi, self.k, precision, engine), rows
 
     def arrays(self) -> dict[str, Any]:
         """Return what a file keeps."""
@@ -215,25 +207,28 @@ def in_blocks(space: WeightSpace | FunctionSpace, per_point: int) -> Space:
 class BlockScorer:
     """Criteria over blocks, conditioned on one pick after another.
 
-    A subclass gives covariances of rows, `_covariance` (see `ops.score_blocks`), and variances.
+    A subclass gives covariances of rows, `_covariance` (see `score_blocks` of engines), variances
+    and columns.
     """
 
-    def __init__(self, k: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, k: int, precision: str, engine: Engine) -> None:
         self.k = k
-        self.dtype = dtype
+        self._precision = precision
+        self._engine = engine
+        self._kept: dict[str, Any] = {}
 
     def _covariance(
         self, candidates: Array, evaluation: Array
-    ) -> tuple[Array, Array | None, Array | None]:
+    ) -> tuple[Any, Array | None, Array | None]:
         """Return blocks, and which of their rows and columns belong to the points; None: all."""
         raise NotImplementedError
 
     def _variances(self, points: Array) -> Array:
-        """S(x, x) (m, k, k), float64."""
+        """S(x, x) (m, k, k), float64, on the host."""
         raise NotImplementedError
 
     def column(self, point: int) -> Array:
-        """S(., point) (N k, k), float64."""
+        """S(., point) (N k, k), float64, on the host."""
         raise NotImplementedError
 
     def pick(self, point: int, noise: float) -> None:
@@ -242,8 +237,11 @@ class BlockScorer:
 
     def _portions(self, candidates: int, evaluation: int) -> Iterator[tuple[slice, slice]]:
         """Parts of the candidates and evaluation points whose panels fit the memory."""
-        across = max(1, min(evaluation, PANEL_BYTES // (self.k**2 * self.dtype.itemsize)))
-        down = max(1, PANEL_BYTES // (self.k**2 * across * self.dtype.itemsize))
+        pairs = PANEL_BYTES // (self.k**2 * stored_type(self._precision).itemsize)
+        # A CPU reads on in rows; a GPU copies the features of both sides: least for a square.
+        longest = math.isqrt(pairs) if self._engine.on_gpu else pairs
+        across = max(1, min(evaluation, longest))
+        down = max(1, pairs // across)
         for x in range(0, evaluation, across):
             for c in range(0, candidates, down):
                 yield slice(c, c + down), slice(x, x + across)
@@ -255,14 +253,15 @@ class BlockScorer:
         for c, x in self._portions(len(inputs.candidates), len(inputs.evaluation)):
             part = inputs.part(c, x)
             covariance, rows, columns = self._covariance(part.candidates, part.evaluation)
-            result[c] += ops.score_blocks(
+            result[c] += self._engine.score_blocks(
                 criterion,
                 covariance,
                 part,
-                variance=self._variances(part.candidates),
                 rows=rows,
                 columns=columns,
+                variance=self._variances(part.candidates),
                 evaluation_variance=self._variances(part.evaluation) if reads_points else None,
+                kept=self._kept,
             )
         return result
 
@@ -284,32 +283,39 @@ class BlockScorer:
 class _FeatureScorer(BlockScorer):
     """Blocks <psi, psi> of whitened features (N k, d)."""
 
-    def __init__(self, psi: Array, k: int) -> None:
-        super().__init__(k, psi.dtype)
-        nothing = np.zeros((psi.shape[1], 1))
-        self._space = WeightSpace(psi, Whitening.identity(psi.shape[1], CPU), nothing)
+    def __init__(self, psi: Any, k: int, precision: str, engine: Engine) -> None:
+        super().__init__(k, precision, engine)
+        d = psi.shape[1]
+        nothing = engine.put(np.zeros((d, 1)))
+        self._space = WeightSpace(psi, Whitening.identity(d, engine), nothing)
 
-    def _covariance(self, candidates: Array, evaluation: Array) -> tuple[Array, None, None]:
-        across = rows_of(self._space.psi, evaluation, self.k)
-        panel = np.zeros((len(candidates) * self.k, len(across)), self.dtype)
-        ops.gram_add(rows_of(self._space.psi, candidates, self.k), across, panel)
+    def _covariance(self, candidates: Array, evaluation: Array) -> tuple[Any, None, None]:
+        engine, psi, k = self._engine, self._space.psi, self.k
+        down = rows_of(engine, psi, candidates, k)
+        if engine.on_gpu:
+            across = engine.rows(psi, engine.block_columns(evaluation, k))
+        else:
+            across = rows_of(engine, psi, evaluation, k)
+        panel = engine.zeros((len(down), len(across)), stored_type(self._precision))
+        engine.gram_add(down, across, panel, self._precision)
         return panel, None, None
 
     def _variances(self, points: Array) -> Array:
-        k, d = self.k, self._space.psi.shape[1]
+        engine, k, d = self._engine, self.k, self._space.dim
         result = np.empty((len(points), k, k))
         step = max(1, PANEL_BYTES // (8 * k * d))
         for start in range(0, len(points), step):
             part = slice(start, start + step)
-            psi = rows_of(self._space.psi, points[part], k).astype(np.float64).reshape(-1, k, d)
-            result[part] = psi @ psi.transpose(0, 2, 1)
+            psi = rows_of(engine, self._space.psi, points[part], k)
+            psi = engine.cast(psi, np.float64).reshape(-1, k, d)
+            result[part] = engine.host(psi @ psi.swapaxes(1, 2))
         return result
 
     def column(self, point: int) -> Array:
-        """S(., point) (N k, k), float64."""
-        return self._space.covariance(
-            np.arange(self._space.size), expanded(np.array([point]), self.k)
-        )
+        """S(., point) (N k, k), float64, on the host."""
+        engine, psi = self._engine, self._space.psi
+        own = engine.cast(engine.rows(psi, expanded(np.array([point]), self.k)), np.float64)
+        return engine.host(engine.product(psi, own.T))
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise; changes psi."""
@@ -320,51 +326,66 @@ class _FeatureScorer(BlockScorer):
 class _KernelScorer(BlockScorer):
     """Blocks of S - V^T V: each pick adds k rows to V, which stays float64."""
 
-    def __init__(self, S: Array, variance: Array, k: int, picks: int) -> None:
-        super().__init__(k, S.dtype)
+    def __init__(
+        self, S: Any, variance: Array, k: int, precision: str, engine: Engine, picks: int
+    ) -> None:
+        super().__init__(k, precision, engine)
         self._S = S
         self.variance = variance
-        self._V = np.empty((picks * k, len(S)))
+        self._V = engine.empty((picks * k, len(S)))
         self._count = 0
 
     @property
-    def _downdate(self) -> Array:
+    def _downdate(self) -> Any:
         return self._V[: self._count]
 
     def _covariance(
         self, candidates: Array, evaluation: Array
-    ) -> tuple[Array, Array | None, Array | None]:
-        if self._count == 0:
+    ) -> tuple[Any, Array | None, Array | None]:
+        engine = self._engine
+        if self._count == 0 and not engine.on_gpu:
             return self._S, candidates, evaluation
-        rows, columns = expanded(candidates, self.k), expanded(evaluation, self.k)
-        panel = self._S[np.ix_(rows, columns)]
-        down, across = (
-            np.ascontiguousarray(self._downdate[:, of].T, self.dtype) for of in (rows, columns)
-        )
-        ops.gram_add(-down, across, panel)
+        rows, columns = expanded(candidates, self.k), engine.block_columns(evaluation, self.k)
+        panel = engine.part(self._S, rows, columns)
+        if self._count:
+            down, across = (
+                engine.copy(engine.rows(self._downdate.T, of), engine.dtype(self._S))
+                for of in (rows, columns)
+            )
+            engine.gram_add(down * -1.0, across, panel, self._precision)
         return panel, None, None
 
     def _variances(self, points: Array) -> Array:
-        k = self.k
-        blocks = self._S.reshape(-1, k, len(self._S) // k, k)[points, :, points]
-        V = self._downdate[:, expanded(points, k)].reshape(-1, len(points), k)
-        result: Array = blocks.astype(np.float64) - np.einsum("rpa,rpb->pab", V, V)
+        engine, k = self._engine, self.k
+        N, there = len(self._S) // k, engine.put(points)
+        blocks = self._S.reshape(N, k, N, k)[there, :, there]
+        result: Array = engine.host(engine.cast(blocks, np.float64))
+        if self._count:
+            V = engine.rows(self._downdate.T, expanded(points, k)).reshape(-1, k, self._count)
+            result = result - engine.host(V @ V.swapaxes(1, 2))
         outputs = np.arange(k)
         result[:, outputs, outputs] = self.variance.reshape(-1, k)[points]
         return result
 
-    def column(self, point: int) -> Array:
-        """S(., point) (N k, k), float64."""
-        V, rows = self._downdate, expanded(np.array([point]), self.k)
-        result: Array = self._S[rows].T.astype(np.float64) - V.T @ V[:, rows]
-        result[rows] = self._variances(np.array([point]))[0]
+    def _column(self, point: int) -> Any:
+        engine, rows = self._engine, expanded(np.array([point]), self.k)
+        result = engine.cast(engine.rows(self._S, rows), np.float64)
+        if self._count:
+            result = result - engine.rows(self._downdate.T, rows) @ self._downdate
+        result[:, point * self.k : (point + 1) * self.k] = engine.put(
+            self._variances(np.array([point]))[0].T
+        )
         return result
+
+    def column(self, point: int) -> Array:
+        """S(., point) (N k, k), float64, on the host."""
+        return self._engine.host(self._column(point)).T
 
     def pick(self, point: int, noise: float) -> None:
         """Condition on `point` with a finite noise."""
-        column = self.column(point)
-        corner = column[point * self.k : (point + 1) * self.k] + noise * np.eye(self.k)
-        V = ops.triangular_solve(ops.cholesky(corner), column.T)
+        engine, column = self._engine, self._column(point)
+        corner = column[:, point * self.k : (point + 1) * self.k] + engine.eye(self.k) * noise
+        V = engine.triangular_solve(engine.cholesky(corner), column)
         self._V[self._count : self._count + self.k] = V
         self._count += self.k
-        self.variance = np.maximum(self.variance - (V**2).sum(0), 0.0)
+        self.variance = np.maximum(self.variance - engine.host(engine.column_norms(V)), 0.0)

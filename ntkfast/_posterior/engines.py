@@ -79,6 +79,10 @@ class CpuEngine:
         """Uninitialised float64."""
         return np.empty(shape)
 
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Zeros of this type."""
+        return np.zeros(shape, dtype)
+
     def eye(self, n: int) -> Array:
         """Identity (n, n), float64."""
         return np.eye(n)
@@ -150,6 +154,10 @@ class CpuEngine:
         at = int(np.where(allowed, values, -np.inf).argmax())
         return at, float(values[at])
 
+    def gram_add(self, A: Array, B: Array, out: Array, precision: str) -> None:
+        """``out += A B^T``, all of the type of `precision`."""
+        ops.gram_add(A, B, out)
+
     def whiten(self, features: Array, W: Array) -> Array:
         """See `ops.whiten`."""
         return ops.whiten(features, W)
@@ -208,6 +216,38 @@ class CpuEngine:
     ) -> Array:
         """Utilities on the host; all but S and downdate come from there, see `ops.score_dense`."""
         return ops.score_dense(criterion, S, inputs, variance=variance, downdate=downdate)
+
+    def score_blocks(
+        self,
+        criterion: str,
+        covariance: Array,
+        inputs: ScoreInputs,
+        *,
+        rows: Array | None,
+        columns: Array | None,
+        variance: Array,
+        evaluation_variance: Array | None,
+        kept: dict[str, Any],
+    ) -> Array:
+        """Utilities on the host; all but the covariance comes from there, see `ops.score_blocks`.
+
+        covariance : array of the engine
+            Its columns as `block_columns` orders them.
+        """
+        return ops.score_blocks(
+            criterion,
+            covariance,
+            inputs,
+            variance=variance,
+            rows=rows,
+            columns=columns,
+            evaluation_variance=evaluation_variance,
+        )
+
+    def block_columns(self, points: Array, k: int) -> Array:
+        """Columns of covariances of points with k outputs each: point by point."""
+        result: Array = (points[:, None] * k + np.arange(k)).ravel()
+        return result
 
 
 class GpuEngine:
@@ -299,6 +339,12 @@ class GpuEngine:
         if self._torch:
             return self._xp.empty(shape, dtype=self._xp.float64, device=self.library.device)
         return self._xp.empty(shape, dtype="float64")
+
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        """Zeros of this type."""
+        if self._torch:
+            return self._xp.zeros(shape, dtype=self._type(dtype), device=self.library.device)
+        return self._xp.zeros(shape, dtype=self._type(dtype))
 
     def eye(self, n: int) -> Any:
         """Identity (n, n), float64."""
@@ -394,6 +440,12 @@ class GpuEngine:
         at = int(((values == largest) | (values != values)).nonzero()[0][0])
         return at, float(values[at])
 
+    def gram_add(self, A: Any, B: Any, out: Any, precision: str) -> None:
+        """``out += A B^T``, with products in `precision`; all of its type, "bf16" rounds copies."""
+        if precision == "bf16":
+            A, B = A.to(self._xp.bfloat16), B.to(self._xp.bfloat16)
+        cuda_ops.gram_add(A, B, out, products=PRODUCTS[precision])
+
     def whiten(self, features: Any, W: Any) -> Any:
         """See `ops.whiten`."""
         return cuda_ops.whiten(features, self._contiguous(W))
@@ -483,6 +535,46 @@ class GpuEngine:
         return self.host(
             cuda_ops.score_dense(criterion, S, inputs, variance=variance, downdate=downdate)
         )
+
+    def score_blocks(
+        self,
+        criterion: str,
+        covariance: Any,
+        inputs: ScoreInputs,
+        *,
+        rows: Array | None,
+        columns: Array | None,
+        variance: Array,
+        evaluation_variance: Array | None,
+        kept: dict[str, Any],
+    ) -> Array:
+        """Utilities on the host; all but the covariance comes from there, see `CpuEngine`."""
+        assert rows is None and columns is None  # who calls has put the blocks in order
+        points = {"variance": inputs.candidates, "evaluation_variance": inputs.evaluation}
+        inputs, on_gpu = self._put_inputs(len(inputs.mean), kept, inputs, variance)
+        utilities, wrong = cuda_ops.score_blocks(
+            criterion,
+            covariance,
+            inputs,
+            variance=on_gpu,
+            evaluation_variance=None
+            if evaluation_variance is None
+            else self.put(evaluation_variance),
+        )
+        of_candidates, of_evaluation = np.split(self.host(wrong), [len(variance)])
+        for name, flags in (("evaluation_variance", of_evaluation), ("variance", of_candidates)):
+            for at in np.flatnonzero(flags):
+                raise ValueError(
+                    f"{name}: block {at} (point {points[name][at]}) plus its noise is not positive "
+                    "definite: it is no covariance, or the noise is too small beside its rounding "
+                    "errors"
+                )
+        return self.host(utilities)
+
+    def block_columns(self, points: Array, k: int) -> Array:
+        """Columns of covariances of points with k outputs each: output by output."""
+        result: Array = (points * k + np.arange(k)[:, None]).ravel()
+        return result
 
     def select_variance_reduction(
         self, psi: Any, candidates: Array, count: int, *, gram: Any, q: Any, s: Any, noise: Array

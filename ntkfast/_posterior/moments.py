@@ -199,21 +199,22 @@ class BlockMoments:
         picks: int,
         precision: str,
     ) -> None:
-        psi = space.engine.cast(space.psi, moment_type(space, precision))
-        self._k, d, m = k, psi.shape[1], len(candidates)
-        across = rows_of(psi, evaluation, k)
-        self._G = ops.weighted_gram(across, np.repeat(weights, k))
-        self._psi = rows_of(psi, candidates, k)
+        engine = self._engine = space.engine
+        psi = engine.cast(space.psi, moment_type(space, precision))
+        self._k, d, m = k, space.dim, len(candidates)
+        self._G = engine.weighted_gram(rows_of(engine, psi, evaluation, k), np.repeat(weights, k))
+        self._psi = rows_of(engine, psi, candidates, k)
         self._q, self._s = np.empty((m, k, k)), np.empty((m, k, k))
         step = max(1, blocks.PANEL_BYTES // (8 * k * d))
         for start in range(0, m, step):
             part = slice(start, start + step)
             psi_c = self._psi[start * k : (start + step) * k]
-            right = psi_c.astype(np.float64).reshape(-1, k, d).transpose(0, 2, 1)
-            self._q[part] = ops.product(psi_c, self._G).reshape(-1, k, d) @ right
-            self._s[part] = right.transpose(0, 2, 1) @ right
+            right = engine.cast(psi_c, np.float64).reshape(-1, k, d).swapaxes(1, 2)
+            moved = engine.product(psi_c, self._G).reshape(-1, k, d)
+            self._q[part] = engine.host(moved @ right)
+            self._s[part] = engine.host(right.swapaxes(1, 2) @ right)
         self._noise = noise
-        self._picks = np.empty((picks * k, d))  # Z
+        self._picks = engine.empty((picks * k, d))  # Z
         self._count = 0
 
     def utilities(self) -> Array:
@@ -228,23 +229,30 @@ class BlockMoments:
 
     def pick(self, candidate: int) -> None:
         """Condition on a candidate (its position among the candidates)."""
-        k, noise = self._k, self._noise[candidate]
+        engine, k, noise = self._engine, self._k, self._noise[candidate]
         if np.isinf(noise):
             return
-        picks = self._picks[: self._count]
-        psi_c = self._psi[candidate * k : (candidate + 1) * k].astype(np.float64)
-        g = psi_c - (psi_c @ picks.T) @ picks
-        Z = ops.triangular_solve(ops.cholesky(self._s[candidate] + noise * np.eye(k)), g)
+        g = engine.cast(self._psi[candidate * k : (candidate + 1) * k], np.float64)
+        L = engine.cholesky(engine.put(self._s[candidate] + noise * np.eye(k)))
+        Z = engine.triangular_solve(L, self._times_C(g))
         Z_G = Z @ self._G
-        h = Z_G - (Z_G @ picks.T) @ picks
-        moved = ops.product(self._psi, np.concatenate([Z, h]).T).reshape(-1, k, 2 * k)
+        h = self._times_C(Z_G)
+        moved = engine.host(engine.product(self._psi, engine.copy(engine.stack(Z, h).T)))
+        moved = moved.reshape(-1, k, 2 * k)
         alpha, eta = moved[:, :, :k], moved[:, :, k:]
         # q - alpha eta^T - eta alpha^T + alpha W alpha^T, the last one split among the first two.
-        half = alpha @ (eta - 0.5 * alpha @ (Z_G @ Z.T)).transpose(0, 2, 1)
+        half = alpha @ (eta - 0.5 * alpha @ engine.host(Z_G @ Z.T)).transpose(0, 2, 1)
         self._q -= half + half.transpose(0, 2, 1)
         self._s -= alpha @ alpha.transpose(0, 2, 1)
         self._picks[self._count : self._count + k] = Z
         self._count += k
+
+    def _times_C(self, v: Any) -> Any:
+        """Rows v (k, d) times C."""
+        if self._count == 0:
+            return v
+        picks = self._picks[: self._count]
+        return v - (v @ picks.T) @ picks
 
 
 Moments = FeatureMoments | BlockMoments
