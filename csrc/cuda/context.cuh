@@ -15,10 +15,12 @@
 
 #if defined(__CUDACC__)
 #define NTKFAST_DEVICE __device__ __forceinline__
+#define NTKFAST_DEVICE_CALL __device__ __noinline__
 #define NTKFAST_UNROLL_DEVICE _Pragma("unroll")
 #define NTKFAST_UNROLL_TWICE _Pragma("unroll 2")
 #else
 #define NTKFAST_DEVICE inline
+#define NTKFAST_DEVICE_CALL inline
 #define NTKFAST_UNROLL_DEVICE
 #define NTKFAST_UNROLL_TWICE
 #endif

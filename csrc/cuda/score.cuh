@@ -192,8 +192,7 @@ struct ScorePairs {
             const Pair<T> S = !args.dense     ? product
                               : args.subtract ? dense.value[i][j] - product
                                               : dense.value[i][j] + product;
-            const Pair<T> value = Criterion::template value<K>(args.classes, S, point, candidate,
-                                                               static_cast<Pair<T>*>(nullptr));
+            const Pair<T> value = value_of(args.classes, S, point, candidate);
             sum = fma_of(load_pair(first), value, sum);
           }
         }
@@ -210,6 +209,23 @@ struct ScorePairs {
 
  private:
   static NTKFAST_DEVICE int64_t min_of_index(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  template <class Point, class Candidate>
+  static NTKFAST_DEVICE Pair<T> value_of(int k, Pair<T> S, const Point& point,
+                                         const Candidate& candidate) {
+    if constexpr (sizeof(T) > 4 || K == kAnyClasses) {
+      return called_value(k, S, point, candidate);
+    } else {
+      return Criterion::template value<K>(k, S, point, candidate, static_cast<Pair<T>*>(nullptr));
+    }
+  }
+  /// Exponentials and logarithms in double are long, and so are loops over classes: written out for
+  /// every number of a tile they would take the compiler longer than all the rest.
+  template <class Point, class Candidate>
+  static NTKFAST_DEVICE_CALL Pair<T> called_value(int k, Pair<T> S, Point point,
+                                                  Candidate candidate) {
+    return Criterion::template value<K>(k, S, point, candidate, static_cast<Pair<T>*>(nullptr));
+  }
 
   /// Loads that wait for nothing, not even for one another: beyond the ends the last place is read
   /// again.

@@ -103,8 +103,8 @@ NTKFAST_INLINE void visit_scalar(int index, Visitor&& visitor) {
 /// Logits of a point in units of log2 over the temperature, shifted so that the largest is zero: in
 /// float the classes that matter then keep their full precision however large the logits are.
 template <class T>
-NTKFAST_HD NTKFAST_INLINE void prepare_logits(const Settings& settings, double unit,
-                                              const PointInputs& x, Prepared<T> out) {
+NTKFAST_HD_CALL void prepare_logits(const Settings& settings, double unit, const PointInputs& x,
+                                    Prepared<T> out) {
   const double largest = x.F[argmax(x.F, settings.classes)];
   for (int j = 0; j < settings.classes; ++j) out[j] = bounded<T>((x.F[j] - largest) * unit);
 }
@@ -112,8 +112,8 @@ NTKFAST_HD NTKFAST_INLINE void prepare_logits(const Settings& settings, double u
 /// Layout of a candidate of a label criterion: A per unit of covariance, 1 + max |B|, B (k), P (k).
 /// B is centred: softmax does not see a common offset.
 template <class T>
-NTKFAST_HD NTKFAST_INLINE void prepare_labels(const Settings& settings, double unit, double weight,
-                                              const CandidateInputs& c, Prepared<T> out) {
+NTKFAST_HD_CALL void prepare_labels(const Settings& settings, double unit, double weight,
+                                    const CandidateInputs& c, Prepared<T> out) {
   const int k = settings.classes;
   const Baseline B(settings, c);
   double low = B(0), high = B(0);
@@ -250,8 +250,7 @@ NTKFAST_HD NTKFAST_INLINE V squared_change(V D_D, V D_r, V r_r, V a) {
 
 /// |D|^2 (1), D (k)
 template <class T>
-NTKFAST_HD NTKFAST_INLINE void prepare_change(const Settings& s, const PointInputs& x,
-                                              Prepared<T> out) {
+NTKFAST_HD_CALL void prepare_change(const Settings& s, const PointInputs& x, Prepared<T> out) {
   double norm = 0;
   for (int j = 0; j < s.classes; ++j) {
     const double D = x.F[j] - x.f[j];
@@ -263,8 +262,8 @@ NTKFAST_HD NTKFAST_INLINE void prepare_change(const Settings& s, const PointInpu
 
 /// One label, argmax f(c).
 template <class T>
-NTKFAST_HD NTKFAST_INLINE void prepare_likely_label(const Settings& s, const CandidateInputs& c,
-                                                    Prepared<T> out) {
+NTKFAST_HD_CALL void prepare_likely_label(const Settings& s, const CandidateInputs& c,
+                                          Prepared<T> out) {
   const Baseline B(s, c);
   const int label = argmax(c.f, s.classes);
   double norm = 0;
@@ -278,8 +277,8 @@ NTKFAST_HD NTKFAST_INLINE void prepare_likely_label(const Settings& s, const Can
 }
 
 template <class T>
-NTKFAST_HD NTKFAST_INLINE void prepare_every_label(const Settings& s, const CandidateInputs& c,
-                                                   Prepared<T> out) {
+NTKFAST_HD_CALL void prepare_every_label(const Settings& s, const CandidateInputs& c,
+                                         Prepared<T> out) {
   const Baseline B(s, c);
   const int k = s.classes;
   out[0] = bounded<T>(step_per_covariance(c));
