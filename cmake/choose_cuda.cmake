@@ -40,10 +40,11 @@ elseif(nvcc_version VERSION_LESS 12.4)
   set(nvcc_problem "nvcc ${nvcc_version} is older than 12.4")
 endif()
 
-# Every kind of GPU that it knows: exact code, and PTX for the driver to compile where there is none.
-set(release 80 86-real 89-real 90a-real)
+# Every kind of GPU that it knows: exact code, and PTX of the newest that later ones take, for their driver to compile.
 if(nvcc_version VERSION_GREATER_EQUAL 12.8)
-  list(APPEND release 100-real 120)
+  set(release 80-real 86-real 89-real 90a-real 100-real 120)
+else()
+  set(release 80 86-real 89-real 90a-real)
 endif()
 
 # The GPUs of this machine, as architectures; GPUs below 8.0 do not count.
