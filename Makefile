@@ -35,7 +35,8 @@ EMULATED := $(CURDIR)/build/emulated/package
 test-emulated: .venv/installed-test
 	$(BIN)/cmake -S . -B build/emulated -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	  -DCMAKE_MAKE_PROGRAM="$(abspath $(BIN))/ninja" -DPython_EXECUTABLE="$(abspath $(BIN))/python" \
-	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DNTKFAST_CUDA=EMULATED -D$(STRICT)
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" -DNTKFAST_CUDA=EMULATED -D$(STRICT) \
+	  -DNTKFAST_CPU_LIBRARY="$$(ls -t $(CURDIR)/build/cp*/libntkfast_cpu.a 2>/dev/null | head -n 1)"
 	$(BIN)/cmake --build build/emulated
 	tools/stage_package.sh build/emulated
 	cd $(EMULATED) && PYTHONPATH=$(EMULATED) NTKFAST_REQUIRE_GPU=1 $(abspath $(BIN))/python -m pytest \

@@ -8,6 +8,7 @@ ceilings: what torch's libraries reach here: a copy, matrix products.
 a: 1e4 candidates x 1e4 points, d = 1000, 10 classes, float32-accurate products.
 b: 1e5 x 1e5, d = 5000, 100 classes, tf32 products. b-part: its first 8448 candidates.
 dense: score of a covariance in device memory less the row of a pick; N = 2e4, 10 classes.
+blocks: 1500 candidates x 1500 points, d = 1000, blocks of 10 x 10: covariances, then their score.
 selection: sequential variance_reduction, 1000 picks from 1e6 x 1024.
 gram: A A^T, 8192 x 32768, by kind of products.
 contract: a Gram matrix and sketches of the last stage of ResNet-18, from factors of its gradients.
@@ -328,6 +329,41 @@ def dense(bench: Bench, N: int = 20_000, k: int = 10) -> list[dict[str, Any]]:
     return bench.measure("cuda dense", f"N = {N}, k = {k}, rank 1", providers, 20)
 
 
+def blocks(bench: Bench, N: int = 1500, d: int = 1000, k: int = 10) -> list[dict[str, Any]]:
+    """A panel of k x k covariances, and its scores; limit of both together: products."""
+    psi = torch.randn(N, k, d, device=DEVICE) / d**0.5
+    down, across = psi.reshape(N * k, d), psi.swapaxes(0, 1).reshape(k * N, d)  # output by output
+    panel = torch.zeros(N * k, k * N, device=DEVICE)
+    cuda_ops.gram_add(down, across.contiguous(), panel, products="tf32x3")
+    variance = psi.double() @ psi.double().swapaxes(1, 2)
+    mean = torch.randn(N, k, dtype=torch.float64, device=DEVICE)
+    ones = torch.ones(N, dtype=torch.float64, device=DEVICE)
+    inputs = ScoreInputs(
+        candidates=None, evaluation=None, mean=mean, outputs=mean, noise=0.1 * ones, ridge=0.1,
+        label_probs=torch.softmax(mean, 1), weights=ones, label_scale=1.0, loss="squared",
+        temperature=1.0,
+    )  # fmt: skip
+    again = torch.empty_like(panel)
+    providers: dict[str, Provider] = {
+        bench.ours(f"score_blocks, {criterion}"): (
+            lambda criterion=criterion: cuda_ops.score_blocks(
+                criterion, panel, inputs, variance=variance, evaluation_variance=variance
+            ),
+            1.0,
+        )
+        for criterion in ("variance_reduction", "emoc", "expected_entropy", "epig")
+    }
+    providers[bench.ours("the panel, tf32x3")] = (
+        lambda: cuda_ops.gram_add(down, across.contiguous(), again, products="tf32x3"),
+        1.0,
+    )
+    half = panel[: N * k // 2]
+    # Half of it read and written moves as many bytes as all of it read.
+    providers["memory alone"] = (lambda: again[: N * k // 2].copy_(half), 1.0)
+    label = f"{N} x {N} blocks of {k} x {k}, d = {d}"
+    return bench.measure("cuda blocks", label, providers, 10)
+
+
 def gram(bench: Bench, n: int = 8192, depth: int = 32768) -> list[dict[str, Any]]:
     """out += A A^T; limit: products."""
     wide = torch.randn(n, depth, device=DEVICE) / depth**0.5
@@ -429,6 +465,7 @@ CASES: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "b": lambda bench: scoring(bench, "b", 10**5, 10**5, 5000, 100, "tf32", 256),
     "b-part": lambda bench: scoring(bench, "b", 66 * 128, 10**5, 5000, 100, "tf32", 256),
     "dense": dense,
+    "blocks": blocks,
     "selection": selection,
     "gram": gram,
     "contract": contract,
@@ -440,6 +477,7 @@ TINY: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "b": lambda bench: scoring(bench, "b", 70, 80, 20, 100, "tf32", 64),
     "b-part": lambda bench: scoring(bench, "b", 7, 80, 20, 100, "tf32", 7),
     "dense": lambda bench: dense(bench, 80),
+    "blocks": lambda bench: blocks(bench, 40, 20, 3),
     "selection": lambda bench: selection(bench, 100, 8, 3),
     "gram": lambda bench: gram(bench, 70, 40),
     "contract": lambda bench: contract(bench, 3, 4, 5, 6, 20),

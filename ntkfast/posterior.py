@@ -334,8 +334,8 @@ class Posterior:
     noise of a label is lam I_k, and nothing else changes (docs/method.md, section 6).
 
     On a GPU (torch CUDA tensors or cupy arrays as features or kernel) everything is supported that
-    is on a CPU, but for blocks. What grows with N d, N^2 or d^2 lies and is computed there, on the
-    current stream; means, variances and indices are kept on the host. The other arguments may be on
+    is on a CPU. What grows with N d, N^2 or d^2 lies and is computed there, on the current stream;
+    means, variances and indices are kept on the host. The other arguments may be on
     the same GPU or on the host. `to` moves a posterior between devices.
 
     Threads may share a posterior: calls that read or change its covariance take turns, those of
@@ -412,7 +412,7 @@ class Posterior:
             The features kept inside have this type; factors, variances and F are float64. Where
             they are decides where everything is computed. For a kernel with k x k blocks (N k, d),
             row ``i k + a`` being output a of point i, as `EmpiricalNTK.features` gives them for
-            ``outputs="full"`` (CPU only). The shape of `outputs` tells which, for k >= 2.
+            ``outputs="full"``. The shape of `outputs` tells which, for k >= 2.
 
             A memory map of numpy (``np.load(path, mmap_mode="r")``, `np.memmap`), of float16, too,
             stays on disk; see Notes. ``np.array(features)`` would read it into memory.
@@ -599,7 +599,7 @@ class Posterior:
             where everything is computed. S is kept in this type; once it has been given labels, in
             float64 also when max K / ridge > 1e4, where float32 could lose the ranking. With k x k
             blocks (N k, N k): entry ``(i k + a, j k + b)`` is the kernel of output a of point i and
-            output b of point j, as `EmpiricalNTK.gram` gives it for ``outputs="full"`` (CPU only).
+            output b of point j, as `EmpiricalNTK.gram` gives it for ``outputs="full"``.
             The shape of `outputs` tells which, for k >= 2.
         K_lu : array (n, N) or None
             Kernel of labelled points and points of interest; None for n = 0, like K_ll. With blocks

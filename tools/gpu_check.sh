@@ -140,7 +140,7 @@ bench() { # NAME SECONDS VARIANT ARGUMENTS...
 pytest=(env -C "$packages" "$python" -m pytest -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root")
 # A few tests reach every kernel; under the sanitizer they are some hundred times slower.
 few="every_operation or any_depth and 33 or dense and float32 and 3 or many_classes and 100 or cholesky and 65
-  or conditioning or contractions or moments"
+  or conditioning or contractions or moments or many_classes and epig or tells_what"
 sanitize() { # TOOL SECONDS
   # torch's allocator hides the ends of arrays from the sanitizer.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$1" "$2" compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
@@ -166,7 +166,7 @@ for step in $steps; do
       look
       ;;
     smoke) run smoke 60 "$python" tools/gpu_smoke.py --out "$out/smoke.tsv" ;;
-    bench) bench bench 100 base --own --only ceilings a b-part dense b selection gram contract ;;
+    bench) bench bench 100 base --own --only ceilings a b-part dense b selection gram contract blocks ;;
     variants)
       for variant in "$built"/*/package; do
         variant=$(basename "$(dirname "$variant")")
@@ -179,7 +179,8 @@ for step in $steps; do
       if [ "${#tiny[@]}" -gt 0 ]; then
         run tests 105 "${pytest[@]}" "$root/tests/test_cuda.py" -m gpu -k "$few"
       else
-        run tests 105 "${pytest[@]}" "${workers[@]}" "$root/tests/test_cuda.py" "$root/tests/test_device.py" -m gpu
+        run tests 105 "${pytest[@]}" "${workers[@]}" "$root/tests/test_cuda.py" "$root/tests/test_device.py" \
+          "$root/tests/test_blocks.py" -m gpu
       fi
       ;;
     profile)

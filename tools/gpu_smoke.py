@@ -121,6 +121,29 @@ def dense_error(criterion: str, kind: type, rank: int) -> float:
     return relative(found, expected)
 
 
+def blocks_error(criterion: str, kind: type, k: int) -> float:
+    """Of blocks of 10 k features; a GPU takes them output by output."""
+    N = 30 if EMULATED else 120
+    _, inputs = problem(N, 1, k)
+    c, x = inputs.candidates, inputs.evaluation
+    rng = np.random.default_rng(k)
+    psi = (rng.normal(size=(N, k, 10 * k)) / np.sqrt(10 * k)).astype(kind)
+    own = psi.astype(np.float64) @ psi.astype(np.float64).swapaxes(1, 2)
+    S = (psi[c].reshape(len(c) * k, -1) @ psi[x].reshape(len(x) * k, -1).T).astype(kind)
+    expected = ops.score_blocks(
+        criterion, S.astype(np.float64), inputs, variance=own[c], evaluation_variance=own[x]
+    )
+    by_output = np.ascontiguousarray(S.reshape(-1, len(x), k).swapaxes(1, 2)).reshape(len(S), -1)
+    found, wrong = cuda_ops.score_blocks(
+        criterion,
+        there(by_output),
+        replace(inputs, **{name: there(value) for name, value in vars(inputs).items()}),
+        variance=there(own[c]),
+        evaluation_variance=there(own[x]),
+    )
+    return relative(found, expected) if not bool(wrong.any()) else float("nan")
+
+
 def picks_error() -> float:
     """Largest relative error of the utilities of six picks; infinite where a pick differs."""
     rng = np.random.default_rng(3)
@@ -181,6 +204,14 @@ def main() -> None:
                     f"score_dense, {criterion}, {kind.__name__}, rank {rank}",
                     5e-5 if kind is np.float32 else 1e-11,
                     lambda c=criterion, t=kind, r=rank: dense_error(c, t, r),
+                )
+    for kind in (np.float32, np.float64):
+        for k in (2, 10, 26):
+            for criterion in ("expected_entropy", "emoc", "variance_reduction", "epig"):
+                table.add(
+                    f"score_blocks, {criterion}, {kind.__name__}, k = {k}",
+                    5e-5 if kind is np.float32 else 1e-11,
+                    lambda c=criterion, t=kind, k=k: blocks_error(c, t, k),
                 )
     table.add("six picks", 1e-9, picks_error)
     for products, bound in BOUNDS.items():

@@ -16,7 +16,8 @@
 #endif
 
 // Vector registers passed by value are only free when the call disappears.
-#if defined(_MSC_VER)
+#if defined(NTKFAST_INLINE)  // by a build that should take little time (NTKFAST_CUDA=EMULATED)
+#elif defined(_MSC_VER)
 #define NTKFAST_INLINE __forceinline
 #else
 #define NTKFAST_INLINE inline __attribute__((always_inline))

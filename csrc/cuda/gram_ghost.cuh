@@ -53,19 +53,26 @@ struct GramGhost {
       for (int64_t c = j0 * args.cols.positions; c < col_end; c += kTile) {
         typename Products::Sums right;
         clear_sums(right);
-        Products::add_products(ctx, args.rows.right, r, row_end, args.cols.right, c, col_end,
-                               right);
+        const int pairs = args.rows.combinations * args.cols.combinations;
+        // First (-1) the right products, by the same code: it is long, and where there are two of
+        // it the compiler keeps sums in memory.
         NTKFAST_KEEP_LOOP
-        for (int pair = 0; pair < args.rows.combinations * args.cols.combinations; ++pair) {
-          const int a = pair / args.cols.combinations, b = pair % args.cols.combinations;
-          const TensorOperand left = of_combination(args.rows, a);
-          const TensorOperand left2 = of_combination(args.cols, b);
+        for (int pair = -1; pair < pairs; ++pair) {
+          const bool first = pair < 0;
+          const int a = first ? 0 : pair / args.cols.combinations;
+          const int b = first ? 0 : pair % args.cols.combinations;
+          const TensorOperand left = first ? args.rows.right : of_combination(args.rows, a);
+          const TensorOperand left2 = first ? args.cols.right : of_combination(args.cols, b);
           NTKFAST_KEEP_LOOP
           for (int64_t k = 0; k < left.depth_bytes; k += kDepth) {
             typename Products::Sums sums;
             clear_sums(sums);
             Products::add_slice(ctx, slice_of(left, k, kDepth), r, row_end,
                                 slice_of(left2, k, kDepth), c, col_end, sums);
+            if (first) {
+              add_to_sums(right, sums);
+              continue;
+            }
             each_place(ctx, [&](int at, int i, int j, int lane) {
               product[at] = right[i][j].v[lane] * sums[i][j].v[lane];
             });
