@@ -27,6 +27,8 @@ __all__: list[str] = [
     "cuda_problem",
     "cuda_product",
     "cuda_quadratic_form",
+    "cuda_score_blocks",
+    "cuda_score_blocks_workspace",
     "cuda_score_dense",
     "cuda_score_dense_workspace",
     "cuda_score_features",
@@ -120,6 +122,21 @@ def cuda_product(
 def cuda_quadratic_form(
     X: View, G: View, q: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
+def cuda_score_blocks(
+    covariance: View,
+    evaluation_variance: View | None,
+    call: dict[str, typing.Any],
+    wrong: View,
+    workspace: View,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def cuda_score_blocks_workspace(
+    criterion: str,
+    num_classes: typing.SupportsInt | typing.SupportsIndex,
+    num_candidates: typing.SupportsInt | typing.SupportsIndex,
+    num_evaluation: typing.SupportsInt | typing.SupportsIndex,
+    double_precision: bool,
+) -> int: ...
 def cuda_score_dense(
     S: View,
     downdate: View | None,
