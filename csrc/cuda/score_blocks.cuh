@@ -276,6 +276,8 @@ struct ScoreBlockPair {
 template <class T>
 struct ScoreBlocks {
   static constexpr int kThreads = kBlockWarp;
+  /// As many as there are registers for, without spilling any.
+  static constexpr int kResidentBlocks = sizeof(T) > 4 ? 8 : 16;
   static_assert(kBundle % kBlockWarp == 0, "a tile lies in one bundle");
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const BlockArgs<T>& args) {
