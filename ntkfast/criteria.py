@@ -65,9 +65,9 @@ class Criterion:
     uncertainty: bool = False
 
     @property
-    def needs_memory(self) -> bool:
-        """Whether all features must be in the memory of one process."""
-        return bool(self.coverage) or not self.compiled
+    def holds_evaluation(self) -> bool:
+        """Whether a batch from disk holds features of the evaluation points in memory."""
+        return bool(self.compiled) and not self.moments
 
     def check_outputs(self, k: int, owner: str) -> None:
         """Raise a ValueError if it compares classes and `owner` has one output."""

@@ -14,15 +14,18 @@ from ._posterior.blocks import BlockScorer
 from ._posterior.covariance import FeatureScorer, KernelScorer, WeightSpace
 from ._posterior.coverage import (
     Cover,
-    KernelBefore,
+    FeaturesBefore,
+    MatrixBefore,
     Similarity,
+    kernel_before,
     largest_pure_radius,
     nearest_radius,
 )
 from ._posterior.engines import CPU
-from ._posterior.group import Alone
+from ._posterior.group import ALONE, Alone
+from ._posterior.lazy import PoolCover, PoolVariances
 from ._posterior.moments import LIMIT, Moments, moments, pay_off
-from ._posterior.pool import PoolMoments, PoolPairs, PoolTask
+from ._posterior.pool import PoolMoments, PoolPairs, PoolScorer, PoolTask
 from ._posterior.precision import Precision, resolve
 from .arrays import (
     ArgumentTypeError,
@@ -124,12 +127,6 @@ class _Task:
             log_loss_targets=log_loss_targets,
         )
         row.check_outputs(k, "this posterior")
-        if post._space.in_parts and row.needs_memory:
-            raise ArgumentValueError(
-                "criterion",
-                f"{criterion} needs all features in the memory of one process: use another "
-                "criterion for features that are on disk or shared by ranks",
-            )
         if candidates is None:
             chosen = np.flatnonzero(~post._is_labeled)
             if len(chosen) == 0:
@@ -163,6 +160,8 @@ class _Task:
             "temperature": temperature,
             "log_loss_targets": log_loss_targets,
             "precision": precision,
+            "similarity": similarity,
+            "radius": radius,
         }
         if row.fisher and not post._space.in_parts:
             h = _heterogeneity(post._outputs, post.loss)
@@ -180,10 +179,6 @@ class _Task:
                 f"{criterion} is of a scalar kernel, and this one has k x k blocks: use "
                 "outputs='sum', 'single' or 'random' of EmpiricalNTK, or another criterion",
             )
-        # (Without labels every class is as open as any.)
-        if row.uncertainty and (post._labels or post._is_labeled.any()):
-            largest = np.sort(softmax(post._mean[points] / temperature), axis=1)
-            v = v * (1 - (largest[:, -1] - largest[:, -2]))
         return cls(
             row=row,
             post=post,
@@ -262,10 +257,21 @@ def _checked(utility: Array, candidates: Array) -> Array:
     return utility
 
 
-def _cover(task: _Task) -> Cover:
-    """Return what candidates cover of the evaluation points, given the labels so far."""
+def _openness(task: _Task, F: Array) -> Array:
+    """Weights v(x) U(x) (N_x,) of `uncertainty_herding`, of F (N_x, k) at the evaluation points."""
+    post = task.post
+    # (Without labels every class is as open as any.)
+    if not task.row.uncertainty or not (post._labels or post._is_labeled.any()):
+        return task.weights
+    largest = np.sort(softmax(F / task.temperature), axis=1)
+    weights: Array = task.weights * (1 - (largest[:, -1] - largest[:, -2]))
+    return weights
+
+
+def _kernel_before(task: _Task) -> tuple[FeaturesBefore | MatrixBefore, float]:
+    """Return the kernel before any label, and the radius of coverage in it."""
     post, row = task.post, task.row
-    kernel = KernelBefore(
+    kernel = kernel_before(
         cast(Any, post._space),
         post._given,
         np.flatnonzero(post._is_labeled),
@@ -283,12 +289,19 @@ def _cover(task: _Task) -> Cover:
         radius = largest_pure_radius(kernel, k)
     elif radius is None:
         radius = nearest_radius(kernel) if row.uncertainty else 1.0
+    return kernel, radius
+
+
+def _cover(task: _Task) -> Cover:
+    """Return what candidates cover of the evaluation points, given the labels so far."""
+    kernel, radius = _kernel_before(task)
+    weights = _openness(task, task.post._mean[task.evaluation])
     return Cover(
         kernel,
         task.similarity,
         task.candidates,
         task.evaluation,
-        task.weights,
+        weights,
         radius,
         task.precision,
     )
@@ -302,7 +315,7 @@ class _Pool:
         assert isinstance(space, WeightSpace)  # it is in parts
         self.group, self._engine, self._row = space.group, space.engine, task.row
         order = np.argsort(task.candidates, kind="stable")
-        bounds = np.searchsorted(task.candidates[order], self.group.offsets)
+        bounds = self.group.bounds(task.candidates[order])
         mine = order[bounds[self.group.rank] : bounds[self.group.rank + 1]]
         self._order, self._counts = order, np.diff(bounds)
         candidates = task.candidates[mine] - self.group.start
@@ -311,10 +324,12 @@ class _Pool:
             h = _heterogeneity(post._outputs, post.loss)
             with np.errstate(divide="ignore"):
                 noise = noise / h[candidates]
-        extremes = self.group.gather([space.variance.max(), noise.min(initial=np.inf)])
-        self._variance, self._noise = float(extremes[:, 0].max()), float(extremes[:, 1].min())
-        task.resolve(self._variance, self._noise, mode)
-        self._points = task.candidates
+        self._points, self._whole = task.candidates, task
+        self._sequential, self._rounds = mode == "sequential", rounds
+        if not task.row.coverage:
+            extremes = self.group.gather([space.variance.max(), noise.min(initial=np.inf)])
+            self._variance, self._noise = float(extremes[:, 0].max()), float(extremes[:, 1].min())
+            task.resolve(self._variance, self._noise, mode)
         self._task = PoolTask(
             space=space,
             candidates=candidates,
@@ -332,33 +347,60 @@ class _Pool:
             residual_temperature=post.residual_temperature,
             temperature=task.temperature,
             precision=task.precision,
-            criterion=task.row.compiled,
+            name=task.row.name,
+            criterion=task.similarity if task.row.coverage else task.row.compiled,
             look_ahead=task.row.look_ahead,
         )
-        numbers = len(task.candidates), len(task.evaluation)
-        self._by_moments = (
-            task.row.moments
-            and (rounds == 1 or self._variance <= LIMIT * self._noise)
-            and pay_off(space, 1, *numbers, rounds, task.precision)
-        )
 
-    def utilities(self) -> Array:
+    def _scorer(self) -> PoolScorer:
+        """Return what scores the candidates, and is conditioned on picks."""
+        task, row = self._whole, self._row
+        if row.coverage:
+            F = self.group.rows(CPU, task.evaluation, lambda own: self._task.mean[own])
+            self._task.weights = _openness(task, F)
+            kernel, radius = _kernel_before(task)
+            assert isinstance(kernel, FeaturesBefore)
+            return PoolCover(self._task, kernel, radius, task.precision, self._sequential)
+        if not row.compiled:
+            return PoolVariances(self._task)
+        numbers = len(task.candidates), len(task.evaluation)
+        if (
+            row.moments
+            and (self._rounds == 1 or self._variance <= LIMIT * self._noise)
+            and pay_off(self._task.space, 1, *numbers, self._rounds, task.precision)
+        ):
+            return PoolMoments(self._task, self._rounds if self._sequential else 0)
+        return PoolPairs(self._task, self._sequential)
+
+    def _in_order(self, scorer: PoolScorer) -> Array:
         """Utilities (N_c,) of all candidates, in their order, on every rank."""
-        scorer: PoolMoments | PoolPairs
-        if self._by_moments:
-            scorer = PoolMoments(self._task, 0)
-        else:
-            scorer = PoolPairs(self._task, sequential=False)
         in_order = self.group.concatenated(CPU, scorer.utilities(), self._counts)
         result = np.empty(len(self._points))
         result[self._order] = in_order
         return _checked(result, self._points)
 
-    def batch(self, b: int) -> tuple[Array, Array]:
-        """Return the picks of a sequential batch, and their utilities."""
-        if self._by_moments:
-            return PoolMoments(self._task, b).batch(b)
-        return PoolPairs(self._task, sequential=True).batch(b)
+    def utilities(self) -> Array:
+        """Utilities (N_c,) of all candidates, in their order, on every rank."""
+        return self._in_order(self._scorer())
+
+    def batch(self, b: int, choose: Choose | None) -> tuple[Array, Array]:
+        """Return the picks of a sequential batch, and their utilities.
+
+        With `choose` every candidate is scored again for every pick.
+        """
+        scorer = self._scorer()
+        if choose is None:
+            return scorer.batch(b)
+        left, indices, values = np.arange(len(self._points)), [], []
+        for i in track(range(b), description=self._row.name):
+            utility = self._in_order(scorer)[left]
+            at = _chosen(choose, utility, self._points[left], self.group)
+            indices.append(int(self._points[left[at]]))
+            values.append(float(utility[at]))
+            left = np.delete(left, at)
+            if i + 1 < b:
+                scorer.pick(indices[-1])
+        return np.array(indices, np.int64), np.array(values)
 
 
 def _moments(task: _Task, rounds: int, *, chosen: bool = False) -> Moments | None:
@@ -378,10 +420,10 @@ def _moments(task: _Task, rounds: int, *, chosen: bool = False) -> Moments | Non
 
 
 def _utilities(task: _Task) -> Array:
-    if task.row.coverage:
-        return _checked(_cover(task).score(np.arange(len(task.candidates))), task.candidates)
     if task.post._space.in_parts:
         return _Pool(task, "top", 1).utilities()
+    if task.row.coverage:
+        return _checked(_cover(task).score(np.arange(len(task.candidates))), task.candidates)
     task.resolve(float(np.max(task.post._space.variance)), float(task.noise.min()), "top")
     scorer = _moments(task, 1)
     if scorer is None:
@@ -397,21 +439,26 @@ def _best(utility: Array, candidates: Array) -> int:
     return int(ties[candidates[ties].argmin()])
 
 
-def _chosen(choose: Choose | None, utility: Array, points: Array) -> int:
+def _chosen(choose: Choose | None, utility: Array, points: Array, group: Alone = ALONE) -> int:
     """Position of the pick: what `choose` says, checked, or the largest utility."""
     if choose is None:
         return _best(utility, points)
-    given = choose(points, utility)
-    if isinstance(given, (bool, np.bool_)) or not hasattr(given, "__index__"):
-        raise ArgumentTypeError(
-            "choose",
-            f"choose returned {given!r}; expected the position of a point among those it was given",
-        )
-    position = operator.index(given)
-    if not 0 <= position < len(points):
-        raise ArgumentValueError(
-            "choose", f"choose returned {position}; expected a position in [0, {len(points)})"
-        )
+    facts: dict[str, Any] = {}
+    with group.together("choose", facts):
+        given = choose(points, utility)
+        if isinstance(given, (bool, np.bool_)) or not hasattr(given, "__index__"):
+            raise ArgumentTypeError(
+                "choose",
+                f"choose returned {given!r}; expected the position of a point among those it was "
+                "given",
+            )
+        position = operator.index(given)
+        if not 0 <= position < len(points):
+            raise ArgumentValueError(
+                "choose",
+                f"choose returned {position}; expected a position in [0, {len(points)})",
+            )
+        facts["what choose returned"] = position
     return position
 
 
@@ -485,11 +532,11 @@ def _sequential_by_coverage(
 def _sequential(task: _Task, b: int, choose: Choose | None = None) -> tuple[list[int], list[float]]:
     """Pick, condition on the pick with its pseudo-label argmax F, score again."""
     post, space = task.post, task.post._space
+    if space.in_parts:
+        picked, utility = _Pool(task, "sequential", b).batch(b, choose)
+        return picked.tolist(), utility.tolist()
     if task.row.coverage:
         return _sequential_by_coverage(task, b, choose)
-    if space.in_parts:
-        picked, utility = _Pool(task, "sequential", b).batch(b)
-        return picked.tolist(), utility.tolist()
     task.resolve(float(np.max(space.variance)), float(task.noise.min()), "sequential")
     without_pairs = _moments(task, b, chosen=choose is not None)
     if without_pairs is not None:
@@ -704,7 +751,9 @@ def select(
         How a pick is made: ``choose(points, utilities)`` gets the m candidates that are left and
         their utilities, numpy arrays (m,), and returns the position of its pick in [0, m). For
         random ties, batches drawn at random, or a look at all utilities of every round. Default:
-        the largest utility, of equal ones that of the lowest point.
+        the largest utility, of equal ones that of the lowest point. With a group every rank must
+        pick the same (a generator of random numbers needs one seed); features on disk are read for
+        every pick.
 
     Returns
     -------
@@ -724,15 +773,9 @@ def select(
     pass over the features; a GPU makes all picks without the host (with `choose` it scores pairs).
     That subtracts as well, and is not done where max S / noise > 1e5.
     """
-    facts: dict[str, Any] = {"mode": mode}
+    facts: dict[str, Any] = {"mode": mode, "choose": choose is not None}
     with _group(post).together("select", facts):
         b = facts["batch_size"] = _as_batch_size(batch_size)
-        if choose is not None and post._space.in_parts:
-            raise ArgumentValueError(
-                "choose",
-                "choose needs all features in the memory of one process, and these are on disk or "
-                "shared by ranks: rank by utilities and choose among the best",
-            )
         as_choice("mode", mode, ("top", "sequential"))
         task = _Task.read(
             post,
@@ -766,7 +809,7 @@ def select(
             left = np.arange(len(values))
             order = np.empty(b, np.int64)
             for i in range(b):
-                position = _chosen(choose, values[left], task.candidates[left])
+                position = _chosen(choose, values[left], task.candidates[left], post._group)
                 order[i], left = left[position], np.delete(left, position)
         indices, values = task.candidates[order], values[order]
     else:

@@ -15,7 +15,7 @@ from torch import nn
 
 import ntkfast as nf
 from ntkfast import arrays
-from ntkfast._posterior import covariance, disk, engines, pool
+from ntkfast._posterior import covariance, coverage, disk, engines, pool
 
 SIZES = (1, 2, 3, 4, 8)
 N, D, K, LABELS = 900, 6, 3, 12
@@ -31,6 +31,8 @@ def small_parts():
         (pool, "EVALUATION_ROWS"): 256,
         (disk, "BLOCK_BYTES"): 1 << 11,
         (pool, "BLOCK_BYTES"): 1 << 11,
+        (coverage, "BLOCK_BYTES"): 1 << 11,
+        (coverage, "_COLUMN_BYTES"): 1 << 13,
         (pool, "_CACHED_BYTES"): 1 << 10,
         (pool, "_FRONT_BYTES"): 1 << 9,
         (pool, "_FRONT_LEAST"): 4,
@@ -64,6 +66,10 @@ def bounds(size):
     return np.concatenate([[0], cuts, [N]])
 
 
+def second_best(points, utilities):
+    return int(np.lexsort((points, -utilities))[min(1, len(points) - 1)])
+
+
 def results(mine=slice(None), convert=lambda a: a, group=None):
     """Every kind of call, by name; those of one process where `mine` is all."""
     phi, f, phi_l, f_l, y = problem()
@@ -95,6 +101,15 @@ def results(mine=slice(None), convert=lambda a: a, group=None):
     )
     picks("few", post, "expected_entropy", 4, **few, label_probs=rng.dirichlet(np.ones(K), 50))
     picks("top", post, "epig", 5, mode="top", candidates=np.arange(N) % 3 == 1)
+    picks("spread", post, "d_optimal", 20, noise=np.where(np.arange(N - 2) % 5, 0.5, np.inf))
+    covering = few | dict(weights=0.5 + rng.random(70))
+    picks("covering", post, "max_herding", 6, **covering, similarity="cosine")
+    picks("covering", post, "uncertainty_herding", 6, candidates=np.arange(0, N, 7))
+    picks("covering", post, "prob_cover", 6, evaluation=some)
+    picks("covering top", post, "max_herding", 6, mode="top", **covering)
+    for criterion in ("variance_reduction", "emoc", "d_optimal", "uncertainty_herding"):
+        picks("chosen", post, criterion, 4, **few, choose=second_best)
+    picks("chosen of the top", post, "epig", 3, mode="top", **few, choose=second_best)
     for step, points in enumerate([[700], [100, 20, 899, 21, 500, 20]]):
         post.condition(points, np.arange(len(points)) % K)
         state(f"step {step}", post)
@@ -102,6 +117,7 @@ def results(mine=slice(None), convert=lambda a: a, group=None):
     found["predict"] = post.predict(phi_l, f_l)
     post = fit(None, None, None)  # ridge and label scale are means over all points
     state("none", post)
+    picks("none", post, "uncertainty_herding", 5, **few)
     picks("none", post.copy(), "variance_reduction", 6, noise=np.linspace(1, 2, N - 2))
     picks("noise", post, "mlmoc", 3, **few, noise=np.where(np.arange(50) % 2, np.inf, 1.0))
     return {name: np.array(array) for name, array in found.items()}

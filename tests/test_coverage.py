@@ -466,7 +466,7 @@ def test_radius_of_prob_cover(representation):
         post = nf.Posterior.from_features(phi, f, None, None, None)
     else:
         post = nf.Posterior.from_kernel(phi @ phi.T, None, None, f, None, None)
-    kernel = coverage.KernelBefore(
+    kernel = coverage.kernel_before(
         post._space, post._given, np.empty(0, int), np.arange(160), has_labels=False
     )
     cluster = coverage._clusters(kernel, 4, np.random.default_rng(0))
@@ -487,7 +487,7 @@ def test_clusters_are_kmeans():
     rng = np.random.default_rng(5)
     phi = rng.normal(size=(80, 6))
     post = nf.Posterior.from_features(phi, np.zeros((80, 5)), None, None, None)
-    kernel = coverage.KernelBefore(
+    kernel = coverage.kernel_before(
         post._space, post._given, np.empty(0, int), np.arange(80), has_labels=False
     )
     cluster = coverage._clusters(kernel, 5, np.random.default_rng(1))

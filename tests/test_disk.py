@@ -61,6 +61,16 @@ def batches(post, criterion, batch_size, **keywords):
         yield from (found.indices, found.utilities)
 
 
+def post_free(post):
+    return np.setdiff1d(np.arange(N), post.labeled)
+
+
+def third_best(points, utilities):
+    """Of as many as there are; a look at all utilities."""
+    order = np.lexsort((points, -utilities))
+    return order[min(2, len(order) - 1)]
+
+
 def state(post):
     yield from (post.mean, post.variance, post.labeled, post.covariance([1, 1999], [7, 0]))
     yield [len(post), post.ridge, post.label_scale]
@@ -88,6 +98,16 @@ def test_everything_is_as_from_memory(labels, dtype, tmp_path):
             ("expected_entropy", 4, few),
             ("mlmoc", 3, dict(candidates=np.arange(N) % 2 == 0, evaluation=some)),
             ("epig", 3, few),
+            ("d_optimal", 40, {}),
+            (
+                "d_optimal",
+                5,
+                dict(noise=np.where(rng.random(N) < 0.3, np.inf, 2.0)[post_free(held)]),
+            ),
+            ("max_herding", 6, few),
+            ("max_herding", 6, few | dict(similarity="cosine", precision="float64")),
+            ("uncertainty_herding", 12, dict(evaluation=some)),
+            ("prob_cover", 6, dict(candidates=few["candidates"])),
         ]:
             assert_same(
                 [nf.utilities(held, criterion, **keywords)],
@@ -97,6 +117,11 @@ def test_everything_is_as_from_memory(labels, dtype, tmp_path):
                 batches(held, criterion, size, **keywords),
                 batches(on_disk, criterion, size, **keywords),
             )
+    for criterion in ("fisher_variance_reduction", "emoc", "d_optimal", "max_herding"):
+        assert_same(
+            batches(held, criterion, 5, choose=third_best, **few),
+            batches(on_disk, criterion, 5, choose=third_best, **few),
+        )
     new = rng.normal(size=(4, D)).astype(np.float32), rng.normal(size=(4, K))
     assert_same([held.predict(*new)], [on_disk.predict(*new)])
     twin = copy.copy(on_disk)
@@ -225,15 +250,10 @@ def test_what_needs_all_features_is_refused(tmp_path, monkeypatch):
         nf.Posterior.from_features(
             np.load(tmp_path / "whole.npy", mmap_mode="r"), f[:4], None, None, None
         )
-    with pytest.raises(ValueError, match="max_herding needs all features in the memory"):
-        nf.select(post, "max_herding", 2)
-    with pytest.raises(ValueError, match="d_optimal needs all features in the memory"):
-        nf.utilities(post, "d_optimal")
-    with pytest.raises(ValueError, match="choose needs all features in the memory"):
-        nf.select(post, "epig", 2, choose=lambda points, utility: 0)
-    monkeypatch.setattr(pool, "_HELD_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"evaluation: .* pass a sample"):
-        nf.select(post, "epig", 2, candidates=[1, 2, 3])
+    monkeypatch.setattr(pool, "HELD_BYTES", 1000)
+    for criterion in ("epig", "max_herding"):
+        with pytest.raises(ValueError, match=f"evaluation: .* {criterion} .* pass a sample"):
+            nf.select(post, criterion, 2, candidates=[1, 2, 3])
     assert_same(batches_of_top(held), batches_of_top(post))
     assert_same(before, state(post))
 

@@ -299,7 +299,7 @@ def rank(
         data = _described(**arrays)
         row = find(criterion)
         in_memory = not isinstance(data["features"], np.memmap)
-        if in_memory or row.needs_memory or (mode == "sequential" and not row.moments):
+        if in_memory or (mode == "sequential" and row.holds_evaluation):
             data["features"] = _in_memory(data["features"])
         pool_size = len(data["features"])
         unlabeled = pool_size

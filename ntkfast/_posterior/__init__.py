@@ -10,6 +10,7 @@
 ``disk``        features that stay on disk: psi block by block
 ``group``       ranks that share a pool: what they tell each other, sums in a fixed order
 ``pool``        scores and batches where no process has all of psi in memory
+``lazy``        the same of criteria whose utilities never grow: d_optimal and coverage
 ``labels``      labels that are missing
 ``file``        what `Posterior.save` writes and `Posterior.load` reads
 ==============  ================================================================================

@@ -186,25 +186,23 @@ class Whitening:
             self.engine.condition_features(psi, self.left, self.right)
         return psi
 
-    def undone(self, psi: Any) -> tuple[Any, float]:
-        """Phi of psi (N, d), in its dtype, and |W^-1|, by which what rounding did to psi grows.
+    def inverse(self) -> tuple[Update | None, float]:
+        """Return what makes phi of psi, and |W^-1|, by which what rounding did to psi grows.
 
-        A copy, or psi itself where there is nothing to undo. For the compact form, of rank r,
+        None: psi is phi. For the compact form, of rank r,
         (I - P^T Z)^-1 = I + P^T (I - Z P^T)^-1 Z.
         """
         engine = self.engine
         if self.matrix is not None:
             inverse = np.linalg.inv(engine.host(self.matrix))
             size = _norm(len(inverse), inverse.__matmul__, inverse.T.__matmul__)
-            return engine.whiten(psi, engine.put(inverse.T)), size
+            return Update(W=engine.put(inverse.T)), size
         if len(self.left) == 0:
-            return psi, 1.0
+            return None, 1.0
         P, Z = engine.host(self.left), engine.host(self.right)
         G = np.linalg.solve(np.eye(len(P)) - Z @ P.T, Z)
-        phi = engine.copy(psi)
-        engine.condition_features(phi, self.left, engine.put(-G))
         size = _norm(P.shape[1], lambda v: v + P.T @ (G @ v), lambda v: v + G.T @ (P @ v))
-        return phi, size
+        return Update(self.left, engine.put(-G)), size
 
     def pull_back(self, step: Any) -> Any:
         """W^T step: a step (d, k) along psi as a step along phi."""

@@ -19,10 +19,25 @@ import numpy as np
 from ..arrays import ArgumentValueError, Array, as_choice
 from ..ops import ScoreInputs
 from .covariance import FeatureScorer, FunctionSpace, KernelScorer, WeightSpace
-from .engines import Engine
+from .disk import BLOCK_BYTES, Rows, reader
+from .engines import CPU, Engine
+from .group import total
 from .precision import Precision, check_tensor_cores, stored_type
 
-__all__ = ["Cover", "Given", "KernelBefore", "Similarity", "largest_pure_radius", "nearest_radius"]
+__all__ = [
+    "Cover",
+    "FeaturesBefore",
+    "Given",
+    "KernelBefore",
+    "MatrixBefore",
+    "Similarity",
+    "covered",
+    "kernel_before",
+    "largest_pure_radius",
+    "nearest_radius",
+    "reach",
+    "rho",
+]
 
 Similarity = Literal["rbf", "cosine"]
 
@@ -76,90 +91,34 @@ def _inverse_lengths(diagonal: Array) -> Array:
 class KernelBefore:
     """K of the points `rows`, and of the labelled ones, before any label.
 
-    Parameters
+    Attributes
     ----------
-    space : WeightSpace or FunctionSpace
-        The covariance after the labels.
-    given : Given or None
-        None: read from a file without it.
-    labeled : array
-        Which of the N points are labelled.
-    points : array
-        Points that are asked for.
-    has_labels : bool
-        Whether there have been any.
-
-    Raises
-    ------
-    ValueError
-        A file of an earlier version; labels that have left too little of K in float32.
+    rows : array (R,), int64
+        The points, by their global number, increasing. The same on every rank.
+    own : slice
+        Those of this rank.
+    diagonal, inverse : array (R,)
+        K(x, x) and its root's inverse, on every rank.
+    amplified : float
+        By how much what rounding did to psi has grown.
     """
 
-    def __init__(
-        self,
-        space: WeightSpace | FunctionSpace,
-        given: Given | None,
-        labeled: Array,
-        points: Array,
-        *,
-        has_labels: bool,
-    ) -> None:
-        factor = space.factor if isinstance(space, FunctionSpace) else None
-        if has_labels and (given is None or (space.dense and factor is None)):
-            raise ValueError(
-                "this posterior comes from a file of an earlier version, which does not hold the "
-                "labelled points that coverage is of: build it again"
-            )
-        self.rows = np.union1d(points, labeled)
-        self.engine = space.engine
+    diagonal: Array
+    _labeled: Any
+    _labeled_inverse: Array
+
+    def __init__(self, space: WeightSpace | FunctionSpace, rows: Array) -> None:
+        self.rows, self.engine, self._space = rows, space.engine, space
+        self._group = space.group
+        bounds = self._group.bounds(rows)
+        self._counts = np.diff(bounds)
+        self.own = slice(int(bounds[self._group.rank]), int(bounds[self._group.rank + 1]))
         self.amplified = 1.0
-        own = np.searchsorted(self.rows, labeled)
-        if isinstance(space, WeightSpace):
-            self._of_features(space, given, own)
-        else:
-            self._of_kernel(space, given, own)
-        self.inverse = _inverse_lengths(self.diagonal)
-        self._space = space
 
-    def _of_features(self, space: WeightSpace, given: Given | None, own: Array) -> None:
-        engine, every = self.engine, len(self.rows) == space.size
-        psi = space.psi if every else engine.rows(space.psi, self.rows)
-        self._K, self.amplified = space.whitening.undone(psi)
-        self.diagonal = engine.host(engine.squared_norms(self._K))
-        self._labeled = engine.rows(self._K, own)
-        if given is not None and given.features is not None and len(given.features):
-            features = engine.cast(given.features, space.dtype)
-            self._labeled = engine.stack(features, self._labeled)
-        squares = engine.host(engine.squared_norms(self._labeled))
-        self._labeled_inverse = _inverse_lengths(squares)
-        self._is_features = True
-
-    def _of_kernel(self, space: FunctionSpace, given: Given | None, own: Array) -> None:
-        engine = self.engine
-        before = None if space.factor is None else space.factor.whole(engine)
-        every = len(self.rows) == space.size
-        K = space.S if every else engine.part(space.S, self.rows, self.rows)
-        g = 0 if before is None else len(before.given)
-        cross = np.empty((0, len(self.rows)))
-        if before is not None and len(before.L):
-            V = before.V if every else engine.copy(engine.rows(before.V.T, self.rows).T)
-            K = engine.cast(K, np.float64) + engine.product(engine.copy(V.T), V)
-            cross = engine.host(before.L[:g, :g] @ V[:g])
-        self._K = K
-        self.diagonal = engine.host(engine.cast(K.diagonal(), np.float64)).copy()
-        own_rows = engine.host(engine.cast(engine.rows(K, own), np.float64))
-        self._labeled = np.vstack([cross, own_rows])
-        diagonal, among = self.diagonal[own], np.empty((g, g))
-        if g:
-            assert given is not None and given.diagonal is not None and before is not None
-            L = engine.host(before.L[:g, :g])
-            diagonal = np.concatenate([given.diagonal[before.given], diagonal])
-            among = L @ L.T
-        self._labeled_inverse = _inverse_lengths(diagonal)
-        gram = np.hstack([np.vstack([among, cross[:, own].T]), self._labeled[:, own]])
-        np.fill_diagonal(gram, diagonal)
-        self._gram = gram
-        self._is_features = False
+    def of_all(self, own: Array) -> Array:
+        """Numbers of the points of every rank (R,), of those of this rank."""
+        result: Array = self._group.concatenated(CPU, own, self._counts)
+        return result
 
     def precision(self, precision: str, radius: float) -> str:
         """Return the precision to score in, which is never "auto".
@@ -198,73 +157,291 @@ class KernelBefore:
         return "float64" if exact else "float32"
 
     def scorer(self, precision: str) -> FeatureScorer | KernelScorer:
-        """Scores the criteria of K among `rows`."""
-        K = self.engine.cast(self._K, stored_type(precision))
-        if self._is_features:
-            return FeatureScorer(K, self.diagonal, precision, self.engine)
-        return KernelScorer(K, self.diagonal, 0, self.engine, shared=True)
+        """Scores the criteria of K among `rows`, where one process holds all of it."""
+        raise NotImplementedError
 
-    def rho(self, points: Array) -> Array:
-        """rho(rows, points) (R, m) for positions among `rows`."""
-        engine = self.engine
-        columns = engine.cast(engine.rows(self._K, points), np.float64).T
-        K = engine.host(engine.product(self._K, columns) if self._is_features else columns)
-        result: Array = K * self.inverse[:, None] * self.inverse[points]
+    def rho(self, points: Array) -> Iterator[tuple[slice, Array]]:
+        """rho(own rows, points) (b, m) for positions (m,) among `rows`, some own rows at a time."""
+        raise NotImplementedError
+
+    def labeled_rho(self) -> Iterator[tuple[slice, Array]]:
+        """rho(own rows, labelled points), likewise."""
+        raise NotImplementedError
+
+    def _labeled_gram(self, part: slice) -> Array:
+        """K (n, m) of labelled points and some of them, on the host."""
+        raise NotImplementedError
+
+    def nearest_centre(self, label: Array, k: int) -> Array:
+        """Nearest of the means of k clusters (R,), given each point's cluster."""
+        raise NotImplementedError
+
+    def gather(self, own: Array) -> Array:
+        """Numbers (size, m) of all ranks."""
+        return self._group.gather(own)
+
+    def largest(self, columns: Iterator[tuple[slice, Array]]) -> Array:
+        """Largest rho of every own row, -inf of none, from `rho` or `labeled_rho`."""
+        result = np.full(self.own.stop - self.own.start, -np.inf)
+        for rows, rho in columns:
+            result[rows] = rho.max(1, initial=-np.inf)
         return result
-
-    def sums(self, M: Array) -> Array:
-        """rho(rows, rows) M (R, k) for M (R, k), without forming rho."""
-        engine, weighted = self.engine, self.inverse[:, None] * M
-        if not self._is_features:
-            total = engine.product(self._K, engine.put(weighted))
-        else:
-            centres = engine.put(np.zeros((self._K.shape[1], M.shape[1])))
-            step = max(1, _COLUMN_BYTES // (8 * max(1, self._K.shape[1])))
-            for start in range(0, len(M), step):
-                part = slice(start, start + step)
-                rows = engine.cast(self._K[part], np.float64)
-                centres = centres + rows.T @ engine.put(weighted[part])
-            total = engine.product(self._K, centres)
-        result: Array = engine.host(total) * self.inverse[:, None]
-        return result
-
-    def parts(self, count: int, size: int) -> Iterator[slice]:
-        """Parts of `count` columns of `size` float64 each that fit the memory."""
-        step = max(1, _COLUMN_BYTES // (8 * max(1, size)))
-        return (slice(start, min(start + step, count)) for start in range(0, count, step))
-
-    def labeled_rho(self) -> Iterator[Array]:
-        """rho(rows, labelled points), some columns at a time."""
-        engine = self.engine
-        for part in self.parts(len(self._labeled), len(self.rows)):
-            if self._is_features:
-                columns = engine.cast(self._labeled[part], np.float64).T
-                K = engine.host(engine.product(self._K, columns))
-            else:
-                K = self._labeled[part].T
-            yield K * self.inverse[:, None] * self._labeled_inverse[part]
 
     def labeled_distances(self) -> Iterator[Array]:
         """Squared distances (n, m) of labelled points to each other, some columns at a time."""
-        engine, inverse = self.engine, self._labeled_inverse
-        for part in self.parts(len(self._labeled), len(self._labeled)):
-            if self._is_features:
-                columns = engine.cast(self._labeled[part], np.float64).T
-                K = engine.host(engine.product(self._labeled, columns))
-            else:
-                K = self._gram[:, part]
-            yield 2 - 2 * K * inverse[:, None] * inverse[part]
+        n, inverse = len(self._labeled_inverse), self._labeled_inverse
+        step = _rows_at_once(n)
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            yield 2 - 2 * self._labeled_gram(part) * inverse[:, None] * inverse[part]
 
     @property
     def _distance_held(self) -> float:
-        """Smallest distance that is told from none: a rounded K holds the squares of distances."""
-        unit = 2.0 * float(np.finfo(self._space.dtype).eps) / _ACCURACY
-        return unit * self.amplified if self._is_features else float(np.sqrt(unit))
+        """Smallest distance that is told from none."""
+        raise NotImplementedError
 
     @property
     def same(self) -> float:
         """Squared distance up to which rounding may have moved one point away from itself."""
         return max(64 * float(np.finfo(self._space.dtype).eps), self._distance_held**2)
+
+
+def _rows_at_once(columns: int) -> int:
+    """Rows of so many float64 numbers that are formed at once."""
+    return max(1, _COLUMN_BYTES // (8 * max(1, columns)))
+
+
+def _resolution(space: WeightSpace | FunctionSpace) -> float:
+    """Return what rounding has done to K, in units of a radius."""
+    return 2.0 * float(np.finfo(space.dtype).eps) / _ACCURACY
+
+
+class FeaturesBefore(KernelBefore):
+    """K of features: in memory, on disk, or shared by ranks.
+
+    They come from psi in each of these cases, and are the same, bit for bit.
+    """
+
+    def __init__(
+        self, space: WeightSpace, given: Given | None, labeled: Array, rows: Array
+    ) -> None:
+        super().__init__(space, rows)
+        self._weights, engine = space, space.engine
+        self._undo, self.amplified = space.whitening.inverse()
+        self._points = rows[self.own] - self._group.start
+        self._K = self.part(self._points, space.dtype)
+        diagonal = np.empty(len(self._points))
+        for start, K in self._K.blocks():
+            diagonal[start : start + len(K)] = engine.host(engine.squared_norms(K))
+        self.diagonal = self.of_all(diagonal)
+        self.inverse = _inverse_lengths(self.diagonal)
+        self._labeled = self.features(np.searchsorted(rows, labeled))
+        if given is not None and given.features is not None and len(given.features):
+            features = engine.cast(given.features, space.dtype)
+            self._labeled = engine.stack(features, self._labeled)
+        squares = engine.host(engine.squared_norms(self._labeled))
+        self._labeled_inverse = _inverse_lengths(squares)
+
+    def part(self, points: Array, dtype: np.dtype[Any]) -> Rows:
+        """Features of some points of this rank (increasing), in this type."""
+        every = len(points) == self._weights.size
+        return reader(self._weights, dtype, None if every else points, self._undo)
+
+    def features(self, points: Array) -> Any:
+        """Features (m, d) of positions (m,) among `rows`, on every rank."""
+        return self._group.rows(
+            self.engine,
+            self.rows[points],
+            lambda own: self._K.take(np.searchsorted(self._points, own)),
+        )
+
+    def own_features(self, points: Array) -> Array:
+        """Those (m, d), float64, of positions among `rows` that are this rank's, on the host."""
+        K = self._K.take(points - self.own.start)
+        return self.engine.host(self.engine.cast(K, np.float64))
+
+    def scorer(self, precision: str) -> FeatureScorer:
+        """See `KernelBefore.scorer`."""
+        K = self.engine.cast(self._K.read(0, len(self._K)), stored_type(precision))
+        return FeatureScorer(K, self.diagonal, precision, self.engine)
+
+    def rho(self, points: Array) -> Iterator[tuple[slice, Array]]:
+        """See `KernelBefore.rho`."""
+        own, columns = self.inverse[self.own], self.features(points)
+        return rho(self.engine, self._K, own, columns, self.inverse[points])
+
+    def labeled_rho(self) -> Iterator[tuple[slice, Array]]:
+        """See `KernelBefore.labeled_rho`."""
+        return self.labeled_rho_of(self._K, self.inverse[self.own])
+
+    def labeled_rho_of(self, rows: Rows, inverse: Array) -> Iterator[tuple[slice, Array]]:
+        """Rho of other rows and the labelled points."""
+        return rho(self.engine, rows, inverse, self._labeled, self._labeled_inverse)
+
+    def _labeled_gram(self, part: slice) -> Array:
+        engine = self.engine
+        columns = engine.cast(self._labeled[part], np.float64).T
+        return engine.host(engine.product(self._labeled, columns))
+
+    def nearest_centre(self, label: Array, k: int) -> Array:
+        """See `KernelBefore.nearest_centre`; the means are summed in one order for any ranks."""
+        engine, d = self.engine, self._weights.dim
+        size = np.bincount(label, minlength=k)
+        cluster, inverse = label[self.own], self.inverse[self.own]
+        share = inverse / size[cluster]
+
+        def leaf(rows: Any, of: Array, share: Array) -> Any:
+            M = np.zeros((len(of), k))
+            M[np.arange(len(of)), of] = share
+            return engine.product(engine.copy(rows.T), engine.put(M))
+
+        width = max(1, d * self._weights.dtype.itemsize)
+        centres = total(
+            self._group,
+            engine,
+            self._counts,
+            lambda a, b: (self._K.read(a, b), cluster[a:b], share[a:b]),
+            leaf,
+            engine.empty((d, k)),
+            leaf_rows=engine.leaf_rows,
+            step=max(1, BLOCK_BYTES // width // engine.leaf_rows) * engine.leaf_rows,
+        )
+        lengths = engine.host(engine.column_norms(centres))
+        nearest = np.empty(len(inverse), np.int64)
+        for part, towards in rho(engine, self._K, inverse, engine.copy(centres.T), np.ones(k)):
+            nearest[part] = np.where(size > 0, lengths - 2 * towards, np.inf).argmin(1)
+        return self.of_all(nearest)
+
+    @property
+    def _distance_held(self) -> float:
+        return _resolution(self._space) * self.amplified
+
+
+def rho(
+    engine: Engine, rows: Rows, inverse: Array, columns: Any, column_inverse: Array
+) -> Iterator[tuple[slice, Array]]:
+    """Rho (b, m) of features `rows` and `columns` (m, d), of given 1 / |x|, some rows at a time."""
+    m = len(columns)
+    across = engine.cast(columns, np.float64).T
+    step = _rows_at_once(m)
+    for start, block in rows.blocks() if m else ():
+        for a in range(0, len(block), step):
+            part = slice(start + a, start + min(a + step, len(block)))
+            K = engine.host(engine.product(block[a : a + step], across))
+            yield part, K * inverse[part, None] * column_inverse
+
+
+class MatrixBefore(KernelBefore):
+    """K of a posterior from a kernel: S and what labels have taken from it."""
+
+    def __init__(
+        self, space: FunctionSpace, given: Given | None, labeled: Array, rows: Array
+    ) -> None:
+        super().__init__(space, rows)
+        engine, own = self.engine, np.searchsorted(rows, labeled)
+        before = None if space.factor is None else space.factor.whole(engine)
+        every = len(rows) == space.size
+        K = space.S if every else engine.part(space.S, rows, rows)
+        g = 0 if before is None else len(before.given)
+        cross = np.empty((0, len(rows)))
+        if before is not None and len(before.L):
+            V = before.V if every else engine.copy(engine.rows(before.V.T, rows).T)
+            K = engine.cast(K, np.float64) + engine.product(engine.copy(V.T), V)
+            cross = engine.host(before.L[:g, :g] @ V[:g])
+        self._K = K
+        self.diagonal = engine.host(engine.cast(K.diagonal(), np.float64)).copy()
+        self.inverse = _inverse_lengths(self.diagonal)
+        own_rows = engine.host(engine.cast(engine.rows(K, own), np.float64))
+        self._labeled = np.vstack([cross, own_rows])
+        diagonal, among = self.diagonal[own], np.empty((g, g))
+        if g:
+            assert given is not None and given.diagonal is not None and before is not None
+            L = engine.host(before.L[:g, :g])
+            diagonal = np.concatenate([given.diagonal[before.given], diagonal])
+            among = L @ L.T
+        self._labeled_inverse = _inverse_lengths(diagonal)
+        gram = np.hstack([np.vstack([among, cross[:, own].T]), self._labeled[:, own]])
+        np.fill_diagonal(gram, diagonal)
+        self._gram = gram
+
+    def scorer(self, precision: str) -> KernelScorer:
+        """See `KernelBefore.scorer`."""
+        K = self.engine.cast(self._K, stored_type(precision))
+        return KernelScorer(K, self.diagonal, 0, self.engine, shared=True)
+
+    def rho(self, points: Array) -> Iterator[tuple[slice, Array]]:
+        """See `KernelBefore.rho`."""
+        engine, step = self.engine, _rows_at_once(len(points))
+        for start in range(0, len(self.rows), step):
+            part = slice(start, start + step)
+            rows = np.arange(len(self.rows))[part]
+            K = engine.host(engine.cast(engine.part(self._K, rows, points), np.float64))
+            yield part, K * self.inverse[part, None] * self.inverse[points]
+
+    def labeled_rho(self) -> Iterator[tuple[slice, Array]]:
+        """See `KernelBefore.labeled_rho`."""
+        step = _rows_at_once(len(self._labeled))
+        for start in range(0, len(self.rows), step):
+            part = slice(start, start + step)
+            K = self._labeled[:, part].T
+            yield part, K * self.inverse[part, None] * self._labeled_inverse
+
+    def _labeled_gram(self, part: slice) -> Array:
+        return self._gram[:, part]
+
+    def nearest_centre(self, label: Array, k: int) -> Array:
+        """See `KernelBefore.nearest_centre`; K is read instead of the means."""
+        M, size = np.zeros((len(label), k)), np.bincount(label, minlength=k)
+        M[np.arange(len(label)), label] = 1 / size[label]
+        sums = self.engine.product(self._K, self.engine.put(self.inverse[:, None] * M))
+        towards = self.engine.host(sums) * self.inverse[:, None]
+        lengths = (M * towards).sum(0)
+        nearest: Array = np.where(size > 0, lengths - 2 * towards, np.inf).argmin(1)
+        return nearest
+
+    @property
+    def _distance_held(self) -> float:
+        return float(np.sqrt(_resolution(self._space)))  # K holds the squares of distances
+
+
+def kernel_before(
+    space: WeightSpace | FunctionSpace,
+    given: Given | None,
+    labeled: Array,
+    points: Array,
+    *,
+    has_labels: bool,
+) -> FeaturesBefore | MatrixBefore:
+    """Return K before any label.
+
+    Parameters
+    ----------
+    space : WeightSpace or FunctionSpace
+        The covariance after the labels.
+    given : Given or None
+        None: read from a file without it.
+    labeled : array
+        Which of the N points are labelled.
+    points : array
+        Points that are asked for.
+    has_labels : bool
+        Whether there have been any.
+
+    Raises
+    ------
+    ValueError
+        A file of an earlier version; labels that have left too little of K in float32.
+    """
+    factor = space.factor if isinstance(space, FunctionSpace) else None
+    if has_labels and (given is None or (space.dense and factor is None)):
+        raise ValueError(
+            "this posterior comes from a file of an earlier version, which does not hold the "
+            "labelled points that coverage is of: build it again"
+        )
+    rows = np.union1d(points, labeled)
+    if isinstance(space, WeightSpace):
+        return FeaturesBefore(space, given, labeled, rows)
+    return MatrixBefore(space, given, labeled, rows)
 
 
 def nearest_radius(kernel: KernelBefore) -> float:
@@ -281,20 +458,23 @@ def nearest_radius(kernel: KernelBefore) -> float:
 def _clusters(kernel: KernelBefore, k: int, rng: np.random.Generator) -> Array:
     """Cluster of each point by k-means of the features of length one (Lloyd, k-means++ seeds)."""
     R = len(kernel.rows)
+
+    def to_seed(seed: int) -> Array:
+        largest = kernel.largest(kernel.rho(np.array([seed])))
+        square: Array = np.maximum(2 - 2 * kernel.of_all(largest), 0.0)
+        return square
+
     seeds = [int(rng.integers(R))]
-    square = np.maximum(2 - 2 * kernel.rho(np.array(seeds))[:, 0], 0.0)
+    square = to_seed(seeds[0])
     while len(seeds) < k and square.max() > kernel.same:
         seeds.append(int(rng.choice(R, p=square / square.sum())))
-        square = np.minimum(square, np.maximum(2 - 2 * kernel.rho(np.array(seeds[-1:]))[:, 0], 0.0))
-    label: Array = kernel.rho(np.array(seeds)).argmax(1)
+        square = np.minimum(square, to_seed(seeds[-1]))
+    own: Array = np.empty(kernel.own.stop - kernel.own.start, np.int64)
+    for part, to_seeds in kernel.rho(np.array(seeds)):
+        own[part] = to_seeds.argmax(1)
+    label = kernel.of_all(own)
     for _ in range(20):
-        size = np.bincount(label, minlength=len(seeds))
-        M = np.zeros((R, len(seeds)))
-        M[np.arange(R), label] = 1 / size[label]
-        towards = kernel.sums(M)
-        centre = (M * towards).sum(0)  # squared length of each centre
-        square = np.where(size > 0, centre - 2 * towards, np.inf)
-        before, label = label, square.argmin(1)
+        before, label = label, kernel.nearest_centre(label, len(seeds))
         if np.array_equal(before, label):
             break
     return label
@@ -312,11 +492,11 @@ def largest_pure_radius(kernel: KernelBefore, k: int, seed: int = 0) -> float:
     label = _clusters(kernel, k, rng)
     R = len(label)
     anchors = np.sort(rng.choice(R, min(R, _ANCHORS), replace=False))
-    nearest = np.empty(len(anchors))
-    for part in kernel.parts(len(anchors), R):
-        own = anchors[part]
-        rho = np.where(label[:, None] == label[own], -np.inf, kernel.rho(own))
-        nearest[part] = rho.max(0)
+    nearest, own = np.full(len(anchors), -np.inf), label[kernel.own]
+    for part, rho_anchors in kernel.rho(anchors):
+        apart = np.where(own[part, None] == label[anchors], -np.inf, rho_anchors)
+        nearest = np.maximum(nearest, apart.max(0))
+    nearest = kernel.gather(nearest).max(0)
     distance = np.sqrt(np.maximum(2 - 2 * nearest, 0.0))
     radius = float(np.sort(distance)[int(np.floor((1 - _PURITY) * len(distance) + 1e-9))])
     if radius == 0:
@@ -335,6 +515,19 @@ _FORMS: dict[str, Callable[[Array, float], Array]] = {
     "gaussian_coverage": lambda rho, radius: np.exp(np.minimum(2 * rho - 2, 0.0) / radius**2),
     "ball_coverage": lambda rho, radius: (2 - 2 * rho < radius**2).astype(np.float64),
 }
+
+
+def covered(kernel: KernelBefore, criterion: str, largest: Array, radius: float) -> Array:
+    """m(x) >= 0 by some points, of the largest rho of each x to them (-inf: there are none)."""
+    # Of one place: then exactly covered, so that nothing is gained there by rounding.
+    largest = np.where(2 - 2 * largest <= kernel.same, 1.0, largest)
+    result: Array = np.maximum(_FORMS[criterion](largest, radius), 0.0)
+    return result
+
+
+def reach(criterion: str, radius: float) -> float:
+    """Distance that K must be exact to."""
+    return 1.0 if criterion == "cosine_coverage" else radius
 
 
 class Cover:
@@ -364,24 +557,19 @@ class Cover:
     ) -> None:
         self._kernel, self._criterion = kernel, criterion
         self._radius = radius
-        reach = 1.0 if criterion == "cosine_coverage" else radius
-        self._scorer = kernel.scorer(kernel.precision(precision, reach))
+        self._scorer = kernel.scorer(kernel.precision(precision, reach(criterion, radius)))
         self._candidates = np.searchsorted(kernel.rows, candidates)
         self._evaluation = np.searchsorted(kernel.rows, evaluation)
         self._weights = weights
         self._covered = np.zeros(len(evaluation))
         self._nothing = np.zeros((len(kernel.rows), 1))  # outputs, which play no part
-        for rho in kernel.labeled_rho():
-            self._add(rho)
+        self._add(kernel.labeled_rho())
 
-    def _add(self, rho: Array) -> None:
+    def _add(self, columns: Iterator[tuple[slice, Array]]) -> None:
         """Count points in, by rho(rows, points)."""
-        if rho.shape[1]:
-            largest = rho.max(1)[self._evaluation]
-            # Of one place: then exactly covered, so that nothing is gained there by rounding.
-            largest = np.where(2 - 2 * largest <= self._kernel.same, 1.0, largest)
-            of = _FORMS[self._criterion](largest, self._radius)
-            self._covered = np.maximum(self._covered, of)
+        largest = self._kernel.largest(columns)[self._evaluation]
+        of = covered(self._kernel, self._criterion, largest, self._radius)
+        self._covered = np.maximum(self._covered, of)
 
     def score(self, which: Array) -> Array:
         """Utilities of some candidates, by their position."""

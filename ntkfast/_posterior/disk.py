@@ -295,17 +295,26 @@ class DiskSpace(WeightSpace):
         return mean, commit
 
 
-def reader(space: WeightSpace, dtype: np.dtype[Any], points: Array | None = None) -> Rows:
+def reader(
+    space: WeightSpace,
+    dtype: np.dtype[Any],
+    points: Array | None = None,
+    then: Update | None = None,
+) -> Rows:
     """Rows of psi in this type, those of this rank's `points` (increasing) or all.
 
     Held in memory where psi is, and where the rows of features on disk are two blocks at most.
+    `then` is done to psi first, in its own type.
     """
     if isinstance(space, DiskSpace):
-        rows = DiskRows(space.source, space.updates, dtype, points)
+        updates = space.updates if then is None else (*space.updates, then)
+        rows = DiskRows(space.source, updates, dtype, points)
         if len(rows) * space.dim * dtype.itemsize <= 2 * BLOCK_BYTES:
             return HeldRows(rows.read(0, len(rows)), CPU, owned=True)
         return rows
     engine = space.engine
     psi = space.psi if points is None else engine.rows(space.psi, points)
+    if then is not None:
+        psi = then.applied(engine, engine.copy(psi) if points is None and then.W is None else psi)
     rounded = engine.cast(psi, dtype)
     return HeldRows(rounded, engine, owned=rounded is not space.psi)

@@ -88,6 +88,12 @@ class Alone:
         """N, over all ranks."""
         return int(self.offsets[-1])
 
+    def bounds(self, points: Array) -> Array:
+        """Where those of each rank begin among points (m,), increasing; the last entry is m."""
+        if self is ALONE:  # which does not know its points
+            return np.array([0, len(points)])
+        return np.searchsorted(points, self.offsets)
+
     @contextlib.contextmanager
     def together(self, call: str, facts: dict[str, Any]) -> Iterator[None]:
         """Surround what a rank does by itself; `facts` must then be the same on all ranks."""
@@ -136,7 +142,7 @@ class Alone:
         if self is ALONE:
             return read(points)
         order = np.argsort(points, kind="stable")
-        bounds = np.searchsorted(points[order], self.offsets)
+        bounds = self.bounds(points[order])
         mine = points[order][bounds[self.rank] : bounds[self.rank + 1]] - self.start
         found = self.concatenated(engine, read(mine), np.diff(bounds))
         back = np.empty(len(points), np.int64)

@@ -19,12 +19,21 @@ from ..ops import ScoreInputs
 from ..progress import track
 from .covariance import EVALUATION_ROWS, Update, WeightSpace
 from .disk import BLOCK_BYTES, HeldRows, Rows, reader
-from .engines import CPU
-from .group import total
+from .engines import CPU, Engine
+from .group import Alone, total
 from .moments import PickedDirections, Step, moment_type
 from .precision import stored_type
 
-__all__ = ["PoolMoments", "PoolPairs", "PoolTask"]
+__all__ = [
+    "HELD_BYTES",
+    "NO_POINT",
+    "PoolMoments",
+    "PoolPairs",
+    "PoolScorer",
+    "PoolTask",
+    "pick_of",
+    "refuse_many",
+]
 
 # Bytes of the candidates among which a group of picks is made between two readings of the disk.
 _FRONT_BYTES = 1 << 28
@@ -32,9 +41,9 @@ _FRONT_LEAST = 1024
 # Bytes of psi that are conditioned on a group of picks while they are in cache.
 _CACHED_BYTES = 1 << 23
 # Bytes of the evaluation points, or candidates, whose psi a batch by pairs holds in memory.
-_HELD_BYTES = 1 << 30
+HELD_BYTES = 1 << 30
 # A rank without a candidate takes part with this point.
-_NO_POINT = 2.0**53
+NO_POINT = 2.0**53
 
 
 @dataclass
@@ -56,6 +65,8 @@ class PoolTask:
         h of this rank's points, which multiplies their weights.
     mean, outputs : array (N_r, k)
         F and f of this rank's points.
+    name, criterion : str
+        As users call it, and the compiled one.
     """
 
     space: WeightSpace
@@ -74,6 +85,7 @@ class PoolTask:
     residual_temperature: float
     temperature: float
     precision: str
+    name: str
     criterion: str
     look_ahead: bool
 
@@ -110,7 +122,70 @@ class _Outside:
         return cls(np.full(picks, -np.inf), np.full(picks, -1))
 
 
-class PoolMoments:
+def pick_of(engine: Engine, psi_c: Array, variance: float, noise: float) -> Update:
+    """Return what a pick (1, d), of a finite noise, does to psi: see `FeatureScorer.pick`."""
+    total_variance = variance + noise
+    beta = float(1 / (total_variance * (1 + np.sqrt(noise / total_variance))))
+    row = engine.put(np.ascontiguousarray(psi_c))
+    return Update(row, beta * row)
+
+
+def refuse_many(task: PoolTask, dtype: np.dtype[Any]) -> None:
+    """Raise a ValueError for more evaluation points than a sequential batch can hold."""
+    dim = task.space.dim
+    size = len(task.evaluation) * dim * dtype.itemsize
+    if size > HELD_BYTES:
+        raise ArgumentValueError(
+            "evaluation",
+            f"evaluation: a sequential batch by {task.name} holds the features of the evaluation "
+            f"points in memory, on every rank: {len(task.evaluation)} x {dim} numbers are "
+            f"{size / 2**30:.1f} GiB; pass a sample of the points as evaluation (4096 to 65536 "
+            'will do), or use mode="top"',
+        )
+
+
+class PoolScorer:
+    """Scores this rank's candidates, and conditions on picks of all ranks.
+
+    Whatever a method is given or returns is the same on every rank, but for what is said to be of
+    this one. A *record* of a candidate, float64, begins with its utility and its global number; it
+    holds what other ranks need of a pick.
+    """
+
+    _group: Alone
+    _points: Array  # global numbers of this rank's points that are scored, increasing
+
+    def utilities(self) -> Array:
+        """Utilities of this rank's candidates (m,), after the picks so far."""
+        raise NotImplementedError
+
+    def batch(self, count: int) -> tuple[Array, Array]:
+        """Pick a batch, the best each time: global numbers and utilities."""
+        raise NotImplementedError
+
+    def pick(self, point: int) -> None:
+        """Condition on a candidate of any rank, by its global number."""
+        item = self._item(point)
+        own = self._no_record() if item is None else self._record(item, 0.0)
+        self._condition(self._group.best(own))
+
+    def _item(self, point: float) -> int | None:
+        """Position among `_points`; None: it is on another rank."""
+        at = int(np.searchsorted(self._points, point))
+        return at if at < len(self._points) and self._points[at] == point else None
+
+    def _record(self, item: int, utility: float) -> Array:
+        raise NotImplementedError
+
+    def _no_record(self) -> Array:
+        """Record of no candidate, as long as any other."""
+        raise NotImplementedError
+
+    def _condition(self, record: Array) -> None:
+        raise NotImplementedError
+
+
+class PoolMoments(PoolScorer):
     """`FeatureMoments` of a pool that is on disk or shared by ranks.
 
     q and s are kept for every point of this rank. From disk, picks are made in groups: among the
@@ -164,7 +239,7 @@ class PoolMoments:
         offsets = group.offsets
         order = np.argsort(task.evaluation)
         evaluation, v = task.evaluation[order], task.weights[order]
-        bounds = np.searchsorted(evaluation, offsets)
+        bounds = group.bounds(evaluation)
         mine = slice(bounds[group.rank], bounds[group.rank + 1])
         own, weights = evaluation[mine] - group.start, v[mine]
         if task.heterogeneity is not None:
@@ -219,7 +294,7 @@ class PoolMoments:
             self._daring *= 2
             self._q, self._s, self._known = q, s, self._directions.count
             for record in picks:
-                item = self._item(record)
+                item = self._item(record[1])
                 if item is not None:
                     self._free[item] = False
             if len(done) < count:
@@ -227,17 +302,23 @@ class PoolMoments:
         records = np.array(done + sure)
         return records[:, 1].astype(np.int64), records[:, 0]
 
-    def _item(self, record: Array) -> int | None:
-        """Position of a record's point; None: it is on another rank."""
-        at = int(np.searchsorted(self._points, record[1]))
-        return at if at < len(self._points) and self._points[at] == record[1] else None
+    def _condition(self, record: Array) -> None:
+        """Do a pick to every point, which takes one pass."""
+        step = self._directions.add(record[3:], float(record[2]))
+        self._known = self._directions.count
+        if step is None:
+            return
+        for start, psi in self._rows.blocks():
+            part = slice(start, start + len(psi))
+            self._engine.downdate_moments(psi, *step, self._q[part], self._s[part])
 
-    def _record(self, item: int, utility: float, psi: Any) -> Array:
+    def _record(self, item: int, utility: float, psi: Any = None) -> Array:
+        psi = self._rows.take(np.array([item])) if psi is None else psi
         row = self._engine.host(self._engine.cast(psi, np.float64))
         return np.concatenate([[utility, self._points[item], self._noise[item]], row.ravel()])
 
     def _no_record(self) -> Array:
-        return np.concatenate([[-np.inf, _NO_POINT, 1.0], np.zeros(self._width)])
+        return np.concatenate([[-np.inf, NO_POINT, 1.0], np.zeros(self._width)])
 
     def _front(self) -> _Front:
         """Return the best candidates, or all points where psi is held."""
@@ -263,7 +344,7 @@ class PoolMoments:
         outside = self._free.copy()
         outside[front.items] = False
         for record in picks:
-            item = self._item(record)
+            item = self._item(record[1])
             if item is not None:
                 outside[item] = False
         return outside
@@ -290,7 +371,7 @@ class PoolMoments:
             if i >= len(sure) + self._daring and record[0] < best_outside:
                 break
             picks.append(record)
-            at = front.position(self._item(record))
+            at = front.position(self._item(record[1]))
             if at is not None:
                 trial.free[at] = False
             if i + 1 == most:
@@ -341,7 +422,7 @@ class PoolMoments:
 
     def _better(self, picks: list[Array], outside: _Outside, sure: int) -> tuple[int, Array] | None:
         """Return the first pick that a candidate outside the front would beat, and its record."""
-        point = np.where(outside.item < 0, _NO_POINT, self._points[outside.item])
+        point = np.where(outside.item < 0, NO_POINT, self._points[outside.item])
         of_all = self._group.gather(np.concatenate([outside.utility, point]))
         for i in range(sure, len(picks)):
             utility, point = of_all[:, i], of_all[:, len(picks) + i]
@@ -352,12 +433,11 @@ class PoolMoments:
             item = int(outside.item[i])
             if item < 0:
                 return i, self._group.best(self._no_record())
-            psi = self._rows.take(np.array([item]))
-            return i, self._group.best(self._record(item, float(outside.utility[i]), psi))
+            return i, self._group.best(self._record(item, float(outside.utility[i])))
         return None
 
 
-class PoolPairs:
+class PoolPairs(PoolScorer):
     """Criteria from pairs over a pool that is on disk or shared by ranks.
 
     Candidates stay on their rank; evaluation points come from all ranks, some at a time. For a
@@ -378,16 +458,7 @@ class PoolPairs:
         self._held: Any = None
         self._x = self._of_evaluation()
         if sequential:
-            size = len(task.evaluation) * space.dim * self._dtype.itemsize
-            if size > _HELD_BYTES:
-                raise ArgumentValueError(
-                    "evaluation",
-                    f"evaluation: a sequential batch by {task.criterion} holds psi of the "
-                    f"evaluation points in memory, on every rank: {len(task.evaluation)} x "
-                    f"{space.dim} numbers are "
-                    f"{size / 2**30:.1f} GiB; pass a sample of the points as evaluation (4096 to "
-                    '65536 will do), or use mode="top"',
-                )
+            refuse_many(task, self._dtype)
             psi = self._engine.cast(space.at(task.evaluation), self._dtype)
             self._held = HeldRows(psi, self._engine, owned=True)
 
@@ -451,47 +522,45 @@ class PoolPairs:
         return result
 
     def batch(self, count: int) -> tuple[Array, Array]:
-        """Pick a batch: global numbers and utilities."""
+        """Pick a batch, the best each time: global numbers and utilities."""
         indices, values = [], []
-        k = self._mean.shape[1]
-        for i in track(range(count), description=self.task.criterion):
-            utility = self.utilities()
-            own = np.concatenate([[-np.inf, _NO_POINT, 1.0, 0.0], np.zeros(k + self._width)])
+        for i in track(range(count), description=self.task.name):
+            utility, own = self.utilities(), self._no_record()
             if self._free.any():
-                at, _ = CPU.largest(utility, self._free)
-                psi = self._engine.host(
-                    self._engine.cast(self._rows.take(np.array([at])), np.float64)
-                )
-                own = np.concatenate(
-                    [
-                        [utility[at], self._points[at], self.task.noise[at], self._variance[at]],
-                        self._mean[at],
-                        psi.ravel(),
-                    ]
-                )
+                at, value = CPU.largest(utility, self._free)
+                own = self._record(at, value)
             record = self._group.best(own)
             indices.append(int(record[1]))
             values.append(float(record[0]))
             self._free[self._points == indices[-1]] = False
-            if i + 1 < count and np.isfinite(record[2]):
-                self._condition(record[2], record[3], record[4 : 4 + k], record[None, 4 + k :])
+            if i + 1 < count:
+                self._condition(record)
         return np.array(indices, np.int64), np.array(values)
 
-    @property
-    def _width(self) -> int:
-        return self.task.space.dim
+    def _record(self, item: int, utility: float) -> Array:
+        """Hold utility, point, noise, variance, F and psi."""
+        psi = self._engine.cast(self._rows.take(np.array([item])), np.float64)
+        numbers = utility, self._points[item], self.task.noise[item], self._variance[item]
+        return np.concatenate([numbers, self._mean[item], self._engine.host(psi).ravel()])
 
-    def _condition(self, noise: float, variance: float, mean: Array, psi_c: Array) -> None:
+    def _no_record(self) -> Array:
+        of_psi = np.zeros(self._mean.shape[1] + self.task.space.dim)
+        return np.concatenate([[-np.inf, NO_POINT, 1.0, 0.0], of_psi])
+
+    def _condition(self, record: Array) -> None:
         """Condition on a pick with its pseudo-label, as `FeatureScorer.pick` and `step` do."""
+        noise, variance = record[2:4]
+        if np.isinf(noise):
+            return
+        mean, psi_c = np.split(record[None, 4:], [self._mean.shape[1]], axis=1)
         task, engine = self.task, self._engine
         residual: Array | None = None
         if task.look_ahead:
-            expected = expected_labels(mean[None], task.loss, task.residual_temperature)[0]
-            residual = task.label_scale * (np.eye(len(mean))[mean.argmax()] - expected)
-        total_variance = variance + noise
-        beta = float(1 / (total_variance * (1 + np.sqrt(noise / total_variance))))
-        row = engine.put(np.ascontiguousarray(psi_c))
-        update = Update(row, beta * row)
+            expected = expected_labels(mean, task.loss, task.residual_temperature)[0]
+            residual = task.label_scale * (np.eye(len(expected))[mean.argmax()] - expected)
+        total_variance = float(variance + noise)
+        update = pick_of(engine, psi_c, float(variance), float(noise))
+        row = update.U
         mean_x, outputs_x, _, weights = self._x
         moved = []
         for rows, F in ((self._rows, self._mean), (self._held, mean_x)):
