@@ -27,7 +27,7 @@ from ._posterior.covariance import FunctionSpace, WeightSpace
 from ._posterior.coverage import Given
 from ._posterior.disk import DiskSpace, Source, is_on_disk, widened
 from ._posterior.engines import CPU, Engine, engine_of, missing_for
-from ._posterior.group import ALONE, Alone, group_of, mean_of
+from ._posterior.group import ALONE, Alone, Group, group_of, mean_of
 from ._posterior.labels import missing, refuse_missing
 from .arrays import (
     ArgumentTypeError,
@@ -482,7 +482,8 @@ class Posterior:
         point, while points are ranked or picked about 200 more, some blocks of 64 MiB, 256 MiB of
         candidates, and d x d matrices in float64. Building and `condition` read the disk once,
         `utilities` and `select` once for each sum and each group of picks (docs/large-pools.md).
-        `extend`, `save`, `to` and pickles are refused.
+        `extend` is refused, as is another device; files of `save` and pickles refer to the
+        features.
 
         With a group the results of `utilities`, `select`, `condition`, `labeled` and `covariance`
         are those of all points, the same on every rank, and the same, bit for bit, for any number
@@ -764,7 +765,11 @@ class Posterior:
         return self.copy()
 
     def __getstate__(self) -> dict[str, Any]:
-        self._refuse_parts("a pickle")
+        if isinstance(self._group, Group):
+            raise ValueError(
+                "a posterior whose points are shared by ranks (group=) cannot be pickled, because "
+                "a pickle has no ranks: use save and Posterior.load(path, group=...)"
+            )
         # A copy, because it is written after the lock is free (`save` needs none).
         return self.copy().__dict__
 
@@ -781,16 +786,6 @@ class Posterior:
     def _group(self) -> Alone:
         """Who shares the points."""
         return self._space.rows.group
-
-    def _refuse_parts(self, call: str) -> None:
-        """Raise a ValueError where this process does not have all features in its memory."""
-        if not self._space.in_parts:
-            return
-        where = "on disk" if self._rows.on_disk else "shared by ranks (group=)"
-        raise ValueError(
-            f"{call} needs all features in memory, and those of this posterior are {where}: keep "
-            "their files and build the posterior again, or build it from one array in memory"
-        )
 
     @exclusive
     def to(self, target: Any) -> Posterior:
@@ -815,11 +810,18 @@ class Posterior:
         --------
         >>> post = nf.Posterior.load("posterior.npz").to("cuda")  # doctest: +SKIP
         """
-        self._refuse_parts("to")
         library = library_named(target)
         engine = engine_of(library)
         there = library == self._library
-        twin = self._twin(self._space.copy() if there else self._space.to(engine), library)
+        if self._rows.on_disk and engine.on_gpu:
+            raise ValueError(
+                "to: features on disk are worked on by the CPU: build the posterior from one array "
+                "in memory, on that device"
+            )
+        space = self._space.copy() if there else self._space.to(engine)
+        if isinstance(self._group, Group):
+            space.rows.group = self._group.of(library)
+        twin = self._twin(space, library)
         twin._given = self._given and self._given.to(self._space.engine, engine)
         return twin
 
@@ -981,7 +983,12 @@ class Posterior:
         ValueError, TypeError
             As `from_features` and `from_kernel`; nothing has changed then.
         """
-        self._refuse_parts("extend")
+        if self._space.in_parts:
+            raise ValueError(
+                "extend needs all features in the memory of one process, and those of this "
+                "posterior are on disk or shared by ranks (group=): write the new points into the "
+                "files of features, and build the posterior again with all labels"
+            )
         kernels = {"K_lv": K_lv, "K_uv": K_uv, "K_vv": K_vv}
         read, f = self._new_points("extend", features, outputs, kernels)
         space = self._rows
@@ -1060,13 +1067,27 @@ class Posterior:
 
         Of a posterior on a GPU it is the same file.
 
+        Features on disk stay where they are: the file says where, seen from itself and from the
+        root, and what they were.
+
+        With a group every rank writes the state of its own points, to a file of its own:
+        ``posterior.npz`` becomes ``posterior-0-of-4.npz``, ``posterior-1-of-4.npz``, ...; none of
+        them takes its name before all are written.
+
         Parameters
         ----------
         path : path
-            The file's name, used as it is; an existing file is replaced once the new one is whole.
-            Of several writers at once the last one stays.
+            The file's name, used as it is without a group; an existing file is replaced once the
+            new one is whole. Of several writers at once the last one stays.
+
+        Raises
+        ------
+        ValueError
+            Features in a memory map that no file holds: of mode "c", or of a file without a name.
+        OSError
+            The file cannot be written.
         """
-        self._refuse_parts("save")
+        group = self._group
         state = file.Stored(
             self._space,
             self._outputs,
@@ -1078,21 +1099,54 @@ class Posterior:
             self._labels,
             self.residual_temperature,
             self._given,
+            group.offsets if isinstance(group, Group) else None,
         )
-        file.write(path, state)
+        with contextlib.ExitStack() as written, group.together("save", {}):
+            written.enter_context(file.writing(file.part(path, group), state))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Posterior:
+    def load(
+        cls, path: str | os.PathLike[str], features: Any = None, *, group: Any = None
+    ) -> Posterior:
         """Read a posterior written by `save`; its results are numpy arrays.
 
         ``Posterior.load(path).to("cuda")`` is on a GPU again.
 
+        Parameters
+        ----------
+        path : path
+            As it was given to `save`.
+        features : memmap, optional
+            Where the features of a posterior on disk lie now. By default they are looked for where
+            they lay, seen from the file and then from the root.
+        group : torch.distributed.ProcessGroup, optional
+            Of a posterior that ranks share: as many ranks as have saved it, each of which gets the
+            points that it had.
+
         Raises
         ------
         ValueError
-            The file is damaged, or no posterior, or of a later version.
+            The file is damaged, or no posterior, or of a later version, or of another number of
+            ranks; the features on disk have been changed since, or are not there. Their size, and
+            some of their rows, are always compared; all of them, in one pass, where the file has
+            been touched, copied, or passed as `features`.
         """
-        stored = file.read(path)
+        library = Library("numpy")
+        pool = group_of(group, library)
+        facts: dict[str, Any] = {}
+        with pool.together("load", facts):
+            stored = file.read(file.part(path, pool), features, pool)
+            facts |= {
+                name: getattr(stored, name)
+                for name in ("is_labeled", "labels", "ridge", "label_scale", "offsets")
+            }
+            if isinstance(stored.space, WeightSpace):
+                facts["what has been learnt"] = stored.space.engine.host(stored.space.theta)
+        rows = stored.space.rows
+        if stored.offsets is not None:
+            rows.group = pool.with_points(np.diff(stored.offsets))
+        elif rows.on_disk:
+            rows.group = pool.with_points(np.array([rows.size]))
         inputs = _Inputs(
             outputs=stored.outputs,
             noise=np.empty(0),
@@ -1103,5 +1157,4 @@ class Posterior:
             label_scale=stored.label_scale,
             residual_temperature=stored.residual_temperature,
         )
-        library = Library("numpy")
         return cls(stored.space, stored.mean, inputs, stored.labels, library, stored.given)

@@ -70,7 +70,7 @@ def second_best(points, utilities):
     return int(np.lexsort((points, -utilities))[min(1, len(points) - 1)])
 
 
-def results(mine=slice(None), convert=lambda a: a, group=None):
+def results(path, mine=slice(None), convert=lambda a: a, group=None):
     """Every kind of call, by name; those of one process where `mine` is all."""
     phi, f, phi_l, f_l, y = problem()
     rng = np.random.default_rng(3)
@@ -115,6 +115,12 @@ def results(mine=slice(None), convert=lambda a: a, group=None):
         state(f"step {step}", post)
     picks("steps", post, "variance_reduction", 12, candidates=np.arange(200, 700))
     found["predict"] = post.predict(phi_l, f_l)
+    post.save(path)
+    loaded = nf.Posterior.load(path, group=group).to(post.mean)
+    state("loaded", loaded)
+    loaded.condition([4], [1])
+    picks("loaded", loaded, "fisher_variance_reduction", 5)
+    picks("loaded", loaded, "max_herding", 3, **few)
     post = fit(None, None, None)  # ridge and label scale are means over all points
     state("none", post)
     picks("none", post, "uncertainty_herding", 5, **few)
@@ -157,7 +163,7 @@ def of_all_sizes(rank, folder):
         # On every second rank the features are on disk.
         convert = on_disk if rank % 2 else (lambda a: a)
         with small_parts():
-            found = results(slice(first, last), convert, group)
+            found = results(folder / f"saved-{size}.npz", slice(first, last), convert, group)
         np.savez(folder / f"results-{size}-{rank}.npz", **found)
     if rank < 3:
         found = learner(slice((0, 17, 50)[rank], (17, 50, 85)[rank]), groups[3])
@@ -166,7 +172,8 @@ def of_all_sizes(rank, folder):
         pretend_gpu()
         first, last = bounds(2)[rank : rank + 2]
         with small_parts():
-            found = results(slice(first, last), torch.tensor, groups[2])
+            path = folder / "saved-gpu.npz"
+            found = results(path, slice(first, last), torch.tensor, groups[2])
         np.savez(folder / f"gpu-{rank}.npz", **found)
 
 
@@ -206,13 +213,21 @@ def failing(rank, folder):
     refused(
         lambda: (nf.utilities if rank else post.covariance)(*((post, "epig"), ([1], [2]))[not rank])
     )
-    for call in (
-        lambda: post.save(folder / "x.npz"),
-        lambda: post.extend(phi, f),
-        lambda: post.to("cpu"),
-        post.__getstate__,
-    ):
-        refused(call)
+    refused(lambda: post.save(folder / ("nowhere" if rank == 1 else ".") / "x.npz"))
+    said.append(f"files: {len(list(folder.glob('*x*.npz')))}")
+    post.save(folder / "some.npz")
+    if rank == 1:
+        (folder / "some-1-of-3.npz").unlink()
+    dist.barrier()
+    refused(lambda: nf.Posterior.load(folder / "some.npz", group=group))
+    refused(lambda: nf.Posterior.load(folder / "some-0-of-3.npz"))
+    few = dict(evaluation=[1, 2, 3], candidates=[4, 5, 600])
+    refused(lambda: nf.select(post, "epig", 2, **few, choose=lambda points, utilities: rank))
+    refused(lambda: nf.select(post, "max_herding", 2, **few,
+                              choose=lambda points, utilities: 0 if rank == 1 else 7))  # fmt: skip
+    refused(lambda: nf.utilities(post, "max_herding", radius=1.0 + rank))
+    refused(lambda: post.extend(phi, f))
+    refused(post.__getstate__)
     after = post.mean, post.variance, nf.select(post, "variance_reduction", 3).indices
     said.append(f"as before: {same(after)}")
     late = fit(group=short)

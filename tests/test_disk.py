@@ -1,7 +1,9 @@
 """Features that stay on disk: the results from memory, bit for bit, in bounded memory."""
 
 import copy
+import os
 import pickle
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -224,24 +226,136 @@ def test_parts_orders_and_modes_of_a_map(mode, tmp_path):
             batches(held, "variance_reduction", 20), batches(post, "variance_reduction", 20)
         )
     assert_same(state_of_part(held), state_of_part(post))
+    if mode == "c":
+        with pytest.raises(ValueError, match="whose changes no file has: write them to a file"):
+            post.save(tmp_path / "post.npz")
+        return
+    post.save(tmp_path / "post.npz")
+    assert_same(state_of_part(held), state_of_part(nf.Posterior.load(tmp_path / "post.npz")))
+
+
+class GpuInName:
+    on_gpu = True
 
 
 def state_of_part(post):
     return post.mean, post.variance, post.covariance([1, 999], [7, 0])
 
 
+@pytest.mark.parametrize("labels", [0, 3, 30])
+def test_a_file_refers_to_the_features(labels, tmp_path):
+    """The state goes on where it was, wherever the folder is, and however often it is saved."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    held, on_disk = both(folder, labels)
+    for post in (held, on_disk):
+        post.condition([9, 700], [0, 1])
+    on_disk.save(folder / "post.npz")
+    assert (folder / "post.npz").stat().st_size < 60 * N + 50000  # without features
+    shutil.copytree(folder, tmp_path / "b")
+    folder.rename(tmp_path / "c")
+    for place in "b", "c":
+        loaded = nf.Posterior.load(tmp_path / place / "post.npz")
+        assert_same(state(held), state(loaded))
+        for post in (held.copy(), loaded):
+            post.condition([5, 1], [2, 0], [0.5, np.inf])
+        loaded.save(tmp_path / place / "post.npz")
+    held.condition([5, 1], [2, 0], [0.5, np.inf])
+    # Seen from the root, or with the features given.
+    (tmp_path / "c" / "post.npz").rename(tmp_path / "post.npz")
+    moved = nf.Posterior.load(tmp_path / "post.npz")
+    (tmp_path / "c").rename(tmp_path / "d")
+    with pytest.raises(ValueError, match=r"c.phi.npy, which is not there: pass features=np.load"):
+        nf.Posterior.load(tmp_path / "post.npz")
+    features = np.load(tmp_path / "d" / "phi.npy", mmap_mode="r")
+    given = nf.Posterior.load(tmp_path / "post.npz", features)
+    for loaded in (moved, given, pickle.loads(pickle.dumps(given)), given.to("cpu")):
+        if loaded is not moved:
+            assert_same(state(held), state(loaded))
+        for criterion in ("fisher_variance_reduction", "d_optimal"):
+            assert_same(batches(held, criterion, 20), batches(loaded, criterion, 20))
+        some = dict(evaluation=range(100), candidates=range(100, 200))
+        assert_same(
+            batches(held, "max_herding", 5, **some), batches(loaded, "max_herding", 5, **some)
+        )
+
+
+def test_features_that_have_changed_are_refused(tmp_path):
+    _, post = both(tmp_path, 3)
+    post.save(tmp_path / "post.npz")
+    pickled = pickle.dumps(post)
+    load = lambda: nf.Posterior.load(tmp_path / "post.npz")  # noqa: E731
+    path, as_it_was = tmp_path / "phi.npy", tmp_path / "as_it_was.npy"
+    shutil.copy2(path, as_it_was)
+    load()
+    os.utime(path)  # touched, and the same
+    load()
+    with pytest.raises(ValueError, match=r"pickled posterior .* have been changed or moved"):
+        pickle.loads(pickled)
+    changed = np.load(path, mmap_mode="r+")
+    changed[1237, 3] += 1.0  # of none of the sampled rows
+    changed.flush()
+    with pytest.raises(
+        ValueError, match=r"post.npz is of features in .*phi.npy, and these have been"
+    ):
+        load()
+    for other in (arrays(4)[0], arrays(3)[0][:1000], arrays(3)[0].astype(np.float64)):
+        np.save(path, other)
+        with pytest.raises(ValueError, match="have been changed since: build the posterior again"):
+            load()
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="have been changed since"):
+        load()
+    with pytest.raises(ValueError, match=r"features: .*post.npz was saved with others"):
+        nf.Posterior.load(tmp_path / "post.npz", np.load(as_it_was, mmap_mode="r")[::-1])
+    with pytest.raises(TypeError, match=r"features must be a memory map: np\.load"):
+        nf.Posterior.load(tmp_path / "post.npz", np.load(as_it_was))
+    shutil.copy2(as_it_was, path)
+    loaded = load()
+    assert_same(state(post), state(loaded))
+    held, _ = both(tmp_path, 3)
+    held.save(tmp_path / "held.npz")
+    with pytest.raises(ValueError, match="holds its features itself; leave them out"):
+        nf.Posterior.load(tmp_path / "held.npz", loaded._space.source.array)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    _, post = both(tmp_path, 3)
+    post.save(tmp_path / "post.npz")
+    with np.load(tmp_path / "post.npz") as archive:
+        stored = dict(archive)
+    damaged = tmp_path / "damaged.npz"
+    for name in stored:
+        if name in ("relative", "format"):
+            continue
+        np.savez(damaged, **{key: value for key, value in stored.items() if key != name})
+        with pytest.raises(ValueError, match="damaged"):
+            nf.Posterior.load(damaged)
+    for changes in (
+        dict(variance=stored["variance"][1:]),
+        dict(update_0_C=stored["update_0_C"][:, 1:]),
+        dict(theta=stored["theta"][1:]),
+        dict(source=np.array("{}")),
+        dict(mean=stored["mean"][1:]),
+    ):
+        np.savez(damaged, **stored | changes)
+        with pytest.raises(ValueError, match="is damaged"):
+            nf.Posterior.load(damaged)
+    np.savez(damaged, **stored | dict(version=np.array(5)))
+    with pytest.raises(ValueError, match="has version 5; this ntkfast reads up to 4"):
+        nf.Posterior.load(damaged)
+
+
 def test_what_needs_all_features_is_refused(tmp_path, monkeypatch):
     held, post = both(tmp_path, 3)
     phi, f, _ = arrays(0)
     before = list(state(post))
-    for call in (
-        lambda: post.save(tmp_path / "post.npz"),
-        lambda: post.extend(phi[:2], f[:2]),
-        lambda: post.to("cpu"),
-        lambda: pickle.dumps(post),
-    ):
-        with pytest.raises(ValueError, match="needs all features in memory"):
-            call()
+    with pytest.raises(ValueError, match="write the new points into the files"):
+        post.extend(phi[:2], f[:2])
+    monkeypatch.setattr("ntkfast.posterior.engine_of", lambda library: GpuInName())
+    with pytest.raises(ValueError, match="to: features on disk are worked on by the CPU"):
+        post.to(phi)
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="k x k blocks"):
         features = np.load(tmp_path / "phi.npy", mmap_mode="r")[: 3 * 600]
         nf.Posterior.from_features(features, f[:600], None, None, None)

@@ -20,9 +20,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone():
+def alone(tmp_path_factory):
     with rank_work.small_parts():
-        return rank_work.results()
+        return rank_work.results(tmp_path_factory.mktemp("alone") / "saved.npz")
 
 
 def of_own_points(name):
@@ -84,10 +84,15 @@ def test_what_does_not_match_ends_the_call_on_all_ranks(tmp_path):
         ("indices[0] = 900 is out of range",),
         ("batch_size: it is 3 on rank 0 and 4 on rank 1",),
         ("about call: it is covariance on rank 0 and utilities on rank 1",),
-        ("save needs all features in memory",),
-        ("extend needs all features in memory",),
-        ("to needs all features in memory",),
-        ("a pickle needs all features in memory",),
+        ("nowhere", "RuntimeError: save has failed on rank 1, and so on all"),
+        ("files: 0",),
+        ("some-1-of-3.npz", "RuntimeError: load has failed on rank 1, and so on all"),
+        ("holds the points of rank 0 of 3: load it with group=",),
+        ("the ranks do not agree about what choose returned: it is 0 on rank 0 and 1 on rank 1",),
+        ("choose returned 7; expected a position in [0, 3)",),
+        ("the ranks do not agree about radius: it is 1.0 on rank 0 and 2.0 on rank 1",),
+        ("extend needs all features in the memory of one process",),
+        ("cannot be pickled, because a pickle has no ranks: use save",),
         ("as before: True",),
     ]
     for rank, lines in enumerate(said):

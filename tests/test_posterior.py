@@ -477,7 +477,7 @@ def test_stored_values_are_checked(tmp_path):
         with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is damaged: it holds no "):
             nf.Posterior.load(path)
     np.savez(path, **(stored | dict(version=np.array(99))))
-    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has version 99; .* up to 3$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} has version 99; .* up to 4$"):
         nf.Posterior.load(path)
     one = {key: stored[key][:, :1] for key in ("outputs", "mean", "theta")}
     np.savez(path, **(stored | one | dict(loss=np.array("cross_entropy"))))

@@ -148,6 +148,20 @@ class Whitening:
         """W = I."""
         return cls(engine.empty((0, d)), engine.empty((0, d)), engine=engine)
 
+    def arrays(self) -> dict[str, Array]:
+        """Return what a file keeps."""
+        if self.matrix is not None:
+            return {"whitening": self.engine.host(self.matrix)}
+        return {"left": self.engine.host(self.left), "right": self.engine.host(self.right)}
+
+    @classmethod
+    def restored(cls, kept: dict[str, Array], engine: Engine) -> Whitening:
+        """Return the whitening of `arrays`, of this engine."""
+        if "whitening" not in kept:
+            return cls(engine.put(kept["left"]), engine.put(kept["right"]), engine=engine)
+        none = engine.empty((0, len(kept["whitening"])))
+        return cls(none, none, engine.put(kept["whitening"]), engine)
+
     def _dense(self, matrix: Any) -> Whitening:
         return replace(self, left=self.left[:0], right=self.right[:0], matrix=matrix)
 
@@ -420,11 +434,8 @@ class WeightSpace:
     def arrays(self) -> dict[str, Any]:
         """Return what a file keeps."""
         kept = {"psi": self.psi, "theta": self.theta}
-        if self.whitening.matrix is not None:
-            kept["whitening"] = self.whitening.matrix
-        else:
-            kept |= {"left": self.whitening.left, "right": self.whitening.right}
-        return {name: self.engine.host(array) for name, array in kept.items()}
+        host = self.engine.host
+        return {name: host(array) for name, array in kept.items()} | self.whitening.arrays()
 
     def to(self, engine: Engine) -> WeightSpace:
         """Independent copy of another engine."""
@@ -435,13 +446,8 @@ class WeightSpace:
     @classmethod
     def restored(cls, kept: dict[str, Array], engine: Engine) -> WeightSpace:
         """Return the space of `arrays`, of this engine."""
-        own = {name: engine.put(array) for name, array in kept.items()}
-        if "whitening" in own:
-            none = engine.empty((0, len(own["theta"])))
-            whitening = Whitening(none, none, own["whitening"], engine)
-        else:
-            whitening = Whitening(own["left"], own["right"], engine=engine)
-        return cls(own["psi"], whitening, own["theta"])
+        whitening = Whitening.restored(kept, engine)
+        return cls(engine.put(kept["psi"]), whitening, engine.put(kept["theta"]))
 
 
 class _Scorer:

@@ -7,13 +7,16 @@ blocks, and some numbers for each point.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
+import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import ArgumentTypeError, Array, check_finite, check_shape
+from ..arrays import ArgumentTypeError, ArgumentValueError, Array, check_finite, check_shape
 from .covariance import Update, WeightSpace, Whitening
 from .engines import CPU, Engine
 from .group import ALONE, Alone
@@ -23,6 +26,7 @@ __all__ = [
     "DiskRows",
     "DiskSpace",
     "HeldRows",
+    "Place",
     "Rows",
     "Source",
     "is_on_disk",
@@ -34,6 +38,8 @@ __all__ = [
 _TAKEN_ROWS = 1024
 # Bytes of a block of psi.
 BLOCK_BYTES = 1 << 26
+# Rows of which a place knows the bytes.
+_SAMPLED_ROWS = 256
 
 
 def _map_of(array: Any) -> mmap.mmap | None:
@@ -53,6 +59,70 @@ def widened(features: Any) -> Any:
     if isinstance(features, np.ndarray) and features.dtype == np.float16:
         return features.astype(np.float32)
     return features
+
+
+class Place(NamedTuple):
+    """Where rows of features lie in a file, and what they are.
+
+    Attributes
+    ----------
+    path : str
+        Absolute.
+    dtype, shape, strides, offset
+        Of the rows in the file, in bytes.
+    size, modified : int
+        Of the whole file: its bytes, and nanoseconds since 1970.
+    digest : str
+        Of the bytes of some rows, the first and the last among them.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+    offset: int
+    size: int
+    modified: int
+    digest: str
+
+    def opened(self, path: Path) -> Any:
+        """Map the rows, read-only, as they lie in this file; None: it is too small."""
+        size = path.stat().st_size
+        if not size:
+            return None
+        whole = np.memmap(path, np.uint8, "r")
+        try:
+            rows: Any = np.ndarray.__new__(
+                np.memmap,
+                self.shape,
+                np.dtype(self.dtype),
+                whole._mmap,  # type: ignore[attr-defined]
+                self.offset,
+                self.strides,
+            )
+        except (TypeError, ValueError):
+            return None
+        rows._mmap, rows.filename = whole._mmap, path.absolute()  # type: ignore[attr-defined]
+        rows.offset, rows.mode = 0, "r"
+        return rows
+
+    def is_untouched(self, path: Path) -> bool:
+        """Whether nobody has written to the file since."""
+        status = path.stat()
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.modified)
+
+
+def reopened(place: Place) -> Source:
+    """Return the features of a pickle."""
+    path = Path(place.path)
+    array = place.opened(path) if path.exists() else None
+    source = None if array is None else Source("features", array, ("N", "d"))
+    if source is None or not place.is_untouched(path) or source.digest() != place.digest:
+        raise ValueError(
+            f"a pickled posterior refers to features in {path}, which have been changed or moved "
+            "since: build it again, or use `save` and `load`, which look closer"
+        )
+    return source
 
 
 class Source:
@@ -95,6 +165,45 @@ class Source:
                 norms[part] = CPU.squared_norms(rows)
             self._norms = norms
         return self._norms
+
+    def digest(self) -> str:
+        """Describe the bytes of some rows, the first and the last among them."""
+        N = len(self)
+        points = np.unique(np.linspace(0, N - 1, min(N, _SAMPLED_ROWS)).astype(np.int64))
+        of = hashlib.blake2b(digest_size=16)
+        for point in points:
+            of.update(np.ascontiguousarray(self.array[point]).data)
+            self._advise(int(point), int(point) + 1, "MADV_DONTNEED")
+        return of.hexdigest()
+
+    def place(self) -> Place:
+        """Return where the rows lie; a ValueError where no file has them."""
+        array, base = self.array, _map_of(self.array)
+        name, mode = getattr(array, "filename", None), getattr(array, "mode", None)
+        if base is None or name is None or mode == "c":
+            raise ArgumentValueError(
+                self.name,
+                f"{self.name} are a memory map "
+                + ("whose changes no file has" if mode == "c" else "of a file without a name")
+                + ": write them to a file with np.save, and build the posterior from that",
+            )
+        path = Path(os.fspath(name)).absolute()
+        whole = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+        begin = np.frombuffer(base, np.uint8).ctypes.data
+        status = path.stat()
+        return Place(
+            path=str(path),
+            dtype=array.dtype.str,
+            shape=(int(array.shape[0]), int(array.shape[1])),
+            strides=(int(array.strides[0]), int(array.strides[1])),
+            offset=int(whole + array.ctypes.data - begin),
+            size=status.st_size,
+            modified=status.st_mtime_ns,
+            digest=self.digest(),
+        )
+
+    def __reduce__(self) -> Any:
+        return reopened, (self.place(),)
 
     def check(self, rows: Array, start: int) -> None:
         """Raise a ValueError that locates NaN or an infinity in rows from `start` on."""
@@ -275,6 +384,37 @@ class DiskSpace(WeightSpace):
         twin = DiskSpace(self.source, self.whitening, self.theta, self.group)
         twin.updates, twin.variance = self.updates, self.variance
         return twin
+
+    def arrays(self) -> dict[str, Any]:
+        """Return what a file keeps besides the features."""
+        kept = {"theta": self.theta, "variance": self.variance} | self.whitening.arrays()
+        kept["updates"] = np.array(len(self.updates))
+        for number, update in enumerate(self.updates):
+            for name, array in vars(update).items():
+                if array is not None:
+                    kept[f"update_{number}_{name}"] = array
+        return kept
+
+    @classmethod
+    def of_arrays(cls, source: Source, kept: dict[str, Array]) -> DiskSpace:
+        """Return the space of `arrays`."""
+        space = cls(source, Whitening.restored(kept, CPU), kept["theta"])
+        space.variance = kept["variance"]
+        parts = [f"update_{number}_" for number in range(int(kept["updates"]))]
+        space.updates = tuple(
+            Update(W=kept[part + "W"])
+            if part + "W" in kept
+            else Update(kept[part + "U"], kept[part + "C"])
+            for part in parts
+        )
+        return space
+
+    def variance_now(self) -> Array:
+        """S(x, x) (N,), of the features as they are now: one pass."""
+        result = np.empty(self.size)
+        for start, psi in DiskRows(self.source, self.updates, self.dtype).blocks():
+            result[start : start + len(psi)] = self.engine.squared_norms(psi)
+        return result
 
     def _updated(
         self, update: Update, step: Any, in_place: bool

@@ -214,9 +214,13 @@ class Group(Alone):
         self.offsets = np.concatenate([[0], np.cumsum(counts)])
         return self
 
+    def of(self, library: Library) -> Group:
+        """Return the same ranks and points, for arrays of this library."""
+        return Group(self._group, library).with_points(np.diff(self.offsets))
+
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a posterior with group= cannot be pickled or saved: its points are on several ranks"
+            "a posterior with group= cannot be pickled: its points are on several ranks"
         )
 
     def _collect(self, collective: Callable[[], Any], size: int) -> None:
