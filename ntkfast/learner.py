@@ -399,21 +399,23 @@ class LookAheadLearner:
             criterion = automatic(classes=posterior._mean.shape[1] > 1)
         if evaluation is None and fitted.evaluation is not None:
             evaluation = fitted.evaluation
-            weights, log_loss_targets = posterior._library.fetch(
-                weights=weights, log_loss_targets=log_loss_targets
-            )
-            N, k = posterior._mean.shape
-            if weights is not None:
-                weights = as_weights("weights", weights, N)[evaluation]
-            if log_loss_targets is not None:
-                log_loss_targets = as_probabilities("log_loss_targets", log_loss_targets, (N, k))
-                log_loss_targets = log_loss_targets[evaluation]
-            elif "log_loss_targets" in find(criterion).needs:
-                raise ArgumentValueError(
-                    "log_loss_targets",
-                    f"{criterion} needs log_loss_targets of shape ({N}, {k}): the distributions "
-                    "that the points of the pool should have",
+            N, k = len(posterior), posterior._mean.shape[1]
+            with posterior._group.together("query", {}):
+                weights, log_loss_targets = posterior._library.fetch(
+                    weights=weights, log_loss_targets=log_loss_targets
                 )
+                if weights is not None:
+                    weights = as_weights("weights", weights, N)[evaluation]
+                if log_loss_targets is not None:
+                    log_loss_targets = as_probabilities(
+                        "log_loss_targets", log_loss_targets, (N, k)
+                    )[evaluation]
+                elif "log_loss_targets" in find(criterion).needs:
+                    raise ArgumentValueError(
+                        "log_loss_targets",
+                        f"{criterion} needs log_loss_targets of shape ({N}, {k}): the "
+                        "distributions that the points of the pool should have",
+                    )
         picked = select(
             posterior,
             criterion,
@@ -457,14 +459,15 @@ class LookAheadLearner:
             posterior = fitted.posterior
             if isinstance(indices, Selection):
                 indices = indices.indices
-            indices, y = posterior._library.fetch(indices=indices, y=y)
-            y, labelled = _without_missing("y", y)
-            targets = self._targets("y", y, fitted.classes)
-            points = as_indices("indices", indices, len(posterior), duplicates=True)
-            if len(labelled) != len(points):
-                raise ArgumentValueError(
-                    "y", f"y has {len(labelled)} labels; indices name {len(points)} points"
-                )
+            with posterior._group.together("update", {}):
+                indices, y = posterior._library.fetch(indices=indices, y=y)
+                y, labelled = _without_missing("y", y)
+                targets = self._targets("y", y, fitted.classes)
+                points = as_indices("indices", indices, len(posterior), duplicates=True)
+                if len(labelled) != len(points):
+                    raise ArgumentValueError(
+                        "y", f"y has {len(labelled)} labels; indices name {len(points)} points"
+                    )
             if labelled.any():
                 posterior.condition(points[labelled], targets)
 

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -138,7 +139,22 @@ def learner(rows=slice(None), group=None):
     first = made.query(4)
     made.update(first, ["a", "c", "b", "b"])
     second = made.query(4)
-    return {"first": first.indices, "second": second.indices, "predict": made.predict(X[:5])}
+    v = np.random.default_rng(0).random(85)
+    others = [
+        made.query(4, criterion=criterion, weights=v, choose=second_best if i % 2 else None).indices
+        for i, criterion in enumerate(("d_optimal", "emoc", "uncertainty_herding"))
+    ]
+    q = np.full((85, 3), 1 / 3)
+    others.append(made.query(2, criterion="expected_log_loss", log_loss_targets=q).indices)
+    wrong = group is None or dist.get_rank() == 0
+    with pytest.raises((RuntimeError, ValueError), match="none of the classes"):
+        made.update(first, ["a", "c", "b", "z" if wrong else "b"])
+    return {
+        "first": first.indices,
+        "second": second.indices,
+        "others": np.concatenate(others),
+        "predict": made.predict(X[:5]),
+    }
 
 
 def pretend_gpu():

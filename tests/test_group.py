@@ -68,7 +68,7 @@ def test_a_learner_over_ranks(folder):
     expected = rank_work.learner()
     for rank in range(3):
         with np.load(folder / f"learner-{rank}.npz") as found:
-            for name in ("first", "second"):
+            for name in ("first", "second", "others"):
                 assert found[name].tolist() == expected[name].tolist()
             np.testing.assert_allclose(found["predict"], expected["predict"], 1e-5, 1e-6)
 
