@@ -31,6 +31,7 @@ __all__ = [
     "as_numpy",
     "as_positive",
     "as_probabilities",
+    "as_temperature",
     "as_weights",
     "check_dense",
     "check_finite",
@@ -509,6 +510,19 @@ def as_positive(name: str, value: Any) -> float:
         number = np.inf
     if not 0 < number < np.inf:
         raise ArgumentValueError(name, f"{name} must be finite and > 0; got {number:g}")
+    return number
+
+
+def as_temperature(name: str, value: Any) -> float:
+    """Return `value` as a number by which outputs may be divided: 1e-30 to 1e30.
+
+    Long before that a soft-max is one-hot or flat; beyond, quotients would leave float64.
+    """
+    number = as_positive(name, value)
+    if not 1e-30 <= number <= 1e30:
+        raise ArgumentValueError(
+            name, f"{name} is {number:g}; expected a temperature from 1e-30 to 1e30"
+        )
     return number
 
 

@@ -13,7 +13,7 @@ from .arrays import (
     as_choice,
     as_floats,
     as_numpy,
-    as_positive,
+    as_temperature,
     check_shape,
 )
 
@@ -39,7 +39,7 @@ def residual_temperature_of(value: Any, loss: Loss) -> float:
     """Return T_r of a user's argument: "auto" stands for 2 (cross-entropy) or 1 (squared loss)."""
     if isinstance(value, str) and value == "auto":
         return 2.0 if loss == "cross_entropy" else 1.0
-    number = as_positive("residual_temperature", value)
+    number = as_temperature("residual_temperature", value)
     if loss == "squared" and number != 1:
         raise ArgumentValueError(
             "residual_temperature",

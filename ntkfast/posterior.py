@@ -435,8 +435,8 @@ class Posterior:
             Cross-entropy only. "auto": mean over the labelled points of (logit of the label - mean
             of the other logits), at least 1; for n = 0 over all points with their arg-max labels.
         residual_temperature : float or "auto"
-            Cross-entropy only: T_r > 0 of the residual label_scale (e_y - softmax(F / T_r)) that a
-            label adds, in `condition` and in every look-ahead criterion alike. "auto": 2, because
+            Cross-entropy only: T_r, from 1e-30 to 1e30, of the residual
+            label_scale (e_y - softmax(F / T_r)) that a label adds, in `condition` and in every look-ahead criterion alike. "auto": 2, because
             the soft-max of an overconfident network saturates: it takes back next to nothing of
             what is wrong. 1 is the gradient of the cross-entropy itself.
         noise : array (n,), optional
@@ -716,7 +716,8 @@ class Posterior:
         return (
             f"<Posterior of {N} points with {k} outputs from {kept} ({space.dtype}), given "
             f"{self._labels} labels: loss={self.loss!r}, ridge={self.ridge:.4g}, "
-            f"label_scale={self.label_scale:.4g}>"
+            f"label_scale={self.label_scale:.4g}, "
+            f"residual_temperature={self.residual_temperature:.4g}>"
         )
 
     def __len__(self) -> int:

@@ -36,6 +36,7 @@ from .arrays import (
     as_noise,
     as_positive,
     as_probabilities,
+    as_temperature,
     as_weights,
 )
 from .criteria import Criterion, find
@@ -168,7 +169,7 @@ class _Task:
             v = v * h[points]
             with np.errstate(divide="ignore"):
                 lam = lam / h[chosen]
-        temperature = as_positive("temperature", temperature)
+        temperature = as_temperature("temperature", temperature)
         if similarity is not None:
             as_choice("similarity", similarity, get_args(Similarity))
         automatic = isinstance(radius, str) and radius == "auto"
@@ -635,7 +636,8 @@ def utilities(
         lam_c in (0, inf], noise of the candidates' hypothetical labels; default: ridge.
         `fisher_variance_reduction` divides it by h(c).
     temperature : float, optional
-        Divides outputs inside soft-maxes of f+; default 1 (cross-entropy) or 0.1 (squared loss).
+        Divides outputs inside soft-maxes of f+, from 1e-30 to 1e30; default 1 (cross-entropy) or
+        0.1 (squared loss).
     log_loss_targets : array (N_x, k), optional
         q of `expected_log_loss`, which needs it, in the order of `evaluation`.
     precision : {"auto", "float32", "float64", "tf32", "bf16"}

@@ -220,6 +220,11 @@ BAD_FEATURES = {
         ValueError,
         "residual_temperature must be finite and > 0",
     ),
+    "residual_temperature that hides everything": (
+        dict(loss="cross_entropy", residual_temperature=1e-305),
+        ValueError,
+        "residual_temperature is 1e-305; expected a temperature from 1e-30 to 1e30",
+    ),
     "residual_temperature of squared loss": (
         dict(residual_temperature=2),
         ValueError,
@@ -515,6 +520,11 @@ BAD_QUESTIONS = {
     "noise NaN": (dict(noise=np.full(N, np.nan)), ValueError, r"noise must be in \(0, inf\]"),
     "temperature zero": (dict(temperature=0), ValueError, "temperature must be finite and > 0"),
     "temperature infinite": (dict(temperature=np.inf), ValueError, "temperature must be finite"),
+    "temperature beyond float64": (
+        dict(temperature=1e-310),
+        ValueError,
+        "temperature is 1e-310; expected a temperature from 1e-30 to 1e30",
+    ),
     "temperature a word": (dict(temperature="hot"), TypeError, "temperature must be a number"),
     "targets missing": (
         dict(criterion="expected_log_loss"),

@@ -132,6 +132,7 @@ def test_residual_temperature_by_default():
     posts.append(nf.Posterior.from_kernel(phi @ phi.T, None, None, f, None, None, **settings))
     for post in posts:
         assert post.residual_temperature == 2.0
+        assert "residual_temperature=2>" in repr(post)
         post.condition([3, 4], [1, 0])
         assert relative_error(post.mean, posts[0].mean) <= 1e-9
     squared = nf.Posterior.from_features(phi, f, None, None, None)
