@@ -436,11 +436,13 @@ class Posterior:
             of the other logits), at least 1; for n = 0 over all points with their arg-max labels.
         residual_temperature : float or "auto"
             Cross-entropy only: T_r, from 1e-30 to 1e30, of the residual
-            label_scale (e_y - softmax(F / T_r)) that a label adds, in `condition` and in every look-ahead criterion alike. "auto": 2, because
-            the soft-max of an overconfident network saturates: it takes back next to nothing of
-            what is wrong. 1 is the gradient of the cross-entropy itself.
+            label_scale (e_y - softmax(F / T_r)) that a label adds, in `condition` and in every
+            look-ahead criterion alike. "auto": 2, because the soft-max of an overconfident network
+            saturates: it takes back next to nothing of what is wrong. 1 is the gradient of the
+            cross-entropy itself.
         noise : array (n,), optional
-            Noise of each labelled point in (0, inf] instead of lam; inf: the label tells nothing.
+            Noise of each labelled point in (0, inf] instead of lam; inf: the label tells nothing,
+            though the point counts as labelled, and covers others (`max_herding`, ...).
         labeled_indices : array, optional
             Which of the N points are already labelled (indices or a mask): never selected again.
         group : torch.distributed.ProcessGroup, optional
@@ -566,11 +568,11 @@ class Posterior:
             labeled_indices=labeled_indices,
         )
         informative, noise, residual = inputs.informative(per_point)
-        labeled = engine.rows(labeled, informative)
+        given, labeled = Given(engine.copy(labeled)), engine.rows(labeled, informative)
         with pool.together("from_features", {}):
             fit = DiskSpace.fit if on_disk else WeightSpace.fit
             space, change = fit(phi, labeled, noise, residual, engine, pool)
-            post = cls._of(space, change, inputs, n, library, per_point, Given(labeled))
+            post = cls._of(space, change, inputs, n, library, per_point, given)
         post._warn_if_too_coarse()
         return post
 
@@ -689,7 +691,16 @@ class Posterior:
             n * per_point,
             per_point,
         )
-        given = Given(diagonal=diagonal.astype(np.float64) if n else np.empty(0))
+        given = Given(diagonal=np.empty(0))
+        if n:
+            untold = np.flatnonzero(np.isinf(inputs.noise)) if per_point == 1 else np.empty(0, int)
+            rows_of = [engine.host(engine.rows(K, untold)) for K in (K_cross, K_labeled)]
+            given = Given(
+                None,
+                diagonal.astype(np.float64),
+                untold,
+                *(part.astype(np.float64) for part in rows_of),
+            )
         return cls._of(space, change, inputs, n, library, per_point, given)
 
     @classmethod
@@ -847,7 +858,7 @@ class Posterior:
         targets : array
             Classes (b,) or rows (b, k), as in `from_features`.
         noise : array (b,), optional
-            Noise of each label in (0, inf]; default: ridge.
+            Noise of each label in (0, inf]; default: ridge. inf: as in `from_features`.
 
         Notes
         -----
@@ -932,8 +943,13 @@ class Posterior:
                 f"for {method}: build it again with from_kernel"
             )
         m, labeled = len(f), factor.labeled
+        untold = self._given is not None and len(self._given.untold) > 0
         needed = {
-            "K_lv": (labeled, len(factor.given) > 0, "the labelled points given to from_kernel"),
+            "K_lv": (
+                labeled,
+                len(factor.given) > 0 or (method == "extend" and untold),
+                "the labelled points given to from_kernel",
+            ),
             "K_uv": (
                 N * per_point,
                 method == "extend" or len(factor.points) + len(factor.later) > 0,
@@ -992,7 +1008,7 @@ class Posterior:
             )
         kernels = {"K_lv": K_lv, "K_uv": K_uv, "K_vv": K_vv}
         read, f = self._new_points("extend", features, outputs, kernels)
-        space = self._rows
+        space, given = self._rows, self._given
         extended: Space
         if isinstance(space, WeightSpace):
             with np.errstate(over="ignore"):  # reported as what it is
@@ -1004,13 +1020,15 @@ class Posterior:
         else:
             _check_kernel("K_vv", read[2], space.engine)
             extended = cast(FunctionSpace, self._space).extended(*read)
+            if given is not None:
+                given = given.extended(None if read[0] is None else space.engine.host(read[0]))
         mean = np.concatenate([self._mean, f + self._change_at(read, len(f))])
         _check_overflow(mean, extended.variance)
         f = np.concatenate([self._outputs, f])
         is_labeled = np.concatenate([self._is_labeled, np.zeros(len(mean) - len(self), bool)])
         with _uninterrupted():
             self._space, self._mean, self._outputs = extended, mean, f
-            self._is_labeled = is_labeled
+            self._is_labeled, self._given = is_labeled, given
 
     @exclusive
     def predict(

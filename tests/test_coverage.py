@@ -275,6 +275,44 @@ def test_labels_of_a_call_and_from_the_start_cover_alike():
         assert relative_error(nf.utilities(late, "max_herding"), expected) <= 1e-9
 
 
+@pytest.mark.parametrize("representation", ["features", "kernel"])
+@pytest.mark.parametrize("untold", [[1, 3], [0, 1, 2, 3, 4, 5]])
+def test_labels_that_teach_nothing_cover_like_others(untold, representation, tmp_path):
+    """An infinite noise is the limit of large ones, from the start as later."""
+    p = problem(12)
+    noise = np.full(6, 1e-2)
+    posts = []
+    for large in (np.inf, 1e200):
+        noise[untold] = large
+        post = posterior(p, representation, noise=noise)
+        post.condition([3, 17], [1, 0], [0.01, large])
+        posts.append(post)
+    labeled = [*p["phi_l"], p["phi"][3], p["phi"][17]]
+    expected = literal_utilities(
+        "rbf", p["phi"], p["candidates"], p["evaluation"], labeled, p["v"], 1.0
+    )
+    path = tmp_path / "posterior.npz"
+    posts[0].save(path)
+    new = np.random.default_rng(0).normal(size=(2, p["phi"].shape[1]))
+    phi, every = np.vstack([p["phi"], new]), np.arange(32)
+    free = np.setdiff1d(every, [3, 17])
+    grown = literal_utilities("rbf", phi, free, every, labeled, np.ones(32), 1.0)
+    radii = []
+    for post in (*posts, nf.Posterior.load(path)):
+        found = nf.utilities(post, "max_herding", **options_of(p))
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-10)
+        found = nf.utilities(post, "uncertainty_herding", **options_of(p))
+        radii.append(found)
+        if representation == "features":
+            post.extend(new, np.zeros((2, 3)))
+        else:
+            post.extend(outputs=np.zeros((2, 3)), K_lv=p["phi_l"] @ new.T, K_uv=p["phi"] @ new.T,
+                        K_vv=new @ new.T)  # fmt: skip
+        np.testing.assert_allclose(nf.utilities(post, "max_herding"), grown, rtol=1e-8, atol=1e-10)
+    for other in radii[1:]:
+        np.testing.assert_allclose(other, radii[0], rtol=1e-8, atol=1e-10)
+
+
 def test_labels_that_the_network_has_seen_make_classes_less_open():
     """Whether they are given, or only where they are."""
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ the kernel and the distance of features of length one. `Cover` is the state of a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -63,10 +63,18 @@ class Given:
     diagonal : ndarray (n,) or None
         K(l, l) of all labelled points, for a posterior from a kernel (`Factor.given` says which of
         them the factor holds).
+    untold : ndarray (u,), int64
+        Which of these labels have an infinite noise: they teach nothing, so that no factor holds
+        them, and cover all the same.
+    rows, among : ndarray (u, N), (u, n), float64
+        The kernel of those with the N points, and with all labelled ones.
     """
 
     features: Any = None
     diagonal: Array | None = None
+    untold: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    rows: Array = field(default_factory=lambda: np.empty((0, 0)))
+    among: Array = field(default_factory=lambda: np.empty((0, 0)))
 
     def to(self, before: Engine, engine: Engine) -> Given:
         """Return it for another engine."""
@@ -74,11 +82,22 @@ class Given:
             return self
         return Given(features=engine.put(before.host(self.features)))
 
+    def extended(self, K_lv: Array | None) -> Given:
+        """Return it with new points, of their kernel (n, m) with labelled ones, on the host."""
+        if len(self.untold) == 0 or K_lv is None:
+            return self
+        return replace(self, rows=np.hstack([self.rows, K_lv[self.untold].astype(np.float64)]))
+
     def arrays(self, engine: Engine) -> dict[str, Array]:
         """Return what a file keeps."""
         if self.features is not None:
             return {"labeled_features": engine.host(self.features)}
-        return {} if self.diagonal is None else {"labeled_diagonal": self.diagonal}
+        if self.diagonal is None:
+            return {}
+        kept = {"labeled_diagonal": self.diagonal}
+        if len(self.untold):
+            kept |= {"untold": self.untold, "untold_rows": self.rows, "untold_among": self.among}
+        return kept
 
 
 def _inverse_lengths(diagonal: Array) -> Array:
@@ -351,14 +370,17 @@ class MatrixBefore(KernelBefore):
         self._K = K
         self.diagonal = engine.host(engine.cast(K.diagonal(), np.float64)).copy()
         self.inverse = _inverse_lengths(self.diagonal)
+        diagonal, among = self.diagonal[own], np.empty((g, g))
+        if given is not None and given.diagonal is not None and before is not None:
+            L, told, untold = engine.host(before.L[:g, :g]), before.given, given.untold
+            diagonal = np.concatenate([given.diagonal[told], given.diagonal[untold], diagonal])
+            among = L @ L.T
+            if len(untold):
+                between, apart = given.among[:, told], given.among[:, untold]
+                among = np.block([[among, between.T], [between, apart]])
+                cross = np.vstack([cross, given.rows[:, rows]])
         own_rows = engine.host(engine.cast(engine.rows(K, own), np.float64))
         self._labeled = np.vstack([cross, own_rows])
-        diagonal, among = self.diagonal[own], np.empty((g, g))
-        if g:
-            assert given is not None and given.diagonal is not None and before is not None
-            L = engine.host(before.L[:g, :g])
-            diagonal = np.concatenate([given.diagonal[before.given], diagonal])
-            among = L @ L.T
         self._labeled_inverse = _inverse_lengths(diagonal)
         gram = np.hstack([np.vstack([among, cross[:, own].T]), self._labeled[:, own]])
         np.fill_diagonal(gram, diagonal)

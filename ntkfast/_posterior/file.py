@@ -1,8 +1,9 @@
 """The file of a posterior: an .npz archive of its arrays, without pickles.
 
 Version 1 holds no `Factor` of the labels; 2 neither a `residual_temperature`, which is 1 then, nor
-what coverage needs of labelled points; 3 is of one process that holds all features in memory. They
-are still written where there is nothing more.
+what coverage needs of labelled points; 3 is of one process that holds all features in memory,
+and of a kernel without labels that teach nothing. They are still written where there is nothing
+more.
 
 Of features on disk the file says where they lie, seen from itself and from the root, and what they
 were: `read` finds them in either place, and refuses others. Of a pool that ranks share, each has a
@@ -94,7 +95,7 @@ def writing(path: Path, stored: Stored) -> Iterator[None]:
     if stored.offsets is not None:
         arrays["offsets"] = stored.offsets
         arrays["rank"] = np.array(rows.group.rank)
-    if "source" in arrays or "offsets" in arrays:
+    if arrays.keys() & {"source", "offsets", "untold"}:
         version = 4
         arrays.setdefault("residual_temperature", np.array(stored.residual_temperature))
         arrays.setdefault("holds_labeled", np.array(stored.given is not None))
@@ -299,8 +300,15 @@ def _given(arrays: dict[str, Array]) -> Given | None:
     if "theta" in arrays:
         shape = (None, len(arrays["theta"]))
         return Given(as_floats("labeled_features", arrays["labeled_features"], shape))
-    diagonal = arrays["labeled_diagonal"]
-    return Given(diagonal=as_weights("labeled_diagonal", diagonal, _int(arrays, "labeled")))
+    n = _int(arrays, "labeled")
+    diagonal = as_weights("labeled_diagonal", arrays["labeled_diagonal"], n)
+    if "untold" not in arrays:
+        return Given(diagonal=diagonal)
+    untold = as_indices("untold", arrays["untold"], n)
+    N = len(arrays["S"])
+    rows = as_floats("untold_rows", arrays["untold_rows"], (len(untold), N), np.float64)
+    among = as_floats("untold_among", arrays["untold_among"], (len(untold), n), np.float64)
+    return Given(None, diagonal, untold, rows, among)
 
 
 def _residual_temperature(arrays: dict[str, Array], loss: Loss) -> float:
