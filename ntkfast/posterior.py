@@ -513,11 +513,12 @@ class Posterior:
                 phi = engine.floats("features", features, ("N", "d"))
             rows, d = phi.shape
             per_point = outputs_per_point("features", rows, outputs)
-            if per_point > 1 and (on_disk or pool is not ALONE):
+            if per_point > 1 and pool is not ALONE:
                 raise ArgumentValueError(
-                    "group" if pool is not ALONE else "features",
-                    "k x k blocks (N k rows of features) need one array in memory, of one process: "
-                    "pass a scalar kernel's features (N, d), as for outputs='sum'",
+                    "group",
+                    "group: k x k blocks (N k rows of features) are ranked by one process, which "
+                    "may have them on disk: leave group out, or pass the features (N, d) of a "
+                    "scalar kernel, as for outputs='sum'",
                 )
             if labeled_features is None:
                 labeled_features = np.empty((0, d))
@@ -550,7 +551,7 @@ class Posterior:
         if pool is not ALONE:
             pool = pool.with_points(pool.gather([rows])[:, 0].astype(np.int64))
         elif on_disk:
-            pool = pool.with_points(np.array([rows]))
+            pool = pool.with_points(np.array([rows // per_point]))
         _check_underflow("features", pool.gather([diagonal.max(initial=0.0)]), dtype)
         inputs = _Inputs.read(
             group=pool,
@@ -571,7 +572,8 @@ class Posterior:
         given, labeled = Given(engine.copy(labeled)), engine.rows(labeled, informative)
         with pool.together("from_features", {}):
             fit = DiskSpace.fit if on_disk else WeightSpace.fit
-            space, change = fit(phi, labeled, noise, residual, engine, pool)
+            of_rows = pool.with_points(np.array([rows])) if per_point > 1 and on_disk else pool
+            space, change = fit(phi, labeled, noise, residual, engine, of_rows)
             post = cls._of(space, change, inputs, n, library, per_point, given)
         post._warn_if_too_coarse()
         return post
@@ -1000,7 +1002,7 @@ class Posterior:
         ValueError, TypeError
             As `from_features` and `from_kernel`; nothing has changed then.
         """
-        if self._space.in_parts:
+        if self._rows.in_parts:
             raise ValueError(
                 "extend needs all features in the memory of one process, and those of this "
                 "posterior are on disk or shared by ranks (group=): write the new points into the "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from . import ops
+from ._posterior import pool
 from ._posterior.blocks import BlockScorer
 from ._posterior.covariance import FeatureScorer, KernelScorer, WeightSpace
 from ._posterior.coverage import (
@@ -98,6 +99,7 @@ class _Task:
     log_loss_targets: Array | None  # (N_x, k)
     similarity: str  # compiled coverage
     radius: float | None  # None: by the criterion's rule
+    rows: Array | None = None  # what the points are in `post`, once they have other numbers
 
     @classmethod
     def read(
@@ -426,12 +428,40 @@ def _utilities(task: _Task) -> Array:
     if task.row.coverage:
         return _checked(_cover(task).score(np.arange(len(task.candidates))), task.candidates)
     task.resolve(float(np.max(task.post._space.variance)), float(task.noise.min()), "top")
-    scorer = _moments(task, 1)
-    if scorer is None:
-        utility = task.score(task.post._space.scorer(task.precision))
+    space = task.post._space
+    by_moments = _moments(task, 1)
+    if by_moments is not None:
+        utility = by_moments.utilities()
+    elif space.rows.on_disk:
+        moved = replace(task)
+        scorer = _held(moved, 0)
+        utility = moved.score(scorer)
     else:
-        utility = scorer.utilities()
+        utility = task.score(space.scorer(task.precision))
     return _checked(utility, task.candidates)
+
+
+def _held(task: _Task, picks: int) -> FeatureScorer | KernelScorer | BlockScorer:
+    """Return a scorer of the points concerned, to be conditioned on picks; they are in memory.
+
+    The task has new numbers for them; `_Task.rows` has the old ones.
+    """
+    space, rows = task.post._space, task.post._space.rows
+    if not task.row.compiled:  # reads no evaluation points
+        task.evaluation = task.evaluation[:0]
+    points = np.union1d(task.candidates, task.evaluation)
+    if rows.on_disk and isinstance(rows, WeightSpace):
+        size = len(points) * space.per_point * rows.dim * rows.dtype.itemsize
+        if size > pool.HELD_BYTES:
+            raise ArgumentValueError(
+                "candidates",
+                f"candidates: {task.row.name} over k x k blocks holds the features of candidates "
+                f"and evaluation points in memory: of {len(points)} points they are "
+                f"{size / 2**30:.1f} GiB; pass samples of the points as candidates and evaluation",
+            )
+    scorer, task.rows = space.scratch(points, picks, task.precision)
+    task.move(task.rows)
+    return scorer
 
 
 def _best(utility: Array, candidates: Array) -> int:
@@ -542,11 +572,8 @@ def _sequential(task: _Task, b: int, choose: Choose | None = None) -> tuple[list
     without_pairs = _moments(task, b, chosen=choose is not None)
     if without_pairs is not None:
         return _sequential_by_moments(task, without_pairs, b, choose)
-    if not task.row.compiled:  # reads no evaluation points
-        task.evaluation = task.evaluation[:0]
-    points = np.union1d(task.candidates, task.evaluation)
-    scorer, rows = space.scratch(points, b - 1, task.precision)
-    task.move(rows)
+    scorer, rows = _held(task, b - 1), task.rows
+    assert rows is not None
     indices, values = [], []
     for i in track(range(b), description=task.row.name):
         utility = _checked(task.score(scorer), rows[task.candidates])

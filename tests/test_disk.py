@@ -131,6 +131,56 @@ def test_everything_is_as_from_memory(labels, dtype, tmp_path):
     assert_same(state(held), state(on_disk))
 
 
+@pytest.mark.parametrize("labels", [0, 4, 10])
+def test_blocks(labels, tmp_path, monkeypatch):
+    """k rows for each point; the moments stay on disk, pairs are of points in memory."""
+    n = 600
+    rng = np.random.default_rng(labels)
+    phi, f = rng.normal(size=(n * K, D)).astype(np.float32), rng.normal(size=(n, K))
+    np.save(tmp_path / "phi.npy", phi)
+    labelled = [None] * 3
+    if labels:
+        labelled = [rng.normal(size=(labels * K, D)).astype(np.float32),
+                    rng.normal(size=(labels, K)), rng.integers(0, K, labels)]  # fmt: skip
+    held, on_disk = (
+        nf.Posterior.from_features(features, f, *labelled, loss="cross_entropy")
+        for features in (phi, np.load(tmp_path / "phi.npy", mmap_mode="r"))
+    )
+    few = dict(candidates=rng.choice(n, 40, replace=False), evaluation=rng.choice(n, 50))
+    few["evaluation"] = np.unique(few["evaluation"])[::-1]
+    for points in ([], [7, 3, 7]):
+        if points:
+            for post in (held, on_disk):
+                post.condition(points, np.arange(len(points)) % K)
+        assert_same((held.mean, held.variance), (on_disk.mean, on_disk.variance))
+        assert_same([held.covariance([1, 9], [7])], [on_disk.covariance([1, 9], [7])])
+        for criterion, size, keywords in [
+            ("fisher_variance_reduction", 20, {}),
+            ("variance_reduction", 5, few),
+            ("variance_reduction", 5, dict(candidates=few["candidates"])),
+            ("epig", 3, few),
+            ("emoc", 3, few),
+            ("d_optimal", 5, {}),
+        ]:
+            assert_same(
+                [nf.utilities(held, criterion, **keywords)],
+                [nf.utilities(on_disk, criterion, **keywords)],
+            )
+            assert_same(
+                batches(held, criterion, size, **keywords),
+                batches(on_disk, criterion, size, **keywords),
+            )
+    on_disk.save(tmp_path / "post.npz")
+    loaded = nf.Posterior.load(tmp_path / "post.npz")
+    assert_same(batches(held, "emoc", 3, **few), batches(loaded, "emoc", 3, **few))
+    monkeypatch.setattr(pool, "HELD_BYTES", 1000)
+    nf.select(on_disk, "variance_reduction", 3)
+    with pytest.raises(
+        ValueError, match=r"candidates: epig over k x k blocks holds .* pass samples"
+    ):
+        nf.select(on_disk, "epig", 2)
+
+
 def test_float16_rows_are_taken_however_they_were_cut(tmp_path):
     """Chosen by indices they are no map any more."""
     phi, f, _ = arrays(0, np.float16)
@@ -356,9 +406,6 @@ def test_what_needs_all_features_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="to: features on disk are worked on by the CPU"):
         post.to(phi)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="k x k blocks"):
-        features = np.load(tmp_path / "phi.npy", mmap_mode="r")[: 3 * 600]
-        nf.Posterior.from_features(features, f[:600], None, None, None)
     np.save(tmp_path / "whole.npy", np.ones((4, 2), int))
     with pytest.raises(TypeError, match="features has dtype int64; expected float16"):
         nf.Posterior.from_features(

@@ -103,7 +103,7 @@ class BlockSpace:
         Outputs per point.
     """
 
-    in_parts = False  # whether no process has all of it in its memory
+    in_parts = False  # blocks on disk are scored in memory, or by moments
     group: Alone = ALONE
 
     def __init__(self, inner: WeightSpace | FunctionSpace, k: int) -> None:
@@ -187,8 +187,7 @@ class BlockSpace:
         inner, engine = self.inner, self.engine
         if isinstance(inner, FunctionSpace):
             return self.scorer(precision, picks), np.arange(self.size)
-        psi = engine.rows(inner.psi, expanded(rows, self.k))
-        psi = engine.cast(psi, stored_type(precision))
+        psi = engine.cast(inner.own(expanded(rows, self.k)), stored_type(precision))
         return _FeatureScorer(psi, self.k, precision, engine), rows
 
     def arrays(self) -> dict[str, Any]:

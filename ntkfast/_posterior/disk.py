@@ -254,8 +254,8 @@ class HeldRows:
         """Rows of these positions as a new array."""
         return self._engine.rows(self._psi, items)
 
-    def blocks(self) -> Iterator[tuple[int, Any]]:
-        """Where a block of rows begins, and the rows."""
+    def blocks(self, multiple: int = 1) -> Iterator[tuple[int, Any]]:
+        """Where a block of rows begins, and the rows, a multiple of so many."""
         if len(self._psi):
             yield 0, self._psi
 
@@ -311,10 +311,11 @@ class DiskRows:
             self._source.take(items if self._points is None else self._points[items])
         )
 
-    def blocks(self) -> Iterator[tuple[int, Array]]:
-        """Where a block of rows begins, and the rows."""
-        for start in range(0, len(self), self._step):
-            yield start, self.read(start, min(start + self._step, len(self)))
+    def blocks(self, multiple: int = 1) -> Iterator[tuple[int, Array]]:
+        """Where a block of rows begins, and the rows, a multiple of so many."""
+        step = max(1, self._step // multiple) * multiple
+        for start in range(0, len(self), step):
+            yield start, self.read(start, min(start + step, len(self)))
 
     def update(self, update: Update) -> None:
         """Do to psi what a pick does, wherever it is read from now on."""

@@ -6,6 +6,7 @@ questions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ import numpy as np
 from .. import ops
 from ..arrays import Array
 from . import blocks
-from .blocks import Space, rows_of
+from .blocks import Space
 from .covariance import WeightSpace
+from .disk import BLOCK_BYTES, Rows, reader
 from .engines import Engine, GpuEngine
 from .group import ALONE, total
 from .precision import stored_type
@@ -184,7 +186,8 @@ class BlockMoments:
     Utilities are (1/k) tr((s_c + lam_c I)^-1 q_c). With frozen psi, G = sum_x v Psi_x^T Psi_x and
     C = I - sum_picks Z^T Z, the k x k matrices are q_x = Psi_x C G C Psi_x^T and
     s_x = Psi_x C Psi_x^T (docs/method.md, section 6). All of it float64 (the downdates subtract),
-    only psi may be float32. O((N_x + N_c) k d^2) once, O(N_c k^2 d) per pick.
+    only psi may be float32. O((N_x + N_c) k d^2) once, O(N_c k^2 d) per pick, and for features on
+    disk a pass over those of the candidates.
     """
 
     def __init__(
@@ -199,16 +202,24 @@ class BlockMoments:
         picks: int,
         precision: str,
     ) -> None:
-        engine = self._engine = space.engine
-        psi = engine.cast(space.psi, moment_type(space, precision))
-        self._k, d, m = k, space.dim, len(candidates)
-        self._G = engine.weighted_gram(rows_of(engine, psi, evaluation, k), np.repeat(weights, k))
-        self._psi = rows_of(engine, psi, candidates, k)
+        dtype, engine = moment_type(space, precision), space.engine
+        self._k, d, m, self._engine = k, space.dim, len(candidates), engine
+        order = np.argsort(evaluation)
+        across, v = self._reader(space, evaluation[order], dtype), np.repeat(weights[order], k)
+        step = max(1, BLOCK_BYTES // max(1, d * dtype.itemsize) // engine.leaf_rows)
+        self._G = total(
+            ALONE,
+            engine,
+            np.array([len(v)]),
+            lambda a, b: (across.read(a, b), v[a:b]),
+            engine.weighted_gram,
+            engine.empty((d, d)),
+            leaf_rows=engine.leaf_rows,
+            step=step * engine.leaf_rows,
+        )
+        self._rows = self._reader(space, candidates, dtype)
         self._q, self._s = np.empty((m, k, k)), np.empty((m, k, k))
-        step = max(1, blocks.PANEL_BYTES // (8 * k * d))
-        for start in range(0, m, step):
-            part = slice(start, start + step)
-            psi_c = self._psi[start * k : (start + step) * k]
+        for part, psi_c in self._blocks():
             right = engine.cast(psi_c, np.float64).reshape(-1, k, d).swapaxes(1, 2)
             moved = engine.product(psi_c, self._G).reshape(-1, k, d)
             self._q[part] = engine.host(moved @ right)
@@ -227,23 +238,38 @@ class BlockMoments:
     def batch(self, count: int) -> None:
         """Return None: picks are made one by one."""
 
+    def _reader(self, space: WeightSpace, points: Array, dtype: np.dtype[Any]) -> Rows:
+        every = len(points) * self._k == space.size and bool((np.diff(points) == 1).all())
+        return reader(space, dtype, None if every else blocks.expanded(points, self._k))
+
+    def _blocks(self) -> Iterator[tuple[slice, Any]]:
+        """Candidates, by their position, and their k rows each."""
+        k = self._k
+        step = max(1, blocks.PANEL_BYTES // (8 * k * max(1, len(self._G))))
+        for start, psi in self._rows.blocks(k):
+            for a in range(0, len(psi) // k, step):
+                part = psi[a * k : (a + step) * k]
+                yield slice(start // k + a, start // k + a + len(part) // k), part
+
     def pick(self, candidate: int) -> None:
         """Condition on a candidate (its position among the candidates)."""
         engine, k, noise = self._engine, self._k, self._noise[candidate]
         if np.isinf(noise):
             return
-        g = engine.cast(self._psi[candidate * k : (candidate + 1) * k], np.float64)
+        rows = blocks.expanded(np.array([candidate]), k)
+        g = engine.cast(self._rows.take(rows), np.float64)
         L = engine.cholesky(engine.put(self._s[candidate] + noise * np.eye(k)))
         Z = engine.triangular_solve(L, self._times_C(g))
         Z_G = Z @ self._G
         h = self._times_C(Z_G)
-        moved = engine.host(engine.product(self._psi, engine.copy(engine.stack(Z, h).T)))
-        moved = moved.reshape(-1, k, 2 * k)
-        alpha, eta = moved[:, :, :k], moved[:, :, k:]
-        # q - alpha eta^T - eta alpha^T + alpha W alpha^T, the last one split among the first two.
-        half = alpha @ (eta - 0.5 * alpha @ engine.host(Z_G @ Z.T)).transpose(0, 2, 1)
-        self._q -= half + half.transpose(0, 2, 1)
-        self._s -= alpha @ alpha.transpose(0, 2, 1)
+        directions, W = engine.copy(engine.stack(Z, h).T), engine.host(Z_G @ Z.T)
+        for part, psi in self._blocks():
+            moved = engine.host(engine.product(psi, directions)).reshape(-1, k, 2 * k)
+            alpha, eta = moved[:, :, :k], moved[:, :, k:]
+            # q - alpha eta^T - eta alpha^T + alpha W alpha^T, the last one split among the first.
+            half = alpha @ (eta - 0.5 * alpha @ W).transpose(0, 2, 1)
+            self._q[part] -= half + half.transpose(0, 2, 1)
+            self._s[part] -= alpha @ alpha.transpose(0, 2, 1)
         self._picks[self._count : self._count + k] = Z
         self._count += k
 
