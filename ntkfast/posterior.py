@@ -1164,7 +1164,7 @@ class Posterior:
             if isinstance(stored.space, WeightSpace):
                 facts["what has been learnt"] = stored.space.engine.host(stored.space.theta)
         rows = stored.space.rows
-        if stored.offsets is not None:
+        if stored.offsets is not None and pool is not ALONE:
             rows.group = pool.with_points(np.diff(stored.offsets))
         elif rows.on_disk:
             rows.group = pool.with_points(np.array([rows.size]))

@@ -182,7 +182,8 @@ def _refuse_other_ranks(path: Path, arrays: dict[str, Array], group: Alone) -> N
             f"{path} was saved by one process without a group: load it without group=, or build "
             "the posterior again with it"
         )
-    if "offsets" in arrays and (group is ALONE or (rank, ranks) != (group.rank, group.size)):
+    # A group of one writes what one process can read.
+    if (rank, ranks) != (group.rank, group.size) or (ranks > 1 and group is ALONE):
         raise ValueError(
             f"{path} holds the points of rank {rank} of {ranks}: load it with group=, a process "
             f"group of {ranks} ranks"
