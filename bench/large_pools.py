@@ -12,11 +12,13 @@ thread each, and prints what went between them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +80,20 @@ def disk(options: argparse.Namespace) -> None:
         one_pass = pool.PoolMoments._pass
         pool.PoolMoments._pass = lambda *a: (passes.append(1), one_pass(*a))[1]
         times = {}
-        clock = time.perf_counter()
-        post = made.posterior(np.load(path, mmap_mode="r"), outputs)
-        times["from_features"] = time.perf_counter() - clock
-        clock = time.perf_counter()
-        utilities = nf.utilities(post, options.criterion)
-        times["utilities"] = time.perf_counter() - clock
-        clock = time.perf_counter()
-        picked = nf.select(post, options.criterion, options.picks)
-        times["select"] = time.perf_counter() - clock
+
+        @contextlib.contextmanager
+        def timed(name: str) -> Iterator[None]:
+            clock, own = time.perf_counter(), time.process_time()
+            yield
+            times[name] = time.perf_counter() - clock, time.process_time() - own
+            print(f"{name}: {times[name][0]:.1f} s", flush=True)
+
+        with timed("from_features"):
+            post = made.posterior(np.load(path, mmap_mode="r"), outputs)
+        with timed("utilities"):
+            utilities = nf.utilities(post, options.criterion)
+        with timed("select"):
+            picked = nf.select(post, options.criterion, options.picks)
         peak = peak_mib()
         case = f"{options.points:.0e} x {options.features} float32, {CLASSES} classes"
         print(
@@ -98,15 +105,17 @@ def disk(options: argparse.Namespace) -> None:
         )
         assert np.isfinite(utilities).all() and len(set(picked.indices.tolist())) == options.picks
         new = []
-        for name, seconds in times.items():
-            print(f"  {name}: {seconds:.1f} s")
+        for name, (seconds, own) in times.items():
+            print(f"  {name}: {seconds:.1f} s, {own:.1f} s of cores")
             of = f", {options.picks} picks, {len(passes)} passes" if name == "select" else ""
             new += record.rows(
                 "large_pool_disk",
-                f"{case}, {name}{of}",
+                f"{case}, {name}{of}, {own:.0f} s of cores",
                 {f"ntkfast, peak {peak:.0f} MiB": [seconds]},
                 {},
             )
+        if options.write:
+            record.write(record.RESULTS / "cpu.csv", new)
         if options.check:
             held = made.posterior(np.array(np.load(path, mmap_mode="r")), outputs)
             in_memory = nf.select(held, options.criterion, options.picks)
@@ -115,8 +124,6 @@ def disk(options: argparse.Namespace) -> None:
             )
             print(f"  the same picks and utilities from memory, bit for bit: {same}")
             assert same
-    if options.write:
-        record.write(record.RESULTS / "cpu.csv", new)
 
 
 def rank_of(rank: int, size: int, folder: str, options: argparse.Namespace, points: int) -> None:
