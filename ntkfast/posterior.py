@@ -1148,9 +1148,9 @@ class Posterior:
         ------
         ValueError
             The file is damaged, or no posterior, or of a later version, or of another number of
-            ranks; the features on disk have been changed since, or are not there. Their size, and
-            some of their rows, are always compared; all of them, in one pass, where the file has
-            been touched, copied, or passed as `features`.
+            ranks; the features on disk have been changed since, or are not there. 256 of their rows
+            are always compared; all of them, in one pass, where their file has been written to or
+            copied since, or is passed as `features`.
         """
         library = Library("numpy")
         pool = group_of(group, library)

@@ -685,10 +685,17 @@ def test_the_page_about_large_pools(tmp_path, monkeypatch) -> None:
         "labeled_outputs": labeled_outputs,
         "targets": labeled_outputs.argmax(1),
         "new_points": workers.points(3),
+        "np": np,
     }
     for block in (blocks[0], blocks[2]):
         exec(compile(block, "large-pools.md", "exec"), names)
     assert nf.open_features("pool").features.dtype == np.float16
+    rest = page[page.index("## Rank from disk") :].split("\n## ")
+    names |= {"labels": np.zeros(40, np.int64), "posterior": None}
+    for part in rest[:2]:
+        for block in re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL):
+            exec(compile(block.replace("1000", "40"), "large-pools.md", "exec"), names)
+    assert len(names["posterior"].labeled) == 40
     assert names["new_features"].shape == (3, 512)
     with pytest.raises(ValueError) as caught:
         EmpiricalNTK(_trained(workers.network()), dim=512).features(

@@ -73,7 +73,9 @@ class Place(NamedTuple):
     size, modified : int
         Of the whole file: its bytes, and nanoseconds since 1970.
     digest : str
-        Of the bytes of some rows, the first and the last among them.
+        Of some rows, the first and the last among them.
+    whole : str
+        Of all rows.
     """
 
     path: str
@@ -84,6 +86,7 @@ class Place(NamedTuple):
     size: int
     modified: int
     digest: str
+    whole: str
 
     def opened(self, path: Path) -> Any:
         """Map the rows, read-only, as they lie in this file; None: it is too small."""
@@ -122,6 +125,7 @@ def reopened(place: Place) -> Source:
             f"a pickled posterior refers to features in {path}, which have been changed or moved "
             "since: build it again, or use `save` and `load`, which look closer"
         )
+    source.whole = place.whole
     return source
 
 
@@ -148,6 +152,8 @@ class Source:
         read_only = hasattr(base, "madvise") and not array.flags.writeable
         self._map = base if read_only else None
         self._norms: Array | None = None
+        self._read = hashlib.blake2b(digest_size=16)
+        self.whole = ""  # until all rows are checked
         if self._map is not None:
             begin = np.frombuffer(self._map, np.uint8).ctypes.data
             self._begin = array.ctypes.data - begin
@@ -167,7 +173,7 @@ class Source:
         return self._norms
 
     def digest(self) -> str:
-        """Describe the bytes of some rows, the first and the last among them."""
+        """Describe some rows, the first and the last among them."""
         N = len(self)
         points = np.unique(np.linspace(0, N - 1, min(N, _SAMPLED_ROWS)).astype(np.int64))
         of = hashlib.blake2b(digest_size=16)
@@ -200,14 +206,28 @@ class Source:
             size=status.st_size,
             modified=status.st_mtime_ns,
             digest=self.digest(),
+            whole=self.whole,
         )
 
     def __reduce__(self) -> Any:
         return reopened, (self.place(),)
 
     def check(self, rows: Array, start: int) -> None:
-        """Raise a ValueError that locates NaN or an infinity in rows from `start` on."""
+        """Raise a ValueError that locates NaN or an infinity in rows from `start` on.
+
+        Every row is checked once, in order.
+        """
         check_finite(self.name, rows, np.arange(start, start + len(rows)))
+        self._read.update(rows.data)
+        if start + len(rows) == len(self):
+            self.whole = self._read.hexdigest()
+
+    def whole_now(self) -> str:
+        """Describe all rows as they are now: one pass."""
+        of = hashlib.blake2b(digest_size=16)
+        for _, rows in DiskRows(self, (), self.dtype).blocks():
+            of.update(rows.data)
+        return of.hexdigest()
 
     def _advise(self, start: int, stop: int, advice: str) -> None:
         if self._map is None or self.array.strides[0] <= 0 or stop <= start:
@@ -409,13 +429,6 @@ class DiskSpace(WeightSpace):
             for part in parts
         )
         return space
-
-    def variance_now(self) -> Array:
-        """S(x, x) (N,), of the features as they are now: one pass."""
-        result = np.empty(self.size)
-        for start, psi in DiskRows(self.source, self.updates, self.dtype).blocks():
-            result[start : start + len(psi)] = self.engine.squared_norms(psi)
-        return result
 
     def _updated(
         self, update: Update, step: Any, in_place: bool

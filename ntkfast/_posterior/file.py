@@ -45,8 +45,6 @@ __all__ = ["Stored", "part", "read", "writing"]
 
 _FORMAT = "ntkfast posterior"
 _VERSION = 4
-# What another instruction set may make of a variance.
-_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -142,22 +140,17 @@ def read(path: Path, features: Any = None, group: Alone = ALONE) -> Stored:
     if version > _VERSION:
         raise ValueError(f"{path} has version {version}; this ntkfast reads up to {_VERSION}")
     _refuse_other_ranks(path, arrays, group)
-    source, untouched = None, True
+    source = None
     if "source" in arrays:
         with _damage(path):
             place = _place(arrays)
-        source, untouched = _found(path, arrays, place, features)
+        source = _found(path, arrays, place, features)
     elif features is not None:
         raise ArgumentValueError(
             "features", f"features: {path} holds its features itself; leave them out"
         )
     with _damage(path):
         stored = _checked(arrays, source)
-    space = stored.space.rows
-    if isinstance(space, DiskSpace) and not untouched:
-        now = space.variance_now()
-        if not (abs(now - space.variance) <= _ROUNDING * space.variance.max()).all():
-            raise ValueError(_changed(path, str(space.source.array.filename)))
     return stored
 
 
@@ -204,10 +197,16 @@ def _changed(path: Path, features: str) -> str:
     )
 
 
-def _found(
-    path: Path, arrays: dict[str, Array], place: Place, features: Any
-) -> tuple[Source, bool]:
-    """Return the features, and whether their file is the one that was there, as it was."""
+def _is_same(source: Source, place: Place, *, untouched: bool = False) -> bool:
+    """Whether these are the rows that were saved: some of them, and all if they may differ."""
+    if source.digest() != place.digest or not (untouched or source.whole_now() == place.whole):
+        return False
+    source.whole = place.whole
+    return True
+
+
+def _found(path: Path, arrays: dict[str, Array], place: Place, features: Any) -> Source:
+    """Return the features; they are read once, unless their file is as it was."""
     if features is not None:
         if not is_on_disk(features):
             raise ArgumentTypeError(
@@ -216,11 +215,11 @@ def _found(
                 f"open_features; got {type(features).__name__}",
             )
         source = Source("features", features, place.shape)
-        if source.array.dtype != place.dtype or source.digest() != place.digest:
+        if source.array.dtype != place.dtype or not _is_same(source, place):
             raise ArgumentValueError(
                 "features", f"features: {path} was saved with others; some of the rows differ"
             )
-        return source, False
+        return source
     candidates = [Path(place.path)]
     if "relative" in arrays:  # first: a folder may have been copied as a whole
         candidates.insert(0, path.absolute().parent / str(arrays["relative"]))
@@ -236,8 +235,8 @@ def _found(
         if array is None:
             continue
         source = Source("features", array, place.shape)
-        if source.digest() == place.digest:
-            return source, place.is_untouched(candidate)
+        if _is_same(source, place, untouched=place.is_untouched(candidate)):
+            return source
     raise ValueError(_changed(path, str(there[0])))
 
 
