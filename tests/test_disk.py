@@ -338,6 +338,12 @@ def test_features_that_have_changed_are_refused(tmp_path):
     path, as_it_was = tmp_path / "phi.npy", tmp_path / "as_it_was.npy"
     shutil.copy2(path, as_it_was)
     load()
+    stamp = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    np.save(path, arrays(4)[0])
+    os.utime(path, ns=stamp)  # as if nobody had touched it
+    with pytest.raises(ValueError, match="have been changed since"):
+        load()
+    shutil.copy2(as_it_was, path)
     os.utime(path)  # touched, and the same
     load()
     with pytest.raises(ValueError, match=r"pickled posterior .* have been changed or moved"):
