@@ -1151,12 +1151,14 @@ class Posterior:
             ranks; the features on disk have been changed since, or are not there. 256 of their rows
             are always compared; all of them, in one pass, where their file has been written to or
             copied since, or is passed as `features`.
+        FileNotFoundError
+            There is none of one process, or of so many ranks.
         """
         library = Library("numpy")
         pool = group_of(group, library)
         facts: dict[str, Any] = {}
         with pool.together("load", facts):
-            stored = file.read(file.part(path, pool), features, pool)
+            stored = file.read(file.part_there(path, pool), features, pool)
             facts |= {
                 name: getattr(stored, name)
                 for name in ("is_labeled", "labels", "ridge", "label_scale", "offsets")

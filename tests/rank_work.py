@@ -237,6 +237,7 @@ def failing(rank, folder):
     dist.barrier()
     refused(lambda: nf.Posterior.load(folder / "some.npz", group=group))
     refused(lambda: nf.Posterior.load(folder / "some-0-of-3.npz"))
+    refused(lambda: nf.Posterior.load(folder / "some.npz"))
     few = dict(evaluation=[1, 2, 3], candidates=[4, 5, 600])
     refused(lambda: nf.select(post, "epig", 2, **few, choose=lambda points, utilities: rank))
     refused(lambda: nf.select(post, "max_herding", 2, **few,

@@ -88,6 +88,7 @@ def test_what_does_not_match_ends_the_call_on_all_ranks(tmp_path):
         ("files: 0",),
         ("some-1-of-3.npz", "RuntimeError: load has failed on rank 1, and so on all"),
         ("holds the points of rank 0 of 3: load it with group=",),
+        ("some-0-of-3.npz, some-2-of-3.npz: load it without group= if one process has saved it",),
         ("the ranks do not agree about what choose returned: it is 0 on rank 0 and 1 on rank 1",),
         ("choose returned 7; expected a position in [0, 3)",),
         ("the ranks do not agree about radius: it is 1.0 on rank 0 and 2.0 on rank 1",),

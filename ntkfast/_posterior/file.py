@@ -13,6 +13,8 @@ file of its own.
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ from .disk import DiskSpace, Place, Source, is_on_disk
 from .engines import CPU
 from .group import ALONE, Alone
 
-__all__ = ["Stored", "part", "read", "writing"]
+__all__ = ["Stored", "part", "part_there", "read", "writing"]
 
 _FORMAT = "ntkfast posterior"
 _VERSION = 4
@@ -70,6 +72,22 @@ def part(path: str | os.PathLike[str], group: Alone) -> Path:
     if group.size == 1:
         return whole
     return whole.with_name(f"{whole.stem}-{group.rank}-of-{group.size}{whole.suffix}")
+
+
+def part_there(path: str | os.PathLike[str], group: Alone) -> Path:
+    """Return the file of a rank, or raise a FileNotFoundError that says what is there instead."""
+    own, whole = part(path, group), Path(path)
+    if own.exists():
+        return own
+    of_ranks = sorted(whole.parent.glob(f"{glob.escape(whole.stem)}-*-of-*{whole.suffix}"))
+    there = [str(found.name) for found in (whole, *of_ranks) if found.exists()]
+    hint = ""
+    if there:
+        hint = (
+            f"; there is {', '.join(there[:3])}{', ...' if len(there) > 3 else ''}: load it "
+            "without group= if one process has saved it, else with a group of as many ranks"
+        )
+    raise FileNotFoundError(errno.ENOENT, f"no such posterior{hint}", str(own))
 
 
 @contextlib.contextmanager
