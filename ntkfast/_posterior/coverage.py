@@ -248,7 +248,7 @@ class FeaturesBefore(KernelBefore):
         self._weights, engine = space, space.engine
         self._undo, self.amplified = space.whitening.inverse()
         self._points = rows[self.own] - self._group.start
-        self._K = self.part(self._points, space.dtype)
+        self._K = self._reader(self._points, space.dtype)
         diagonal = np.empty(len(self._points))
         for start, K in self._K.blocks():
             diagonal[start : start + len(K)] = engine.host(engine.squared_norms(K))
@@ -261,10 +261,15 @@ class FeaturesBefore(KernelBefore):
         squares = engine.host(engine.squared_norms(self._labeled))
         self._labeled_inverse = _inverse_lengths(squares)
 
-    def part(self, points: Array, dtype: np.dtype[Any]) -> Rows:
-        """Features of some points of this rank (increasing), in this type."""
+    def _reader(self, points: Array, dtype: np.dtype[Any]) -> Rows:
         every = len(points) == self._weights.size
         return reader(self._weights, dtype, None if every else points, self._undo)
+
+    def part(self, points: Array, dtype: np.dtype[Any]) -> Rows:
+        """Features of some points of this rank (increasing), in this type; not to be updated."""
+        if dtype == self._weights.dtype and np.array_equal(points, self._points):
+            return self._K
+        return self._reader(points, dtype)
 
     def features(self, points: Array) -> Any:
         """Features (m, d) of positions (m,) among `rows`, on every rank."""
