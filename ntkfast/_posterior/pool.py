@@ -279,26 +279,31 @@ class PoolMoments(PoolScorer):
         sure: list[Array] = []  # and picks after them that they do not know
         front = self._front()
         while len(done) + len(sure) < count:
-            picks, steps = self._picks_of(front, sure, count - len(done))
+            picks, steps, safe = self._picks_of(front, sure, count - len(done))
             if self._whole:
                 done += picks
                 break
-            q, s, outside = self._pass(front, picks, steps, len(sure))
+            moments, outside = self._pass(front, picks, steps, len(sure), safe)
             better = self._better(picks, outside, len(sure))
-            if better is not None:
+            kept = len(picks)
+            if better is None:
+                sure = []
+                self._daring *= 2
+            else:
                 at, record = better
-                self._daring = max(1, at - len(sure))
-                sure = [*picks[:at], record]
-                continue
-            done, sure = done + picks, []
-            self._daring *= 2
-            self._q, self._s, self._known = q, s, self._directions.count
-            for record in picks:
-                item = self._item(record[1])
-                if item is not None:
-                    self._free[item] = False
-            if len(done) < count:
-                front = self._front()
+                self._daring = max(1, at - max(safe, len(sure)))
+                kept = safe if at >= safe else 0
+                sure = [*picks[kept:at], record]
+            if kept:
+                done += picks[:kept]
+                self._q, self._s = moments[kept]
+                self._known += sum(step is not None for step in steps[:kept])
+                for record in picks[:kept]:
+                    item = self._item(record[1])
+                    if item is not None:
+                        self._free[item] = False
+                if len(done) + len(sure) < count:
+                    front = self._front()
         records = np.array(done + sure)
         return records[:, 1].astype(np.int64), records[:, 0]
 
@@ -351,10 +356,11 @@ class PoolMoments(PoolScorer):
 
     def _picks_of(
         self, front: _Front, sure: list[Array], most: int
-    ) -> tuple[list[Array], list[Step | None]]:
+    ) -> tuple[list[Array], list[Step | None], int]:
         """Return `sure` and picks after them as if the front were all; what each does to q and s.
 
-        The last of `most` does nothing any more.
+        The last of `most` does nothing any more. And how many of them no candidate outside will
+        beat, unless its utility has grown.
         """
         trial, best_outside = front, -np.inf
         if not self._whole:  # these picks may have to be taken back
@@ -366,10 +372,13 @@ class PoolMoments(PoolScorer):
         self._directions.count = self._known
         picks: list[Array] = []
         steps: list[Step | None] = []
+        safe: int | None = None
         for i in track(range(most), description="picks"):
             record = sure[i] if i < len(sure) else self._group.best(self._own(trial))
-            if i >= len(sure) + self._daring and record[0] < best_outside:
-                break
+            if i >= len(sure) and record[0] < best_outside:
+                safe = i if safe is None else safe
+                if i >= len(sure) + self._daring:
+                    break
             picks.append(record)
             at = front.position(self._item(record[1]))
             if at is not None:
@@ -380,7 +389,7 @@ class PoolMoments(PoolScorer):
             steps.append(step)
             if step is not None and len(front.items):
                 self._engine.downdate_moments(front.psi, *step, trial.q, trial.s)
-        return picks, steps
+        return picks, steps, len(picks) if safe is None else safe
 
     def _own(self, front: _Front) -> Array:
         """Record of the best of this rank's candidates in the front."""
@@ -391,10 +400,16 @@ class PoolMoments(PoolScorer):
         return self._record(int(front.items[at]), value, front.psi[at : at + 1])
 
     def _pass(
-        self, front: _Front, picks: list[Array], steps: list[Step | None], sure: int
-    ) -> tuple[Array, Array, _Outside]:
-        """Do the picks to every candidate; return q, s, and the best outside before each pick."""
+        self, front: _Front, picks: list[Array], steps: list[Step | None], sure: int, safe: int
+    ) -> tuple[dict[int, tuple[Array, Array]], _Outside]:
+        """Do the picks to every candidate; return what comes of it.
+
+        q and s after all picks, and after the `safe` ones; the best outside before each pick.
+        """
         q, s = self._q.copy(), self._s.copy()
+        moments = {len(picks): (q, s)}
+        if 0 < safe < len(picks):
+            moments[safe] = np.empty_like(q), np.empty_like(s)
         outside = self._outside(front, picks[:sure])
         best = _Outside.nothing(len(picks))
         for start, psi in self._rows.blocks():
@@ -404,11 +419,14 @@ class PoolMoments(PoolScorer):
                 hidden = np.flatnonzero(~outside[part])
                 watched = len(hidden) < b - a
                 for i in range(len(picks)):
+                    if i == safe and i in moments:
+                        for now, then in zip((q, s), moments[i], strict=True):
+                            then[part] = now[part]
                     if watched and i >= sure:
                         self._watch(best, i, q, s, part, hidden)
                     if i < len(steps) and (step := steps[i]) is not None:
                         self._engine.downdate_moments(psi[a:b], *step, q[part], s[part])
-        return q, s, best
+        return moments, best
 
     def _watch(
         self, best: _Outside, i: int, q: Array, s: Array, part: slice, hidden: Array
