@@ -222,6 +222,13 @@ def test_a_batch_does_not_read_the_disk_for_each_pick(tmp_path, monkeypatch):
     rows.clear()
     nf.select(on_disk, "variance_reduction", 100)
     assert sum(rows) <= 20 * N
+    taken, take = [], disk.Source.take
+    monkeypatch.setattr(disk.Source, "take", lambda *a: (taken.append(len(a[1])), take(*a))[1])
+    for criterion in ("d_optimal", "max_herding"):
+        rows.clear()
+        taken.clear()
+        nf.select(on_disk, criterion, 40, evaluation=range(0, N, 9))
+        assert sum(rows) <= 2 * N and sum(taken) < 10 * N, criterion
     rows.clear()
     on_disk.condition([1, 2], [0, 1])
     assert sum(rows) == N
