@@ -33,7 +33,7 @@ def small_parts():
         (disk, "BLOCK_BYTES"): 1 << 11,
         (pool, "BLOCK_BYTES"): 1 << 11,
         (coverage, "BLOCK_BYTES"): 1 << 11,
-        (coverage, "_COLUMN_BYTES"): 1 << 13,
+        (coverage, "_COLUMN_BYTES"): 1 << 15,
         (pool, "_CACHED_BYTES"): 1 << 10,
         (pool, "_FRONT_BYTES"): 1 << 9,
         (pool, "_FRONT_LEAST"): 4,

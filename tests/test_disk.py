@@ -109,7 +109,7 @@ def test_everything_is_as_from_memory(labels, dtype, tmp_path):
             ("max_herding", 6, few),
             ("max_herding", 6, few | dict(similarity="cosine", precision="float64")),
             ("uncertainty_herding", 12, dict(evaluation=some)),
-            ("prob_cover", 6, dict(candidates=few["candidates"])),
+            ("prob_cover", 6, few),
         ]:
             assert_same(
                 [nf.utilities(held, criterion, **keywords)],
