@@ -42,7 +42,7 @@ class Criterion:
         Of a criterion that covers: the compiled one by name of `similarity`; else empty. It reads
         the kernel as it was before any label, and no outputs.
     uncertainty : bool
-        Evaluation points are weighted by the margin of their two most probable classes.
+        What is covered is weighted by the margin of the two most probable classes.
     moments : bool
         It needs no pairs in weight space: q_c / (s_c + lam_c) with q_x = psi_x^T G psi_x.
     fisher : bool
@@ -68,6 +68,14 @@ class Criterion:
     def holds_evaluation(self) -> bool:
         """Whether a batch from disk holds features of the evaluation points in memory."""
         return bool(self.compiled) and not self.moments
+
+    @property
+    def product(self) -> bool:
+        """Whether what a candidate covers is multiplied by the utility of `compiled`.
+
+        Then all features must be in the memory of one process.
+        """
+        return bool(self.coverage) and self.compiled not in self.coverage.values()
 
     def check_outputs(self, k: int, owner: str) -> None:
         """Raise a ValueError if it compares classes and `owner` has one output."""
@@ -183,7 +191,8 @@ _TABLE = (
     _row(
         name="fisher_variance_reduction",
         formula="variance_reduction with v(x) = h(x), lam_c = lam / h(c), h = 1 - sum_j p_j^2",
-        use="the best choice for classes, and for batches: variance where classes are open",
+        use="for classes, and for batches: variance where classes are open; of any kernel, on disk "
+        "and shared by processes",
         compiled="variance_reduction",
         fisher=True,
     ),
@@ -211,6 +220,19 @@ _TABLE = (
         formula="max_herding with k(x,c) = 1[|x - c| < radius]",
         use="the first labels: the largest balls that are likely to hold one class",
         forms={"ball": "ball_coverage"},
+    ),
+    Criterion(
+        name="fisher_herding",
+        formula="fisher_variance_reduction with v / (S(x,x) + lam), times uncertainty_herding",
+        needs=("similarity", "radius", "temperature"),
+        use="the best choice for classes, and for batches: shares of variances where classes are "
+        "open, and many open points nearby",
+        look_ahead=False,
+        compiled="variance_reduction",
+        moments=True,
+        fisher=True,
+        coverage=_SIMILARITIES,
+        uncertainty=True,
     ),
 )
 
@@ -265,9 +287,12 @@ def find(name: str) -> Criterion:
     raise ArgumentValueError("criterion", f"unknown criterion {name!r}; known: {known}")
 
 
-def automatic(*, classes: bool) -> str:
+def automatic(*, classes: bool, covers: bool) -> str:
     """Return the name of the criterion that "auto" stands for: the best for these outputs.
 
-    For classes with squared loss too (docs/evidence.md).
+    For classes with squared loss too (docs/evidence.md). `covers`: whether coverage can be
+    computed, which needs a scalar kernel and all features in the memory of one process.
     """
-    return "fisher_variance_reduction" if classes else "variance_reduction"
+    if not classes:
+        return "variance_reduction"
+    return "fisher_herding" if covers else "fisher_variance_reduction"

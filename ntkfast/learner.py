@@ -61,9 +61,9 @@ class LookAheadLearner:
         What it was trained with. With squared loss and one output the labels are numbers: a
         regression (with several, give the targets to `Posterior`).
     criterion : str
-        A name of `ntkfast.criteria`; "auto": fisher_variance_reduction for classes,
-        variance_reduction for a regression. What it needs besides (the targets of
-        `expected_log_loss`) is given to `query`.
+        A name of `ntkfast.criteria`; "auto": fisher_herding for classes, or with
+        ``outputs="full"`` or a `group` fisher_variance_reduction; variance_reduction for a
+        regression. What it needs besides (the targets of `expected_log_loss`) is given to `query`.
     evaluation_size : int or None
         The criterion sums over so many points of the pool, drawn at random once per `fit`; None:
         over the whole pool.
@@ -223,11 +223,19 @@ class LookAheadLearner:
         if self._criterion != "auto":
             return self._criterion
         if self.loss == "cross_entropy":
-            return automatic(classes=True)
+            return automatic(classes=True, covers=self._covers)
         fitted = self._fitted
         if fitted is None:
             return "auto"
-        return automatic(classes=fitted.posterior._mean.shape[1] > 1)
+        return self._automatic(fitted.posterior)
+
+    @property
+    def _covers(self) -> bool:
+        """Whether the kernel is scalar, and of one process."""
+        return self._outputs != "full" and self._group is None
+
+    def _automatic(self, posterior: Posterior) -> str:
+        return automatic(classes=posterior._mean.shape[1] > 1, covers=self._covers)
 
     def __copy__(self) -> LookAheadLearner:
         """Return a learner of the same model with a state of its own."""
@@ -396,7 +404,7 @@ class LookAheadLearner:
         posterior = fitted.posterior
         criterion = self.criterion if criterion is None else criterion
         if criterion == "auto":
-            criterion = automatic(classes=posterior._mean.shape[1] > 1)
+            criterion = self._automatic(posterior)
         if evaluation is None and fitted.evaluation is not None:
             evaluation = fitted.evaluation
             N, k = len(posterior), posterior._mean.shape[1]

@@ -95,6 +95,7 @@ class _Task:
     label_probs: Array | None  # (N_c, k) as given, else P follows F
     noise: Array  # (N_c,)
     weights: Array  # (N_x,)
+    uncovered: Array  # (N_x,), weights of what is to be covered
     temperature: float
     log_loss_targets: Array | None  # (N_x, k)
     similarity: str  # compiled coverage
@@ -130,6 +131,12 @@ class _Task:
             log_loss_targets=log_loss_targets,
         )
         row.check_outputs(k, "this posterior")
+        if post._space.in_parts and row.product:
+            raise ArgumentValueError(
+                "criterion",
+                f"{criterion} needs all features in the memory of one process: for features that "
+                "are on disk or shared by ranks use fisher_variance_reduction",
+            )
         if candidates is None:
             chosen = np.flatnonzero(~post._is_labeled)
             if len(chosen) == 0:
@@ -166,11 +173,14 @@ class _Task:
             "similarity": similarity,
             "radius": radius,
         }
+        uncovered = v
         if row.fisher and not post._space.in_parts:
             h = _heterogeneity(post._outputs, post.loss)
             v = v * h[points]
             with np.errstate(divide="ignore"):
                 lam = lam / h[chosen]
+        if row.product:  # shares of variances, so that long features count no more than others
+            v = v / (post._space.variance[points] + post.ridge)
         temperature = as_temperature("temperature", temperature)
         if similarity is not None:
             as_choice("similarity", similarity, get_args(Similarity))
@@ -193,9 +203,10 @@ class _Task:
             label_probs=label_probs,
             noise=lam,
             weights=v,
+            uncovered=uncovered,
             temperature=temperature,
             log_loss_targets=log_loss_targets,
-            similarity=row.coverage.get(similarity, row.compiled),
+            similarity=row.coverage.get(similarity, next(iter(row.coverage.values()), "")),
             radius=r,
         )
 
@@ -265,10 +276,14 @@ def _openness(task: _Task, F: Array) -> Array:
     post = task.post
     # (Without labels every class is as open as any.)
     if not task.row.uncertainty or not (post._labels or post._is_labeled.any()):
-        return task.weights
+        return task.uncovered
     largest = np.sort(softmax(F / task.temperature), axis=1)
-    weights: Array = task.weights * (1 - (largest[:, -1] - largest[:, -2]))
+    weights: Array = task.uncovered * (1 - (largest[:, -1] - largest[:, -2]))
     return weights
+
+
+# Share of the radius where variances tell, besides, what is far from all labels: balls that touch.
+_FINER = 0.5
 
 
 def _kernel_before(task: _Task) -> tuple[FeaturesBefore | MatrixBefore, float]:
@@ -292,6 +307,8 @@ def _kernel_before(task: _Task) -> tuple[FeaturesBefore | MatrixBefore, float]:
         radius = largest_pure_radius(kernel, k)
     elif radius is None:
         radius = nearest_radius(kernel) if row.uncertainty else 1.0
+        if row.product:
+            radius *= _FINER
     return kernel, radius
 
 
@@ -425,8 +442,11 @@ def _moments(task: _Task, rounds: int, *, chosen: bool = False) -> Moments | Non
 def _utilities(task: _Task) -> Array:
     if task.post._space.in_parts:
         return _Pool(task, "top", 1).utilities()
+    covered = None
     if task.row.coverage:
-        return _checked(_cover(task).score(np.arange(len(task.candidates))), task.candidates)
+        covered = _checked(_cover(task).score(np.arange(len(task.candidates))), task.candidates)
+        if not task.row.product:
+            return covered
     task.resolve(float(np.max(task.post._space.variance)), float(task.noise.min()), "top")
     space = task.post._space
     by_moments = _moments(task, 1)
@@ -438,7 +458,7 @@ def _utilities(task: _Task) -> Array:
         utility = moved.score(scorer)
     else:
         utility = task.score(space.scorer(task.precision))
-    return _checked(utility, task.candidates)
+    return _checked(utility if covered is None else covered * utility, task.candidates)
 
 
 def _held(task: _Task, picks: int) -> FeatureScorer | KernelScorer | BlockScorer:
@@ -522,6 +542,33 @@ _AGAIN = 64
 _ORDER = 1e-12
 
 
+class _Reduction:
+    """What labels of candidates would take from the variance, for one pick after another."""
+
+    def __init__(self, task: _Task, picks: int) -> None:
+        space = task.post._space
+        task.resolve(float(np.max(space.variance)), float(task.noise.min()), "sequential")
+        self._moments = _moments(task, picks, chosen=True)
+        self._scorer: FeatureScorer | KernelScorer | BlockScorer
+        if self._moments is None:
+            self._scorer = _held(task, picks - 1)
+        self._task = task
+
+    def utilities(self) -> Array:
+        """Utilities (N_c,), picks included."""
+        if self._moments is None:
+            return self._task.score(self._scorer)
+        return self._moments.utilities()
+
+    def pick(self, candidate: int) -> None:
+        """Condition on a candidate, by its position."""
+        noise = float(self._task.noise[candidate])
+        if self._moments is not None:
+            self._moments.pick(candidate)
+        elif np.isfinite(noise):
+            self._scorer.pick(int(self._task.candidates[candidate]), noise)
+
+
 def _sequential_by_coverage(
     task: _Task, b: int, choose: Choose | None
 ) -> tuple[list[int], list[float]]:
@@ -529,34 +576,43 @@ def _sequential_by_coverage(
 
     What a candidate covers anew never grows: what it was worth before bounds what it is worth
     (the lazy greedy algorithm of Minoux). The picks are those of scoring all again, as `choose`
-    needs it.
+    needs it. Of a product the other factor is known exactly.
     """
     cover, candidates = _cover(task), task.candidates
+    reduction = _Reduction(task, b) if task.row.product else None
     bound = _checked(cover.score(np.arange(len(candidates))), candidates)
-    current = np.ones(len(candidates), bool)  # bounds that are utilities
+    current = np.ones(len(candidates), bool)  # bounds that are what is covered
     free = np.ones(len(candidates), bool)
+    factor = np.ones(len(candidates))
     indices, values = [], []
     for i in track(range(b), description=task.row.name):
+        if reduction is not None:
+            factor = _checked(reduction.utilities(), candidates)
         again = _AGAIN if choose is None else len(candidates)
         while True:
-            best = np.max(bound, initial=0.0, where=current & free)
-            behind = np.flatnonzero(free & ~current & (bound >= best * (1 - _ORDER)) & (bound > 0))
+            utility = _checked(factor * bound, candidates)
+            best = np.max(utility, initial=0.0, where=current & free)
+            behind = np.flatnonzero(
+                free & ~current & (utility >= best * (1 - _ORDER)) & (utility > 0)
+            )
             if len(behind) == 0:
                 break
-            order = np.lexsort((candidates[behind], -bound[behind]))
+            order = np.lexsort((candidates[behind], -utility[behind]))
             behind = np.sort(behind[order[:again]])
             bound[behind] = _checked(cover.score(behind), candidates[behind])
             current[behind] = True
             again *= 2
         # What has covered nothing more before does not now.
-        known = np.flatnonzero(free & (current | (bound == 0)))
-        pick = int(known[_chosen(choose, bound[known], candidates[known])])
+        known = np.flatnonzero(free & (current | (utility == 0)))
+        pick = int(known[_chosen(choose, utility[known], candidates[known])])
         free[pick] = False
         indices.append(int(candidates[pick]))
-        values.append(float(bound[pick]))
+        values.append(float(utility[pick]))
         if i + 1 < b:
             cover.pick(pick)
             current[:] = False
+            if reduction is not None:
+                reduction.pick(pick)
     return indices, values
 
 
@@ -657,11 +713,11 @@ def utilities(
         P(y|c), rows in the order of `candidates`. Default: soft-max of F (cross-entropy), or F
         clipped to >= 1e-3 and normalised (squared loss).
     weights : array (N_x,), optional
-        v(x) >= 0 in the order of `evaluation`; default 1. `fisher_variance_reduction` multiplies
-        them by its own.
+        v(x) >= 0 in the order of `evaluation`; default 1. `fisher_variance_reduction`,
+        `uncertainty_herding` and `fisher_herding` multiply them by their own.
     noise : array (N_c,), optional
         lam_c in (0, inf], noise of the candidates' hypothetical labels; default: ridge.
-        `fisher_variance_reduction` divides it by h(c).
+        `fisher_variance_reduction` and `fisher_herding` divide it by h(c).
     temperature : float, optional
         Divides outputs inside soft-maxes of f+, from 1e-30 to 1e30; default 1 (cross-entropy) or
         0.1 (squared loss).
@@ -677,14 +733,15 @@ def utilities(
         is the type of the features, and float64 for radii below 0.05, for which distances computed
         in float32 are too coarse.
     similarity : {"rbf", "cosine"}, optional
-        k of `max_herding` and `uncertainty_herding`, of features of length one. "rbf" (default):
+        k of the criteria called herding, of features of length one. "rbf" (default):
         exp(-|x - c|^2 / radius^2). "cosine": the normalised kernel
         K(x, c) / sqrt(K(x, x) K(c, c)) itself, without any radius. `prob_cover` has balls.
     radius : float or "auto"
-        In units of features of length one, whose distances are 2 at most. "auto", as published:
-        `max_herding` 1; `uncertainty_herding` the smallest distance of two different labelled
-        points, 1 while there are fewer than two; `prob_cover` the largest at which 95 % of the
-        balls hold one cluster only, of k-means with as many clusters as classes.
+        In units of features of length one, whose distances are 2 at most. "auto": `max_herding`
+        1; `uncertainty_herding` the root mean square of the distances of labelled points to the
+        nearest different one, 1 while there are fewer than two; `fisher_herding` half of that;
+        `prob_cover` the largest at which 95 % of the balls hold one cluster only, of k-means with
+        as many clusters as classes.
 
     Returns
     -------
@@ -717,6 +774,17 @@ def utilities(
     those. U(x) of `uncertainty_herding` is one while there are no labels; its authors divide
     logits by a `temperature` that calibrates them on labels held out of training:
     `ntkfast.calibration_temperature`. A scalar kernel is needed.
+
+    `fisher_herding` multiplies two sums over the evaluation points:
+
+    .. math::
+
+        \sum_x \frac{v(x)\, h(x)\, S(x, c)^2}{(S(x, x) + \lambda)(S(c, c) + \lambda_c / h(c))}
+        \; \sum_x v(x)\, U(x) \max(0, k(x, c) - m(x))
+
+    with h = 1 - sum_j p_j^2 of the trained network's probabilities p, and S(x, x) as it was before
+    the batch. The first is the share of the variance that a label of c takes away where classes
+    are open, the second is `uncertainty_herding`.
     """
     facts: dict[str, Any] = {}
     with _group(post).together("utilities", facts):

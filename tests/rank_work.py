@@ -134,7 +134,9 @@ def learner(rows=slice(None), group=None):
     torch.manual_seed(0)
     X = torch.randn(90, 4)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-    made = nf.LookAheadLearner(model, dim=64, evaluation_size=40, group=group)
+    made = nf.LookAheadLearner(
+        model, criterion="fisher_variance_reduction", dim=64, evaluation_size=40, group=group
+    )
     made.fit(X[:5], ["a", "b", "c", "a", "b"], X[5:][rows])
     first = made.query(4)
     made.update(first, ["a", "c", "b", "b"])

@@ -60,10 +60,14 @@ def literal_batch(kind, phi, candidates, evaluation, labeled, weights, radius, b
     return picks, values
 
 
-def smallest_distance(labeled):
+def nearest_distance(labeled):
+    """Root mean square of the distances to the nearest different one."""
     unit = [label / np.linalg.norm(label) for label in labeled]
-    found = [np.linalg.norm(a - b) for i, a in enumerate(unit) for b in unit[:i]]
-    return min([d for d in found if d > 1e-6], default=1.0)
+    nearest = []
+    for a in unit:
+        others = [d for b in unit if (d := np.linalg.norm(a - b)) > 1e-6]
+        nearest += [min(others)] if others else []
+    return np.sqrt(np.mean(np.square(nearest))) if nearest else 1.0
 
 
 def problem(seed, n=6, **settings):
@@ -99,7 +103,7 @@ def literal_settings(name, similarity, p, F, labeled, radius="auto", temperature
     if name == "uncertainty_herding" and len(labeled):
         v = v * [margin_uncertainty(F[x], temperature) for x in p["evaluation"]]
     if radius == "auto":
-        radius = smallest_distance(labeled) if name == "uncertainty_herding" else 1.0
+        radius = nearest_distance(labeled) if name == "uncertainty_herding" else 1.0
     return kind, v, radius
 
 
@@ -174,6 +178,72 @@ def test_temperature_of_uncertainty():
         )
         found = nf.utilities(post, "uncertainty_herding", temperature=temperature, **options_of(p))
         assert relative_error(found, expected) <= 1e-9
+
+
+# --- Products ---
+
+
+def remaining_variance(x, given, noises):
+    """Variance of the point with features x, labels with these noises given."""
+    if not given:
+        return x @ x
+    given = np.array(given)
+    k = given @ x
+    return x @ x - k @ np.linalg.solve(given @ given.T + np.diag(noises), k)
+
+
+def literal_reductions(p, candidates, h, given, noises, at_first):
+    """sum_x v h (variance before - variance after a label of c with noise lam / h(c)) / (S + lam).
+
+    S is the variance before the batch.
+    """
+    result = []
+    for c in candidates:
+        after = [*given, p["phi"][c]], [*noises, p["lam"] / h[c]]
+        result.append(0.0)
+        for x, v in zip(p["evaluation"], p["v"], strict=True):
+            now, then = (
+                remaining_variance(p["phi"][x], *labels) for labels in ((given, noises), after)
+            )
+            result[-1] += v * h[x] / (at_first[x] + p["lam"]) * (now - then)
+    return np.array(result)
+
+
+@pytest.mark.parametrize("representation", ["features", "kernel"])
+@pytest.mark.parametrize(("n", "d"), [(6, 12), (6, 40), (0, 12), (20, 5)])
+def test_fisher_herding_is_the_definition(n, d, representation, anywhere):
+    """What is covered times what the variance loses, of each and in a batch."""
+    p = problem(n + d, n=n, d=d)
+    post = conditioned(p, representation, convert=anywhere.put)
+    options = options_of(p, anywhere.put)
+    e = np.exp(p["f"] - p["f"].max(1, keepdims=True))
+    h = 1 - ((e / e.sum(1, keepdims=True)) ** 2).sum(1)
+    labeled = [*p["phi_l"], p["phi"][3], p["phi"][17]]
+    given = [*labeled, p["phi"][3]]  # twice, which covers nothing more
+    noises = [p["lam"]] * len(given)
+    F = anywhere.host(post.mean)
+    kind, v, r = literal_settings("uncertainty_herding", "rbf", p, F, labeled)
+    at_first = [remaining_variance(x, given, noises) for x in p["phi"]]
+
+    def literal(candidates, picks):
+        covered = literal_utilities(
+            kind, p["phi"], candidates, p["evaluation"], [*labeled, *p["phi"][picks]], v, 0.5 * r
+        )
+        more = [p["lam"] / h[c] for c in picks]
+        return covered * literal_reductions(
+            p, candidates, h, [*given, *p["phi"][picks]], [*noises, *more], at_first
+        )
+
+    found = anywhere.host(nf.utilities(post, "fisher_herding", **options))
+    expected = literal(p["candidates"], [])
+    assert np.abs(found - expected).max() <= 1e-8 * max(expected.max(), 1e-6)
+    batch = nf.select(post, "fisher_herding", 5, **options)
+    free, picks = [c for c in p["candidates"] if c not in (3, 17)], []
+    for value in anywhere.host(batch.utilities):
+        u = literal(free, picks)
+        assert value == pytest.approx(u.max(), rel=1e-6)
+        picks.append(int(free.pop(int(u.argmax()))))
+    assert anywhere.host(batch.indices).tolist() == picks
 
 
 # --- Ties, exhausted pools, what covers ---
@@ -465,8 +535,8 @@ def test_radius_of_uncertainty_herding():
     for labels, expected in (
         ([], 1.0),
         ([4], 1.0),
-        ([4, 4, 9], smallest_distance(phi[[4, 9]])),
-        ([4, 9, 11, 2], smallest_distance(phi[[4, 9, 11, 2]])),
+        ([4, 4, 9], nearest_distance(phi[[4, 9]])),
+        ([4, 9, 11, 2], nearest_distance(phi[[4, 9, 11, 2]])),
     ):
         for from_start in (True, False):
             given = labels if from_start else []

@@ -62,7 +62,8 @@ def test_variance_reduction(data):
 def test_features(data):
     X, y, pool = data
     learner = learner_of(X, y)
-    (picked,), (utility,) = look_ahead(learner, pool, kernel="features", ridge=0.1)
+    settings = dict(criterion="fisher_variance_reduction", kernel="features", ridge=0.1)
+    (picked,), (utility,) = look_ahead(learner, pool, **settings)
     S, P = literal(pool, X, 0.1), learner.predict_proba(pool)
     h = 1 - (P**2).sum(1)
     expected = (h[:, None] * S**2).sum(0) / (S.diagonal() + 0.1 / h)
@@ -192,7 +193,7 @@ def test_tangent_kernel(data):
     X, y, pool = (a.astype(np.float32) if a.dtype.kind == "f" else a for a in data)
     X, y = X[y != 0], y[y != 0]
     learner = ActiveLearner(network(), look_ahead, X_training=X, y_training=y)
-    settings = dict(n_instances=4, kernel="ntk", ridge=0.1)
+    settings = dict(n_instances=4, criterion="fisher_variance_reduction", kernel="ntk", ridge=0.1)
     picked, utilities = look_ahead(learner, pool, **settings)
     K = np.concatenate([X, pool]).astype(float)
     K = K @ K.T + 1  # of a linear network

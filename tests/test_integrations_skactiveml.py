@@ -223,7 +223,7 @@ def fisher(S, P, ridge):
 def test_features_of_a_linear_classifier(data):
     X, y = data
     clf = logistic().fit(X, y)
-    picked, (row,) = LookAhead(kernel="features", ridge=0.1).query(
+    picked, (row,) = LookAhead("fisher_variance_reduction", "features", ridge=0.1).query(
         X, y, clf, fit_clf=False, return_utilities=True
     )
     expected = fisher(literal(X @ X.T, np.arange(LABELED), 0.1), clf.predict_proba(X), 0.1)
@@ -259,7 +259,9 @@ class Embedding(SklearnClassifier):
 def test_features_are_the_embeddings_of_the_classifier(data):
     X, y = data
     clf = Embedding(LogisticRegression(), classes=np.arange(CLASSES)).fit(X, y)
-    strategy = LookAhead(kernel="features", ridge=0.1, kernel_params={"scale": 2.0})
+    strategy = LookAhead(
+        "fisher_variance_reduction", "features", ridge=0.1, kernel_params={"scale": 2.0}
+    )
     row = strategy.query(X, y, clf, return_utilities=True)[1][0, LABELED:]
     E = 2 * X[:, :20]
     expected = fisher(literal(E @ E.T, np.arange(LABELED), 0.1), clf.predict_proba(X), 0.1)
@@ -293,7 +295,9 @@ def test_tangent_kernel_of_a_network(data):
     """Of a linear one the kernel is <x, x'> + 1, exactly."""
     X, y = data
     clf = linear_network().fit(X, y)
-    strategy = LookAhead(kernel="ntk", ridge=0.1, kernel_params={"outputs": "sum"})
+    strategy = LookAhead(
+        "fisher_variance_reduction", "ntk", ridge=0.1, kernel_params={"outputs": "sum"}
+    )
     row = strategy.query(X, y, clf, fit_clf=False, return_utilities=True)[1][0, LABELED:]
     expected = fisher(
         literal(X @ X.T + 1, np.arange(LABELED), 0.1), clf.predict_proba(X).astype(float), 0.1

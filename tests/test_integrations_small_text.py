@@ -63,11 +63,13 @@ def test_fisher_variance_reduction(data, kind):
     clf = trained(dataset, kind)
     P = clf.predict_proba(dataset)
     u = literal(X, LABELED, P, 0.1)
-    strategy = LookAhead(ridge=0.1, mode="top")
+    strategy = LookAhead("fisher_variance_reduction", ridge=0.1, mode="top")
     found = strategy.query(clf, dataset, POOL, LABELED, y[LABELED], n=6, pbar=None)
     np.testing.assert_array_equal(found, POOL[np.argsort(-u)[:6]])
 
-    picked = LookAhead(ridge=0.1).query(clf, dataset, POOL, LABELED, y[LABELED], n=2, pbar=None)
+    picked = LookAhead("fisher_variance_reduction", ridge=0.1).query(
+        clf, dataset, POOL, LABELED, y[LABELED], n=2, pbar=None
+    )
     assert picked[0] == POOL[u.argmax()]
     # The second one: after a label of the first, with the noise that its h gives it.
     h = 1 - (P**2).sum(1)
@@ -91,7 +93,7 @@ def test_given_embeddings_are_those_of_the_data_set(data, form):
     query = dict(clf=clf, dataset=dataset, indices_labeled=LABELED, y=y[LABELED], n=5)
     order = np.random.default_rng(1).permutation(len(POOL))
     for pool in (POOL, POOL[order]):
-        found = LookAhead(ridge=0.1, mode="top").query(
+        found = LookAhead("fisher_variance_reduction", ridge=0.1, mode="top").query(
             indices_unlabeled=pool, embeddings=form(E), **query
         )
         np.testing.assert_array_equal(found, POOL[np.argsort(-u)[:5]])
@@ -147,11 +149,15 @@ def test_texts_without_a_label_among_the_labelled(data):
     for nothing in (st.LABEL_UNLABELED, st.LABEL_IGNORED):
         partly = np.where(np.arange(len(LABELED)) < 5, y[LABELED], nothing)
         u = literal(X, LABELED[:5], clf.predict_proba(dataset), 0.1)
-        found = LookAhead(ridge=0.1).query(clf, dataset, POOL, LABELED, partly, n=1, pbar=None)
+        found = LookAhead("fisher_variance_reduction", ridge=0.1).query(
+            clf, dataset, POOL, LABELED, partly, n=1, pbar=None
+        )
         assert found == POOL[u.argmax()]
     none = np.full(len(LABELED), st.LABEL_UNLABELED)
     u = literal(X, LABELED[:0], clf.predict_proba(dataset), 0.1)
-    found = LookAhead(ridge=0.1).query(clf, dataset, POOL, LABELED, none, n=1, pbar=None)
+    found = LookAhead("fisher_variance_reduction", ridge=0.1).query(
+        clf, dataset, POOL, LABELED, none, n=1, pbar=None
+    )
     assert found == POOL[u.argmax()]
 
 

@@ -87,9 +87,7 @@ def test_it_is_select_on_a_posterior(problem):
         loss="cross_entropy",
         label_scale=4.0,
     )
-    assert torch.equal(
-        learner.query(9).indices, nf.select(post, "fisher_variance_reduction", 9).indices
-    )
+    assert torch.equal(learner.query(9).indices, nf.select(post, "fisher_herding", 9).indices)
     top = fitted(problem, criterion="emoc", mode="top", loss="squared", sketch=None)
     assert len(set(top.query(5).indices.tolist())) == 5
 
@@ -97,8 +95,8 @@ def test_it_is_select_on_a_posterior(problem):
 @pytest.mark.parametrize(
     ("loss", "k", "expected"),
     [
-        ("cross_entropy", 3, "fisher_variance_reduction"),
-        ("squared", 3, "fisher_variance_reduction"),
+        ("cross_entropy", 3, "fisher_herding"),
+        ("squared", 3, "fisher_herding"),
         ("squared", 1, "variance_reduction"),
     ],
 )
@@ -168,7 +166,7 @@ def test_query_takes_what_select_takes(problem):
     again = learner.query(5, criterion="expected_log_loss", **tensors)
     assert torch.equal(asked.utilities, again.utilities)
     every = learner.query(5, evaluation=np.ones(N, bool), weights=v)
-    expected = nf.select(post, "fisher_variance_reduction", 5, weights=v)
+    expected = nf.select(post, "fisher_herding", 5, weights=v)
     assert torch.equal(every.utilities, expected.utilities)
     assert torch.equal(learner.query(4).indices, learner.query(4, criterion="auto").indices)
 

@@ -94,14 +94,17 @@ def _section(row: Criterion) -> Iterator[str]:
     ]
     if row.needs:
         facts.append("Reads " + ", ".join(f"`{name}`" for name in row.needs) + ".")
-    if row.moments:
+    if row.moments and not row.coverage:
         facts.append("Needs no pairs of points where there are features: the cheapest kind.")
     yield "\n" + " ".join(facts) + "\n"
 
 
 def _overview() -> Iterator[str]:
     """Return a list of definitions, the defaults first; a table would be too wide for phones."""
-    defaults = {automatic(classes=True): "classes", automatic(classes=False): "regression"}
+    defaults = {
+        automatic(classes=classes, covers=True): "classes" if classes else "regression"
+        for classes in (True, False)
+    }
     for row in sorted(nf.criteria(), key=lambda row: row.name not in defaults):
         default = f"**Default for {defaults[row.name]}.** " if row.name in defaults else ""
         yield f"[`{row.name}`](#{row.name})"

@@ -183,7 +183,8 @@ def rank(
         str,
         typer.Option(
             help=f"What to look for: {', '.join(row.name for row in nf.criteria())}. auto: "
-            f"{automatic(classes=True)} for cross_entropy, {automatic(classes=False)} for squared.",
+            f"{automatic(classes=True, covers=False)} for cross_entropy, "
+            f"{automatic(classes=False, covers=False)} for squared.",
             autocompletion=_complete("auto", *(row.name for row in nf.criteria())),
             rich_help_panel="The question",
         ),
@@ -275,7 +276,7 @@ def rank(
         # What costs nothing to check comes before minutes of reading and factorising.
         as_loss(loss)
         if criterion == "auto":  # (targets of squared loss may be those of a regression)
-            criterion = automatic(classes=loss == "cross_entropy")
+            criterion = automatic(classes=loss == "cross_entropy", covers=False)
         _check_options(criterion, loss, mode, precision, batch_size, log_loss_targets)
         _check_pool_files(features, outputs)
         _check_labeled_files(targets, labeled_indices, labeled_features, labeled_outputs)

@@ -472,14 +472,19 @@ def kernel_before(
 
 
 def nearest_radius(kernel: KernelBefore) -> float:
-    """Return the smallest distance of two different labelled points; 1 where there are none.
+    """Return how far labelled points are from the nearest different one; 1 where there is none.
 
-    The rule of Bae, Oliveira, Sutherland (arXiv 2412.20644): the more labels, the finer the cover.
+    The root of the mean squared distance. It shrinks as labels become many, as the rule of Bae,
+    Oliveira, Sutherland (arXiv 2412.20644) does, who take the smallest of these distances, which
+    two labels that happen to be near make much too small (docs/evidence.md).
     """
-    smallest = np.inf
-    for square in kernel.labeled_distances():
-        smallest = min(smallest, np.min(square, initial=np.inf, where=square > kernel.same))
-    return 1.0 if np.isinf(smallest) else float(np.sqrt(smallest))
+    parts = [
+        np.min(square, axis=0, initial=np.inf, where=square > kernel.same)
+        for square in kernel.labeled_distances()
+    ]
+    nearest = np.concatenate([*parts, np.empty(0)])
+    nearest = nearest[np.isfinite(nearest)]
+    return 1.0 if len(nearest) == 0 else float(np.sqrt(nearest.mean()))
 
 
 def _clusters(kernel: KernelBefore, k: int, rng: np.random.Generator) -> Array:

@@ -105,7 +105,7 @@ class Surrogate:
 
     def _arguments(self, criterion: str, candidates: Array, **keywords: Any) -> dict[str, Any]:
         if criterion == "auto":
-            criterion = automatic(classes=self.network)
+            criterion = automatic(classes=self.network, covers=self.posterior._space.per_point == 1)
         row = find(criterion)
         if "log_loss_targets" in row.needs:
             raise ArgumentValueError(
