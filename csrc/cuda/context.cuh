@@ -4,8 +4,8 @@
 // GPU ctx is the Context below; in the tests it is emulation::Context (tests/cpp/cuda/emulation.h),
 // which has the same members and runs the same body on the CPU, one fiber per thread. So bodies
 // touch shared memory only through ctx.shared(), and meet other threads only through the
-// collectives of ctx. A block is one of threads, as everywhere in CUDA; a k x k block of a kernel
-// has no part in this folder.
+// collectives of ctx. A block is one of threads, as everywhere in CUDA, but for score_blocks.cuh,
+// where it is the k x k block of a matrix-valued kernel.
 #pragma once
 
 #include <stdint.h>

@@ -274,7 +274,7 @@ struct ScoreBlockPair {
 };
 
 template <class T>
-struct ScoreBlocks {
+struct ScoreBlockPairs {
   static constexpr int kThreads = kBlockWarp;
   /// As many as there are registers for, without spilling any.
   static constexpr int kResidentBlocks = sizeof(T) > 4 ? 8 : 16;
@@ -333,7 +333,7 @@ void launch_score_blocks(Launcher& launcher, BlockArgs<T> args, const BlockPlan&
   args.num_groups = plan.num_groups;
   launcher.template run<PrepareBlockPoints<T>>({plan.point_blocks, 1}, 0, args);
   launcher.template run<PrepareBlockCandidates<T>>({plan.candidate_blocks, 1}, 0, args);
-  launcher.template run<ScoreBlocks<T>>({plan.pair_blocks, plan.num_groups}, 0, args);
+  launcher.template run<ScoreBlockPairs<T>>({plan.pair_blocks, plan.num_groups}, 0, args);
   launcher.template run<SumGroups>({div_up(args.num_candidates, 128), 1}, 0, args);
 }
 

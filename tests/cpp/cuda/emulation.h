@@ -112,6 +112,7 @@ inline void switch_places(Place& from, Place& to) {
 }
 #endif
 
+class Block;
 struct Fiber {
   enum class State { kReady, kAtWarp, kAtBlock, kDone };
   Place place;
@@ -119,7 +120,7 @@ struct Fiber {
   State state = State::kReady;
   int site = 0;
   void* operands = nullptr;
-  void (*collective)(class Block&, void* const* lanes) = nullptr;
+  void (*collective)(Block&, void* const* lanes) = nullptr;
   std::vector<Copy> open_copies;
   std::deque<std::vector<Copy>> copy_groups;
   void* fake_stack = nullptr;

@@ -1,6 +1,7 @@
 // Scoring kernels against the CPU engine in float64, at small ragged sizes.
 #include "cuda/score.cuh"
 
+#include "cuda/score_blocks.cuh"
 #include "emulation.h"
 #include "score_problem.h"
 
@@ -95,5 +96,50 @@ NTKFAST_TEST(score_dense_with_downdate) {
     run_dense<double>(Problem(criterion, 3, 70, 35, 61, 12), 3 - rank, 1e-11);
   }
 }
+
+/// Utilities of the blocks K (x) I_k, which are worth what the scalar kernel K is.
+std::vector<double> run_blocks(const Problem& problem, int64_t wanted_blocks,
+                               int64_t scratch_bytes) {
+  const int k = problem.k, N = problem.N;
+  const auto K = problem.covariance(0);
+  const auto at = [&](std::int64_t i, std::int64_t j) {
+    return K[static_cast<std::size_t>(i * N + j)];
+  };
+  std::vector<double> S, variance, evaluation_variance, utilities(problem.candidates.size());
+  for (const auto c : problem.candidates)
+    for (int a = 0; a < k; ++a)
+      for (int b = 0; b < k; ++b)
+        for (const auto x : problem.evaluation) S.push_back(a == b ? at(c, x) : 0.0);
+  for (auto [points, out] : {std::pair{&problem.candidates, &variance},
+                             std::pair{&problem.evaluation, &evaluation_variance}})
+    for (const auto x : *points)
+      for (int e = 0; e < k * k; ++e) out->push_back(e % (k + 1) == 0 ? at(x, x) : 0.0);
+  std::vector<int64_t> wrong(problem.candidates.size() + problem.evaluation.size(), -1);
+  BlockArgs<double> args{};
+  static_cast<ScoreInputs&>(args) = problem.args<double>();
+  args.covariance = S.data();
+  args.covariance_stride = k * problem.Nx;
+  args.variance = variance.data();
+  args.evaluation_variance = evaluation_variance.data();
+  args.utilities = utilities.data();
+  args.wrong = wrong.data();
+  const BlockPlan plan =
+      plan_blocks(problem.criterion, k, problem.Nc, problem.Nx, 8, wanted_blocks, scratch_bytes);
+  std::vector<double> workspace(static_cast<std::size_t>(plan.total() / 8), NAN);
+  emulation::Launcher launcher;
+  launch_score_blocks(launcher, args, plan, workspace.data());
+  for (const int64_t flag : wrong) test::expect(flag == 0, "wrong");
+  return utilities;
+}
+NTKFAST_TEST(score_blocks_on_as_few_threads_as_fit) {
+  for (const char* name : {ExpectedEntropy::name, Epig::name}) {
+    const Problem problem(criterion_index(name), 3, 170, 37, 131, 8);
+    const auto all = run_blocks(problem, kWantedBlocks, kBlockScratch);
+    compare(problem, all, 1e-10);
+    compare_values(run_blocks(problem, 70, 1), all, 1e-13, name);      // a block for all
+    compare_values(run_blocks(problem, 70, 30000), all, 1e-13, name);  // some
+  }
+}
+
 }  // namespace
 }  // namespace ntkfast
