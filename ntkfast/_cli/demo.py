@@ -82,14 +82,12 @@ def pick_margin(
 def pick_lookahead(
     problem: Problem, model: nn.Module, labeled: Indices, candidates: Indices, rng: Any
 ) -> Indices:
-    """Take those after which the predictions on all candidates would be the surest.
+    """Take those that tell most about all candidates, among open ones that stand for many.
 
     The features are the gradients of the whole network, sketched; picks are made one by one, each
     in view of those before it.
     """
-    learner = nf.LookAheadLearner(
-        model, criterion="fisher_variance_reduction", sketch="sparse", dim=SKETCH_DIMENSION
-    )
+    learner = nf.LookAheadLearner(model, sketch="sparse", dim=SKETCH_DIMENSION)
     learner.fit(problem.pool[labeled], problem.pool_labels[labeled], problem.pool[candidates])
     picked: Indices = candidates[np.asarray(learner.query(LABELS_PER_ROUND).indices)]
     return picked
