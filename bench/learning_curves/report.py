@@ -21,13 +21,14 @@ import numpy as np
 from scipy import stats
 
 from .experiments import EXPERIMENTS
-from .results import read
+from .results import STREAMED, read
+from .streaming import CHECKPOINTS, SIGNALS
 
 __all__ = ["Group", "aubc", "draw", "groups", "labels_needed", "penalties"]
 
 _LEVEL = 0.05
-_OURS = "default"
-_COLORS = ("#8a8f98", "#d9822b", "#2f9e77", "#a05195", "#c23b3b", "#8c6d31", "#1f5fbf")
+_FEWEST_SEEDS = 3
+_COLORS = ("#8a8f98", "#d9822b", "#2f9e77", "#a05195", "#c23b3b", "#8c6d31", "#5f9ea0", "#1f5fbf")
 
 
 @dataclass
@@ -46,8 +47,8 @@ class Group:
         return [np.array([cell[seed] for seed in seeds]) for cell in cells]
 
     def has(self, dataset: str, *strategies: str) -> bool:
-        """Whether the strategies share at least two seeds there."""
-        return len(self.paired(dataset, *strategies)[0]) >= 2
+        """Whether the strategies share enough seeds there to be compared."""
+        return len(self.paired(dataset, *strategies)[0]) >= _FEWEST_SEEDS
 
     def seeds(self, dataset: str, strategies: Sequence[str]) -> int:
         return len(self.paired(dataset, *strategies)[0])
@@ -63,7 +64,7 @@ def groups(rows: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], Group]:
         cells[int(row["seed"])] = np.array(row["accuracy"].split(), float)
         group.labels[dataset] = np.array(row["labels"].split(), int)
         for what, where in (("seconds", group.seconds), ("peak_mib", group.peak_mib)):
-            if row[what]:
+            if row.get(what):
                 where.setdefault(dataset, {}).setdefault(strategy, []).append(float(row[what]))
     return result
 
@@ -172,26 +173,49 @@ def _aubc_table(group: Group, datasets: Sequence[str], strategies: Sequence[str]
     return _table(["", *datasets, "mean"], rows)
 
 
+def _differences(
+    group: Group, datasets: Sequence[str], ours: str, theirs: str, of: Callable[[Any], Any]
+) -> list[str]:
+    """Cells of `ours` minus `theirs` in points of what `of` makes of accuracies (seeds, ...).
+
+    With 95 % intervals, significant ones bold; then the mean, and how many are won and lost.
+    """
+    cells, means = [], []
+    for dataset in datasets:
+        if not group.has(dataset, ours, theirs):
+            cells.append("")
+            continue
+        a, b = (100 * of(values) for values in group.paired(dataset, ours, theirs))
+        means.append((a - b).mean())
+        text = f"{means[-1]:+.1f} ± {_interval(a - b):.1f}"
+        cells.append(f"**{text}**" if _p_value(a, b) < _LEVEL else text)
+    won, lost = (sum(cell.startswith(f"**{sign}") for cell in cells) for sign in "+-")
+    return [*cells, f"{np.mean(means):+.2f}" if means else "", f"{won} : {lost}"]
+
+
 def _difference_table(group: Group, datasets: Sequence[str], strategies: Sequence[str]) -> str:
-    """Default minus strategy in points of AUBC, with 95 % interval; significant ones are bold."""
+    """Points of AUBC by which the last strategy is ahead of the others."""
+    *others, ours = strategies
+    rows = [[f"`{name}`", *_differences(group, datasets, ours, name, aubc)] for name in others]
+    return _table([f"`{ours}` minus", *datasets, "mean", "won : lost"], rows)
+
+
+def _option_table(group: Group, datasets: Sequence[str], strategies: Sequence[str]) -> str:
+    """Strategy minus itself with an option, in points of AUBC; and whether it picks otherwise.
+
+    Of a first batch all is equal but the option, so that accuracies after it that differ tell that
+    picks do: of so many cells at least.
+    """
     rows = []
     for name in strategies:
-        if name == _OURS:
+        head = name.split("+")[0]
+        if head == name or head not in strategies:
             continue
-        cells, all_of = [], []
-        for dataset in datasets:
-            if not group.has(dataset, _OURS, name):
-                cells.append("")
-                continue
-            ours, theirs = (100 * aubc(a) for a in group.paired(dataset, _OURS, name))
-            text = f"{(ours - theirs).mean():+.1f} ± {_interval(ours - theirs):.1f}"
-            cells.append(f"**{text}**" if _p_value(ours, theirs) < _LEVEL else text)
-            all_of.append((ours - theirs).mean())
-        won = sum(cell.startswith("**+") for cell in cells)
-        lost = sum(cell.startswith("**-") for cell in cells)
-        mean = f"{np.mean(all_of):+.2f}" if all_of else ""
-        rows.append([f"`{name}`", *cells, mean, f"{won} : {lost}"])
-    return _table(["default minus", *datasets, "mean", "won : lost"], rows)
+        pairs = [group.paired(d, head, name) for d in datasets if group.has(d, head, name)]
+        differ = np.concatenate([a[:, 1] != b[:, 1] for a, b in pairs]).mean()
+        cells = _differences(group, datasets, head, name, aubc)
+        rows.append([f"`{head}` - `{name}`", *cells, f"{100 * differ:.0f} %"])
+    return _table(["", *datasets, "mean", "won : lost", "first batches differ"], rows)
 
 
 def _penalty_table(group: Group, datasets: Sequence[str], strategies: Sequence[str]) -> str:
@@ -246,9 +270,146 @@ def _cost_table(group: Group, datasets: Sequence[str], strategies: Sequence[str]
 _TABLES: dict[str, Callable[[Group, Sequence[str], Sequence[str]], str]] = {
     "aubc": _aubc_table,
     "difference": _difference_table,
+    "option": _option_table,
     "penalty": _penalty_table,
     "saving": _saving_table,
     "cost": _cost_table,
+}
+
+
+# Streams
+
+_CONDITION = "condition"
+_DOUBLED = CHECKPOINTS.index(2)
+_DUE = 0.02  # training again is due where it would gain so much accuracy
+
+
+def _share_table(group: Group, datasets: Sequence[str], rules: Sequence[str]) -> str:
+    """Part of retraining's gain that a rule has when the labels have doubled, percent.
+
+    Gains are means over seeds, over the accuracy of the network as it was; 95 % intervals are
+    bootstrapped over seeds. The last row is what retraining gains, in points.
+    """
+    rows = []
+    for rule in rules:
+        if rule == "retrain":
+            continue
+        cells, shares = [], []
+        for dataset in datasets:
+            if not group.has(dataset, rule, "retrain"):
+                cells.append("")
+                continue
+            ours, again = group.paired(dataset, rule, "retrain")
+            gains = np.stack([values[:, _DOUBLED] - again[:, 0] for values in (ours, again)])
+            draws = np.random.default_rng(0).integers(gains.shape[1], size=(1000, gains.shape[1]))
+            low, high = np.percentile(
+                np.divide(*gains[:, draws].mean(axis=2)), [2.5, 97.5], method="nearest"
+            )
+            shares.append(np.divide(*gains.mean(axis=1)))
+            cells.append(f"{100 * shares[-1]:.0f} ({100 * low:.0f} to {100 * high:.0f})")
+        reached = sum(share >= 0.8 for share in shares)
+        rows.append([f"`{rule}`", *cells, f"{reached} of {len(shares)}"])
+    gained = [group.paired(dataset, "retrain")[0] for dataset in datasets]
+    points = [100 * (values[:, _DOUBLED] - values[:, 0]).mean() for values in gained]
+    rows.append(["retraining gains", *(f"{value:.1f}" for value in points), ""])
+    return _table(["", *datasets, "80 % on"], rows)
+
+
+def _ahead_table(group: Group, datasets: Sequence[str], rules: Sequence[str]) -> str:
+    """Points of accuracy by which `condition` is ahead when the labels have doubled."""
+    rows = [
+        [f"`{rule}`", *_differences(group, datasets, _CONDITION, rule, lambda a: a[:, _DOUBLED])]
+        for rule in rules
+        if rule != _CONDITION
+    ]
+    return _table(["`condition` minus", *datasets, "mean", "won : lost"], rows)
+
+
+@dataclass
+class _Moments:
+    """Checkpoints of `condition` on some data sets: what retraining would gain, and signals."""
+
+    gain: np.ndarray
+    signals: dict[str, np.ndarray]
+
+    @property
+    def due(self) -> np.ndarray:
+        return self.gain >= _DUE
+
+
+def _moments(
+    rows: Sequence[Mapping[str, str]], budget: str, loss: str, datasets: Sequence[str]
+) -> _Moments:
+    """Pair every checkpoint of `condition` after the first with retraining on the same labels."""
+    accuracy: dict[tuple[str, str, str], np.ndarray] = {}
+    for row in rows:
+        if (row["budget"], row["loss"]) == (budget, loss):
+            cell = np.array(row["accuracy"].split(), float)
+            accuracy[row["strategy"], row["dataset"], row["seed"]] = cell
+    gain: list[np.ndarray] = []
+    signals: dict[str, list[np.ndarray]] = {name: [] for name in (*SIGNALS, "labels")}
+    for row in rows:
+        if (row["budget"], row["loss"], row["strategy"]) != (budget, loss, _CONDITION):
+            continue
+        again = accuracy.get(("retrain", row["dataset"], row["seed"]))
+        if row["dataset"] not in datasets or again is None:
+            continue
+        gain.append((again - accuracy[_CONDITION, row["dataset"], row["seed"]])[1:])
+        signals["labels"].append(np.array(CHECKPOINTS[1:]))
+        for name in SIGNALS:
+            signals[name].append(np.array(row[name].split(), float))
+    joined = {name: np.concatenate(values or [[]]) for name, values in signals.items()}
+    joined["helped"] = joined["stale"] - joined["surprise"]
+    return _Moments(np.concatenate(gain or [[]]), joined)
+
+
+def _ranked(signal: np.ndarray, due: np.ndarray) -> float:
+    """Probability that the signal is larger where training is due (area under the ROC curve)."""
+    positive = int(due.sum())
+    ranks = stats.rankdata(signal)[due].sum()
+    return float((ranks - positive * (positive + 1) / 2) / (positive * (len(due) - positive)))
+
+
+def hit_rate(said: np.ndarray, due: np.ndarray) -> float:
+    """Mean of the shares of right answers where training is due and where it is not."""
+    return float((said[due].mean() + (~said[~due]).mean()) / 2)
+
+
+def _due_table(rows: Sequence[Mapping[str, str]], name: str) -> str:
+    """How well signals tell that training is due: threshold of four sets, tried on the others."""
+    experiment = EXPERIMENTS[name]
+    key = experiment.budget, experiment.loss
+    chosen_on, tried_on = (
+        _moments(rows, *key, sets) for sets in (experiment.datasets[:4], experiment.datasets[4:])
+    )
+    if any(moments.due.all() or not moments.due.any() for moments in (chosen_on, tried_on)):
+        return "no rows yet where training was due, or none where it was not"
+    lines = []
+    for signal in ("labels", *SIGNALS, "helped"):
+        a, b = chosen_on.signals[signal], tried_on.signals[signal]
+        sign = 1 if _ranked(a, chosen_on.due) >= 0.5 else -1
+        thresholds = np.unique(sign * a)
+        rates = [hit_rate(sign * a >= t, chosen_on.due) for t in thresholds]
+        best = int(np.argmax(rates))
+        said = sign * b >= thresholds[best]
+        sentence = f"{'>=' if sign > 0 else '<='} {sign * thresholds[best]:.3g}"
+        lines.append([
+            f"`{signal}`", sentence, f"{_ranked(sign * a, chosen_on.due):.2f}",
+            f"{_ranked(sign * b, tried_on.due):.2f}", f"{100 * rates[best]:.0f} %",
+            f"{100 * hit_rate(said, tried_on.due):.0f} %",
+        ])  # fmt: skip
+    counts = [
+        f"{100 * moments.due.mean():.0f} % of {len(moments.gain)}"
+        for moments in (chosen_on, tried_on)
+    ]
+    lines.append(["training was due", "", *counts, "", ""])
+    header = ["", "says so where", "ROC area", "on others", "hit rate", "on others"]
+    return _table(header, lines)
+
+
+_STREAMS: dict[str, Callable[[Group, Sequence[str], Sequence[str]], str]] = {
+    "share": _share_table,
+    "ahead": _ahead_table,
 }
 
 
@@ -258,7 +419,12 @@ _TABLES: dict[str, Callable[[Group, Sequence[str], Sequence[str]], str]] = {
 def _draw_curves(
     group: Group, datasets: Sequence[str], strategies: Sequence[str], path: Path
 ) -> None:
-    """Test accuracy above random's, paired by seed, with 95 % intervals: a panel a data set."""
+    """Test accuracy above a base's, paired by seed, with 95 % intervals: a panel a data set.
+
+    The base is random or, of streams, the network as it was before the stream.
+    """
+    streams = "retrain" in strategies
+    base = "retrain" if streams else "random"
     columns = min(3, len(datasets))
     rows = -(-len(datasets) // columns)
     figure, axes = plt.subplots(
@@ -269,16 +435,18 @@ def _draw_curves(
     for panel, dataset in zip(axes.flat, datasets, strict=False):
         labels = group.labels[dataset]
         panel.axhline(0, color=_COLORS[0], linewidth=1.2)
-        for number, (name, color) in enumerate(zip(shown, _COLORS[1:], strict=False)):
-            if not group.has(dataset, name, "random"):
+        for number, name in enumerate(shown):
+            if not group.has(dataset, name, base):
                 continue
-            theirs, random = group.paired(dataset, name, "random")
-            gain = 100 * (theirs - random)
+            theirs, of_base = group.paired(dataset, name, base)
+            gain = 100 * (theirs - (of_base[:, :1] if streams else of_base))
             mean, half = gain.mean(axis=0), _interval(gain)
-            ours = name == _OURS
-            shift = 0.035 * (labels[1] - labels[0]) * (number - len(shown) / 2)
+            ours = name == shown[-1]
+            color = _COLORS[-1] if ours else _COLORS[1 + number]
+            at = number - len(shown) / 2  # side by side, so that no bar hides another
+            x = labels[1:] * 1.02**at if streams else labels[1:] + 0.035 * np.diff(labels)[0] * at
             drawn[name] = panel.errorbar(
-                labels[1:] + shift,  # side by side, so that no bar hides another
+                x,
                 mean[1:],
                 yerr=half[1:],
                 color=color,
@@ -286,17 +454,22 @@ def _draw_curves(
                 elinewidth=0.8,
                 zorder=3 if ours else 2,
             )
-        final = 100 * group.paired(dataset, "random")[0].mean(axis=0)
+        final = 100 * group.paired(dataset, base)[0].mean(axis=0)
         panel.set_title(
-            f"{dataset} (random: {final[0]:.0f} to {final[-1]:.0f} %)", loc="left", fontsize=9
+            f"{dataset} ({base}: {final[0]:.0f} to {final[-1]:.0f} %)", loc="left", fontsize=9
         )
+        if streams:
+            panel.set_xscale("log")
+            panel.set_xticks(labels[1:], map(str, labels[1:]))
+            panel.minorticks_off()
         panel.tick_params(labelsize=8)
         panel.grid(axis="y", color="#e3e5e8", linewidth=0.7)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in axes.flat[len(datasets) :]:
         panel.set_axis_off()
     figure.supxlabel("labels", fontsize=10)
-    figure.supylabel("points of test accuracy above random, mean and 95 % interval", fontsize=10)
+    above = "the network before the stream" if streams else "random"
+    figure.supylabel(f"points of test accuracy above {above}, mean and 95 % interval", fontsize=10)
     figure.legend(
         drawn.values(),
         drawn.keys(),
@@ -335,44 +508,78 @@ def _draw_penalties(
     plt.close(figure)
 
 
-_SHOWN = ("random", "margin", "badge", "maxherding", "uherding+plain", "coreset", "default")
+_SHOWN = (
+    "random",
+    "margin",
+    "badge",
+    "maxherding",
+    "uherding+plain",
+    "coreset",
+    "fisher_variance_reduction",
+    "default",
+)
+_RULES_SHOWN = ("retrain", "condition+T_r=1", "condition+T_r=5", "condition")
+
+
+def _shown(group: Group, datasets: Sequence[str], strategies: Sequence[str]) -> list[str]:
+    """Strategies of a picture of learning curves: those that most seeds were run with."""
+    known = _RULES_SHOWN if "retrain" in strategies else _SHOWN
+    base = known[0]
+    return [
+        name
+        for name in known
+        if name in strategies
+        and any(2 * group.seeds(d, (name,)) >= group.seeds(d, (base,)) for d in datasets)
+    ]
 
 
 def _members(
     name: str, all_groups: Mapping[tuple[str, str], Group]
 ) -> tuple[Group, list[str], list[str]] | None:
-    """Data sets and strategies of an experiment that there are rows of, random and default too."""
+    """Data sets and strategies of an experiment that there are rows of, the reference last.
+
+    First is random or retraining, which all are compared with.
+    """
     experiment = EXPERIMENTS[name]
     group = all_groups.get((experiment.budget, experiment.loss))
     if group is None:
         return None
-    datasets = [d for d in experiment.datasets if d in group.accuracy and group.has(d, "random")]
-    wanted = dict.fromkeys(["random", *experiment.strategies, _OURS])
-    strategies = [s for s in wanted if any(group.has(d, s, "random") for d in datasets)]
+    base = "retrain" if experiment.streams else "random"
+    datasets = [d for d in experiment.datasets if d in group.accuracy and group.has(d, base)]
+    last = "condition" if experiment.streams else experiment.reference
+    others = [name for name in dict.fromkeys([base, *experiment.strategies]) if name != last]
+    strategies = [s for s in (*others, last) if any(group.has(d, s, base) for d in datasets)]
     return (group, datasets, strategies) if datasets else None
 
 
 _MARK = re.compile(r"(<!-- table (\w+) (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def filled(text: str, all_groups: Mapping[tuple[str, str], Group]) -> str:
+def filled(text: str, rows: Sequence[Mapping[str, str]]) -> str:
     """Fill every marked table of a document."""
+    all_groups = groups(rows)
 
     def fill(match: re.Match[str]) -> str:
         opening, experiment, table, _, closing = match.groups()
+        if table == "due":
+            return f"{opening}\n{_due_table(rows, experiment)}\n\n{closing}"
         members = _members(experiment, all_groups)
-        body = "no rows yet" if members is None else _TABLES[table](*members)
+        body = "no rows yet" if members is None else (_TABLES | _STREAMS)[table](*members)
         return f"{opening}\n{body}\n\n{closing}"
 
     return _MARK.sub(fill, text)
 
 
 def draw(results: Path, docs: Path, *, check: bool = False) -> bool:
-    """Fill the tables of ``evidence.md`` and draw its pictures; `check`: compare tables only."""
-    all_groups = groups(read(results))
+    """Fill the tables of ``evidence.md`` and draw its pictures; `check`: compare tables only.
+
+    Rows of streams are read from the file beside `results`.
+    """
+    rows = [*read(results), *read(results.with_name(STREAMED.name))]
+    all_groups = groups(rows)
     document = docs / "evidence.md"
     old = document.read_text(encoding="utf-8")
-    new = filled(old, all_groups)
+    new = filled(old, rows)
     if check:
         print("tables are current" if new == old else f"{document}: tables are not of {results}")
         return new == old
@@ -385,7 +592,7 @@ def draw(results: Path, docs: Path, *, check: bool = False) -> bool:
             continue
         group, datasets, strategies = members
         if f"evidence/{name}_curves.png" in new:
-            shown = [s for s in _SHOWN if s in strategies]
+            shown = _shown(group, datasets, strategies)
             _draw_curves(group, datasets, shown, folder / f"{name}_curves.png")
         if f"evidence/{name}_penalty.png" in new:
             _draw_penalties(group, datasets, strategies, folder / f"{name}_penalty.png")

@@ -6,13 +6,16 @@ import csv
 import fcntl
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COLUMNS", "RESULTS", "append", "key", "read"]
+from .streaming import SIGNALS
+
+__all__ = ["COLUMNS", "RESULTS", "STREAMED", "STREAMED_COLUMNS", "append", "key", "read"]
 
 RESULTS = Path(__file__).parents[1] / "results" / "learning_curves.csv"
+STREAMED = RESULTS.with_name("streaming.csv")
 _KEY = ("dataset", "network", "loss", "budget", "strategy", "seed")
 COLUMNS = (
     *_KEY,
@@ -21,6 +24,16 @@ COLUMNS = (
     "seconds",  # processor time of a query, median
     "peak_mib",  # most memory that a query took beyond what the process had
     "commit",  # the last one that changed csrc or ntkfast
+    "date",
+    "command",
+)
+STREAMED_COLUMNS = (
+    *_KEY,  # the strategy is a rule of learning
+    "labels",
+    "accuracy",
+    "seconds",  # processor time of learning the latest labels, median
+    *SIGNALS,  # of conditioning, at every checkpoint after the first
+    "commit",
     "date",
     "command",
 )
@@ -43,10 +56,10 @@ def read(path: Path) -> list[dict[str, str]]:
     return list({key(row): row for row in rows}.values())
 
 
-def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def append(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Append rows by a single write; runs that share the file take turns."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:

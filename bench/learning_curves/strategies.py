@@ -22,7 +22,7 @@ import ntkfast as nf
 from .data import Split
 from .networks import embeddings, outputs, probabilities
 
-__all__ = ["BASELINES", "Query", "known", "pick"]
+__all__ = ["BASELINES", "SKETCH_DIMENSION", "Query", "known", "parsed", "pick"]
 
 SKETCH_DIMENSION = 1024
 _PROPOSALS = 50  # batches among which `ceiling` looks for the best
@@ -265,6 +265,66 @@ def _information(V: np.ndarray) -> np.ndarray:
     return flat.T @ flat
 
 
+def _pseudo_labels(X: np.ndarray, y: np.ndarray, classes: int, seed: int) -> np.ndarray:
+    """Clusters of points (m, h), of which the first have the labels y (n,).
+
+    k-means with a cluster a label, at least `classes` and at most 100; a cluster with labels of
+    several classes is parted, every point going with the nearest of them.
+    """
+    from sklearn.cluster import KMeans
+
+    count = min(max(len(y), classes), 100)
+    found = KMeans(count, n_init=1, random_state=seed).fit_predict(X)
+    result = found.copy()
+    for cluster in range(count):
+        labels = np.flatnonzero(found[: len(y)] == cluster)
+        if len(labels) == 0:
+            continue
+        members = np.flatnonzero(found == cluster)
+        nearest = y[labels][_squared_distances(X[members], X[labels]).argmin(axis=1)]
+        for label in np.unique(y[labels])[1:]:
+            result[members[nearest == label]] = result.max() + 1
+    return result
+
+
+def _ntkcpl(query: Query, options: dict[str, str]) -> np.ndarray:
+    """Most points whose predicted cluster is their own (after Wen et al., arXiv 2306.04099).
+
+    Clusters of the embeddings of unit length stand for labels. Every candidate is tried with its
+    cluster as label, and the tangent kernel predicts the cluster of every candidate (squared loss).
+    Written from the description: their kernel is that of an untrained head on self-supervised
+    features, ours that of the trained network.
+    """
+    n = len(query.labeled)
+    clusters = _pseudo_labels(
+        _normalized(query.features({})),
+        query.split.y[query.labeled],
+        query.split.classes,
+        int(query.rng.integers(2**31)),
+    )
+    ntk = nf.EmpiricalNTK(query.model, sketch="sparse", dim=SKETCH_DIMENSION)
+    phi = np.asarray(ntk.features(query.split.X[query.points]))
+    zeros = np.zeros((len(phi), clusters.max() + 1))
+    posterior = nf.Posterior.from_features(
+        phi[n:], zeros[n:], phi[:n], zeros[:n], clusters[:n], loss="squared"
+    )
+    own, rows = clusters[n:], np.arange(len(phi) - n)
+    picked: list[int] = []
+    for _ in range(query.batch):
+        S = np.asarray(posterior.covariance(rows, rows), np.float32)
+        a = S / (S.diagonal() + np.float32(posterior.ridge))
+        F = np.asarray(posterior.mean, np.float32)
+        right = np.empty(len(rows), int)
+        for c in rows:
+            after = F - a[:, c, None] * F[c]
+            after[:, own[c]] += a[:, c]
+            right[c] = (after.argmax(axis=1) == own).sum()
+        right[picked] = -1
+        picked.append(int(right.argmax()))
+        posterior.condition(picked[-1:], own[picked[-1:]])
+    return np.array(picked)
+
+
 def _ceiling(query: Query, options: dict[str, str]) -> np.ndarray:
     """Best of 50 batches by the true labels: how much there is to win (as BoSS, arXiv 2603.13109).
 
@@ -295,6 +355,7 @@ BASELINES: dict[str, Strategy] = {
     "margin": _margin,
     "uherding": _uncertainty_herding,
     "bait": _bait,
+    "ntkcpl": _ntkcpl,
     "ceiling": _ceiling,
     **{
         name: functools.partial(_of_skactiveml, name)
@@ -314,10 +375,14 @@ def _look_ahead(query: Query, criterion: str, options: dict[str, str]) -> np.nda
             arguments[name] = value
         elif name in ("draws", "dim"):
             arguments[name] = int(value)
+        elif name == "published" and criterion == "uncertainty_herding":
+            of_query["radius"] = None  # below
         elif name == "exact":
             arguments["sketch"] = None
         elif name == "T":
             of_query["temperature"] = float(value)
+        elif name == "T_r":
+            arguments["residual_temperature"] = float(value)
         else:
             raise ValueError(f"{name!r} is no option of a look-ahead strategy")
     learner = nf.LookAheadLearner(
@@ -328,10 +393,15 @@ def _look_ahead(query: Query, criterion: str, options: dict[str, str]) -> np.nda
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the labels outnumber", UserWarning)
         learner.fit(X[labeled], query.split.y[labeled], X[query.candidates])
+    if "radius" in of_query:  # of arXiv 2412.20644: the smallest distance of two labelled points
+        phi = _normalized(np.asarray(learner.ntk.features(X[labeled]), np.float64))
+        squares = _squared_distances(phi, phi)
+        of_query["radius"] = float(np.sqrt(squares[squares > 1e-10].min()))
     return np.asarray(learner.query(query.batch, **of_query).indices)
 
 
-def _parsed(name: str) -> tuple[str, dict[str, str]]:
+def parsed(name: str) -> tuple[str, dict[str, str]]:
+    """Split ``epig+top+T=2`` into the name and the options, without a value the empty string."""
     head, *options = name.split("+")
     return head, {key: value for key, _, value in (option.partition("=") for option in options)}
 
@@ -342,7 +412,7 @@ def known() -> list[str]:
 
 
 def pick_positions(query: Query, name: str) -> np.ndarray:
-    head, options = _parsed(name)
+    head, options = parsed(name)
     if head in BASELINES:
         return BASELINES[head](query, options)
     if head in known():
