@@ -273,7 +273,7 @@ def criteria() -> CriteriaTable:
     >>> import ntkfast as nf
     >>> [row.name for row in nf.criteria() if not row.look_ahead]
     ['variance_reduction', 'epig', 'fisher_variance_reduction', 'd_optimal', 'max_herding',
-     'uncertainty_herding', 'prob_cover']
+     'uncertainty_herding', 'prob_cover', 'fisher_herding']
     """
     return CriteriaTable(_TABLE)
 
