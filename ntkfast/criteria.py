@@ -71,10 +71,7 @@ class Criterion:
 
     @property
     def product(self) -> bool:
-        """Whether what a candidate covers is multiplied by the utility of `compiled`.
-
-        Then all features must be in the memory of one process.
-        """
+        """Whether what a candidate covers is multiplied by the utility of `compiled`."""
         return bool(self.coverage) and self.compiled not in self.coverage.values()
 
     def check_outputs(self, k: int, owner: str) -> None:
@@ -191,8 +188,8 @@ _TABLE = (
     _row(
         name="fisher_variance_reduction",
         formula="variance_reduction with v(x) = h(x), lam_c = lam / h(c), h = 1 - sum_j p_j^2",
-        use="for classes, and for batches: variance where classes are open; of any kernel, on disk "
-        "and shared by processes",
+        use="for classes, and for batches: variance where classes are open; of any kernel, and the "
+        "quickest on disk and where processes share the pool",
         compiled="variance_reduction",
         fisher=True,
     ),
@@ -291,7 +288,7 @@ def automatic(*, classes: bool, covers: bool) -> str:
     """Return the name of the criterion that "auto" stands for: the best for these outputs.
 
     For classes with squared loss too (docs/evidence.md). `covers`: whether coverage can be
-    computed, which needs a scalar kernel and all features in the memory of one process.
+    computed, which needs a scalar kernel, and features in the memory of one process to be quick.
     """
     if not classes:
         return "variance_reduction"

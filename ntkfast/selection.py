@@ -81,6 +81,15 @@ def _heterogeneity(outputs: Array, loss: Loss) -> Array:
     return h
 
 
+def _fisher_weights(row: Criterion, post: Posterior, h: Array) -> Array:
+    """Return by what to multiply v, for the points of this process; h is their heterogeneity."""
+    if not row.product:
+        return h
+    # Shares of variances, so that long features count no more than others.
+    weights: Array = h / (post._space.variance + post.ridge)
+    return weights
+
+
 @dataclass
 class _Task:
     """What is to be scored: validated arguments and the state that picks change."""
@@ -131,12 +140,6 @@ class _Task:
             log_loss_targets=log_loss_targets,
         )
         row.check_outputs(k, "this posterior")
-        if post._space.in_parts and row.product:
-            raise ArgumentValueError(
-                "criterion",
-                f"{criterion} needs all features in the memory of one process: for features that "
-                "are on disk or shared by ranks use fisher_variance_reduction",
-            )
         if candidates is None:
             chosen = np.flatnonzero(~post._is_labeled)
             if len(chosen) == 0:
@@ -176,11 +179,9 @@ class _Task:
         uncovered = v
         if row.fisher and not post._space.in_parts:
             h = _heterogeneity(post._outputs, post.loss)
-            v = v * h[points]
+            v = v * _fisher_weights(row, post, h)[points]
             with np.errstate(divide="ignore"):
                 lam = lam / h[chosen]
-        if row.product:  # shares of variances, so that long features count no more than others
-            v = v / (post._space.variance[points] + post.ridge)
         temperature = as_temperature("temperature", temperature)
         if similarity is not None:
             as_choice("similarity", similarity, get_args(Similarity))
@@ -339,14 +340,16 @@ class _Pool:
         mine = order[bounds[self.group.rank] : bounds[self.group.rank + 1]]
         self._order, self._counts = order, np.diff(bounds)
         candidates = task.candidates[mine] - self.group.start
-        noise, h = task.noise[mine], None
+        noise, of_points = task.noise[mine], None
         if task.row.fisher:
             h = _heterogeneity(post._outputs, post.loss)
+            of_points = _fisher_weights(task.row, post, h)
             with np.errstate(divide="ignore"):
                 noise = noise / h[candidates]
         self._points, self._whole = task.candidates, task
         self._sequential, self._rounds = mode == "sequential", rounds
-        if not task.row.coverage:
+        self._precision = task.precision  # as given
+        if not task.row.coverage or task.row.product:
             extremes = self.group.gather([space.variance.max(), noise.min(initial=np.inf)])
             self._variance, self._noise = float(extremes[:, 0].max()), float(extremes[:, 1].min())
             task.resolve(self._variance, self._noise, mode)
@@ -358,7 +361,7 @@ class _Pool:
             evaluation=task.evaluation,
             weights=task.weights,
             log_loss_targets=task.log_loss_targets,
-            heterogeneity=h,
+            of_points=of_points,
             mean=post._mean,
             outputs=post._outputs,
             ridge=post.ridge,
@@ -368,19 +371,30 @@ class _Pool:
             temperature=task.temperature,
             precision=task.precision,
             name=task.row.name,
-            criterion=task.similarity if task.row.coverage else task.row.compiled,
+            criterion=task.row.compiled,
             look_ahead=task.row.look_ahead,
         )
 
     def _scorer(self) -> PoolScorer:
         """Return what scores the candidates, and is conditioned on picks."""
         task, row = self._whole, self._row
-        if row.coverage:
-            F = self.group.rows(CPU, task.evaluation, lambda own: self._task.mean[own])
-            self._task.weights = _openness(task, F)
-            kernel, radius = _kernel_before(task)
-            assert isinstance(kernel, FeaturesBefore)
-            return PoolCover(self._task, kernel, radius, task.precision, self._sequential)
+        if not row.coverage:
+            return self._of_covariance()
+        F = self.group.rows(CPU, task.evaluation, lambda own: self._task.mean[own])
+        kernel, radius = _kernel_before(task)
+        assert isinstance(kernel, FeaturesBefore)
+        return PoolCover(
+            replace(self._task, criterion=task.similarity, weights=_openness(task, F)),
+            kernel,
+            radius,
+            self._precision,
+            self._sequential,
+            times=self._of_covariance() if row.product else None,
+        )
+
+    def _of_covariance(self) -> PoolScorer:
+        """Return the scorer of what is no coverage."""
+        task, row = self._whole, self._row
         if not row.compiled:
             return PoolVariances(self._task)
         numbers = len(task.candidates), len(task.evaluation)

@@ -107,8 +107,10 @@ def results(path, mine=slice(None), convert=lambda a: a, group=None):
     picks("covering", post, "max_herding", 6, **covering, similarity="cosine")
     picks("covering", post, "uncertainty_herding", 6, candidates=np.arange(0, N, 7))
     picks("covering", post, "prob_cover", 6, evaluation=some)
+    picks("covering", post, "fisher_herding", 7, candidates=np.arange(0, N, 7))
+    picks("covering few", post, "fisher_herding", 7, **covering, similarity="cosine")
     picks("covering top", post, "max_herding", 6, mode="top", **covering)
-    for criterion in ("variance_reduction", "emoc", "d_optimal", "uncertainty_herding"):
+    for criterion in ("variance_reduction", "emoc", "d_optimal", "fisher_herding"):
         picks("chosen", post, criterion, 4, **few, choose=second_best)
     picks("chosen of the top", post, "epig", 3, mode="top", **few, choose=second_best)
     for step, points in enumerate([[700], [100, 20, 899, 21, 500, 20]]):

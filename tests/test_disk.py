@@ -110,6 +110,8 @@ def test_everything_is_as_from_memory(labels, dtype, tmp_path):
             ("max_herding", 6, few | dict(similarity="cosine", precision="float64")),
             ("uncertainty_herding", 12, dict(evaluation=some)),
             ("prob_cover", 6, few),
+            ("fisher_herding", 8, few),
+            ("fisher_herding", 8, dict(evaluation=some, weights=weights[some], radius=0.3)),
         ]:
             assert_same(
                 [nf.utilities(held, criterion, **keywords)],
@@ -119,7 +121,7 @@ def test_everything_is_as_from_memory(labels, dtype, tmp_path):
                 batches(held, criterion, size, **keywords),
                 batches(on_disk, criterion, size, **keywords),
             )
-    for criterion in ("fisher_variance_reduction", "emoc", "d_optimal", "max_herding"):
+    for criterion in ("fisher_variance_reduction", "emoc", "d_optimal", "fisher_herding"):
         assert_same(
             batches(held, criterion, 5, choose=third_best, **few),
             batches(on_disk, criterion, 5, choose=third_best, **few),

@@ -29,20 +29,27 @@ _AGAIN = 64
 
 
 class _Lazy(PoolScorer):
-    """`utilities` and `batch` of criteria whose utilities, which are >= 0, never grow."""
+    """`utilities` and `batch` of criteria whose utilities, which are >= 0, never grow.
 
-    def __init__(self, task: PoolTask) -> None:
-        self.task = task
+    Or which are a product of such a factor with one that `times` knows after every pick.
+    """
+
+    def __init__(self, task: PoolTask, times: PoolScorer | None = None) -> None:
+        self.task, self._times = task, times
         self._group, self._engine = task.space.group, task.space.engine
         self._points = task.candidates + self._group.start
         self._free = np.ones(len(self._points), bool)
         self._bound = np.zeros(len(self._points))
+        self._factor = np.ones(len(self._points))  # of `times`
         self._current = np.zeros(len(self._points), bool)  # bounds that are utilities
         self._picks = 0
         self._rows: Rows
 
     def _scored(self, which: Array | None) -> Array:
-        """Utilities of some of this rank's candidates, by their position, or of all."""
+        """Utilities of some of this rank's candidates, by their position, or of all.
+
+        Without the factor of `times`, here and below.
+        """
         raise NotImplementedError
 
     @property
@@ -65,22 +72,28 @@ class _Lazy(PoolScorer):
     def utilities(self) -> Array:
         """Utilities of this rank's candidates (m,), after the picks so far."""
         self._bound, self._current[:] = self._scored(None), True
-        return self._bound.copy()
+        if self._times is not None:
+            self._factor = self._times.utilities()
+        return self._factor * self._bound
 
     def pick(self, point: int) -> None:
         """Condition on a candidate of any rank, by its global number."""
         super().pick(point)
         self._current[:] = False
+        if self._times is not None:
+            self._times.pick(point)
 
     def batch(self, count: int) -> tuple[Array, Array]:
         """Pick a batch, the best each time: global numbers and utilities."""
         self.utilities()
         indices, values = [], []
         for i in track(range(count), description=self.task.name):
-            self._settle()
-            own, known = self._no_record(), self._free & (self._current | (self._bound == 0))
+            if self._times is not None and i:
+                self._factor = self._times.utilities()
+            utility = self._settle()
+            own, known = self._no_record(), self._free & (self._current | (utility == 0))
             if known.any():
-                own = self._record(*CPU.largest(self._bound, known))
+                own = self._record(*CPU.largest(utility, known))
             record = self._group.best(own)
             indices.append(int(record[1]))
             values.append(float(record[0]))
@@ -88,23 +101,25 @@ class _Lazy(PoolScorer):
             if i + 1 < count:
                 self._condition(record)
                 self._current[:] = False
+                if self._times is not None:
+                    self._times.pick(indices[-1])
         return np.array(indices, np.int64), np.array(values)
 
-    def _settle(self) -> None:
-        """Score again what may be best of all ranks, until that is known.
+    def _settle(self) -> Array:
+        """Score again what may be best of all ranks, until that is known; return what all is worth.
 
         What was worth nothing is worth nothing.
         """
         again = _AGAIN
         while True:
-            bound, free = self._bound, self._free
+            bound, free = self._factor * self._bound, self._free
             best = np.max(bound, initial=0.0, where=self._current & free)
             behind = free & ~self._current & (bound > 0)
             may_be = np.max(bound, initial=-1.0, where=behind) * self._slack
             of_all = self._group.gather([best, may_be])
             best = of_all[:, 0].max()
             if not (of_all[:, 1] >= best).any():
-                return
+                return bound
             which = np.flatnonzero(behind & (bound * self._slack >= best))
             which = np.sort(which[np.argsort(-bound[which], kind="stable")[:again]])
             if len(which):
@@ -175,6 +190,8 @@ class PoolCover(_Lazy):
         As users give it.
     sequential : bool
         Whether picks will follow.
+    times : PoolScorer, optional
+        Of the same candidates: what coverage is multiplied by.
     """
 
     def __init__(
@@ -184,8 +201,9 @@ class PoolCover(_Lazy):
         radius: float,
         precision: str,
         sequential: bool,
+        times: PoolScorer | None = None,
     ) -> None:
-        super().__init__(task)
+        super().__init__(task, times)
         self._kernel, self._radius = kernel, radius
         self._precision = kernel.precision(precision, reach(task.criterion, radius))
         self._dtype = stored_type(self._precision)

@@ -61,8 +61,8 @@ class PoolTask:
         Of all ranks, by their global number.
     weights : array (N_x,)
     log_loss_targets : array (N_x, k) or None
-    heterogeneity : array (N_r,) or None
-        h of this rank's points, which multiplies their weights.
+    of_points : array (N_r,) or None
+        What multiplies the weights of this rank's points: h, or h / (S(x, x) + ridge).
     mean, outputs : array (N_r, k)
         F and f of this rank's points.
     name, criterion : str
@@ -76,7 +76,7 @@ class PoolTask:
     evaluation: Array
     weights: Array
     log_loss_targets: Array | None
-    heterogeneity: Array | None
+    of_points: Array | None
     mean: Array
     outputs: Array
     ridge: float
@@ -242,8 +242,8 @@ class PoolMoments(PoolScorer):
         bounds = group.bounds(evaluation)
         mine = slice(bounds[group.rank], bounds[group.rank + 1])
         own, weights = evaluation[mine] - group.start, v[mine]
-        if task.heterogeneity is not None:
-            weights = weights * task.heterogeneity[own]
+        if task.of_points is not None:
+            weights = weights * task.of_points[own]
         if 2 * len(evaluation) >= offsets[-1]:
             counts, rows = np.diff(offsets), reader(space, dtype, None)
             of_all = np.zeros(space.size)
@@ -485,14 +485,14 @@ class PoolPairs(PoolScorer):
         task, space = self.task, self.task.space
         k = task.mean.shape[1]
         of_own = [task.mean, task.outputs, space.variance[:, None]]
-        if task.heterogeneity is not None:
-            of_own.append(task.heterogeneity[:, None])
+        if task.of_points is not None:
+            of_own.append(task.of_points[:, None])
         found = self._group.rows(
             self._engine,
             task.evaluation,
             lambda own: np.concatenate([part[own] for part in of_own], axis=1),
         )
-        weights = task.weights if task.heterogeneity is None else task.weights * found[:, -1]
+        weights = task.weights if task.of_points is None else task.weights * found[:, -1]
         mean, outputs = (np.ascontiguousarray(found[:, i * k : (i + 1) * k]) for i in (0, 1))
         return mean, outputs, np.ascontiguousarray(found[:, 2 * k]), weights
 
