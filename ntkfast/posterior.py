@@ -226,6 +226,7 @@ class _Inputs:
     loss: Loss
     label_scale: float
     residual_temperature: float
+    prior: bool
 
     @classmethod
     def read(
@@ -243,6 +244,7 @@ class _Inputs:
         residual_temperature: float | Literal["auto"],
         noise: Any,
         labeled_indices: Any,
+        prior: bool,
         group: Alone = ALONE,
     ) -> _Inputs:
         """`diagonal`: K(x, x) of the labelled points, or of all points when n = 0.
@@ -251,6 +253,14 @@ class _Inputs:
         on all ranks, and so is what may fail.
         """
         as_loss(loss)
+        if not isinstance(prior, (bool, np.bool_)):
+            raise ArgumentTypeError("prior", f"prior must be True or False; got {prior!r}")
+        if prior and loss != "squared":
+            raise ArgumentValueError(
+                "prior",
+                f"prior=True is for squared loss; {loss} asks for the outputs of a trained model, "
+                "at whose optimum the given labels change nothing",
+            )
         f = as_floats("outputs", outputs, (N, "k"), np.float64)
         k = f.shape[1]
         of_points = functools.partial(mean_of, ALONE if n else group)
@@ -301,6 +311,7 @@ class _Inputs:
             loss=loss,
             label_scale=scale,
             residual_temperature=residual_temperature_of(residual_temperature, loss),
+            prior=bool(prior),
         )
 
     def informative(self, per_point: int) -> tuple[Array, Array, Array]:
@@ -352,6 +363,8 @@ class Posterior:
     residual_temperature : float
         T_r of a label's residual label_scale (e_y - softmax(F / T_r)); 1 for squared loss, whose
         residual is e_y - F.
+    prior : bool
+        Whether f is a mean before any label, and the trained model is F.
 
     Examples
     --------
@@ -376,8 +389,9 @@ class Posterior:
         self.loss: Loss = inputs.loss
         self.label_scale: float = inputs.label_scale
         self.residual_temperature: float = inputs.residual_temperature
+        self.prior: bool = inputs.prior
         self._space = space
-        self._outputs = inputs.outputs
+        self._outputs = mean if inputs.prior else inputs.outputs  # of the trained model
         self._mean = mean
         self._is_labeled = inputs.is_labeled
         self._labels = labels
@@ -401,6 +415,7 @@ class Posterior:
         residual_temperature: float | Literal["auto"] = "auto",
         noise: Any = None,
         labeled_indices: Any = None,
+        prior: bool = False,
         group: Any = None,
     ) -> Posterior:
         """Posterior of the kernel K(x, x') = <phi(x), phi(x')> of explicit features.
@@ -445,6 +460,12 @@ class Posterior:
             though the point counts as labelled, and covers others (`max_herding`, ...).
         labeled_indices : array, optional
             Which of the N points are already labelled (indices or a mask): never selected again.
+        prior : bool
+            Squared loss only. False: `outputs` are those of a model that was trained on the labels.
+            True: they are the mean before any label, zeros for kernel ridge regression or a
+            Gaussian process, and the trained model is F, after `condition` and `extend` too. It is
+            what criteria compare a label's effect with (`mlmoc`, `emoc`, `label_flips`) and where
+            `fisher_variance_reduction` takes the classes' probabilities from.
         group : torch.distributed.ProcessGroup, optional
             The points are shared by the ranks of this group, and every rank makes every call. Each
             passes the features and outputs of its own points, at least one; the points are numbered
@@ -546,6 +567,7 @@ class Posterior:
                     "residual_temperature": residual_temperature,
                     "noise": noise,
                     "labeled_indices": labeled_indices,
+                    "prior": prior,
                     "the instruction set (NTKFAST_CPU_ISA forces one)": ops.cpu_isa(),
                 }
         if pool is not ALONE:
@@ -567,6 +589,7 @@ class Posterior:
             residual_temperature=residual_temperature,
             noise=noise,
             labeled_indices=labeled_indices,
+            prior=prior,
         )
         informative, noise, residual = inputs.informative(per_point)
         given, labeled = Given(engine.copy(labeled)), engine.rows(labeled, informative)
@@ -594,6 +617,7 @@ class Posterior:
         residual_temperature: float | Literal["auto"] = "auto",
         noise: Any = None,
         labeled_indices: Any = None,
+        prior: bool = False,
     ) -> Posterior:
         """Posterior of a kernel given by its matrix, for up to a few 10^4 rows.
 
@@ -613,7 +637,7 @@ class Posterior:
             Kernel of the labelled points. With blocks (n k, n k).
         outputs, labeled_outputs, targets, ridge, loss
             As in `from_features`.
-        label_scale, residual_temperature, noise, labeled_indices
+        label_scale, residual_temperature, noise, labeled_indices, prior
             As in `from_features`.
 
         Returns
@@ -679,6 +703,7 @@ class Posterior:
             residual_temperature=residual_temperature,
             noise=noise,
             labeled_indices=labeled_indices,
+            prior=prior,
         )
         informative, noise, residual = inputs.informative(per_point)
         space, change = FunctionSpace.fit(
@@ -726,11 +751,15 @@ class Posterior:
         N, k, space = len(self), self._mean.shape[1], self._rows
         kept = f"{space.dim} features" if isinstance(space, WeightSpace) else "a kernel"
         kept += f" of {k} x {k} blocks" if self._space.per_point > 1 else ""
+        settings = f"loss={self.loss!r}, ridge={self.ridge:.4g}"
+        if self.loss == "cross_entropy":
+            settings += f", label_scale={self.label_scale:.4g}"
+            settings += f", residual_temperature={self.residual_temperature:.4g}"
+        elif self.prior:
+            settings += ", prior=True"
         return (
             f"<Posterior of {N} points with {k} outputs from {kept} ({space.dtype}), given "
-            f"{self._labels} labels: loss={self.loss!r}, ridge={self.ridge:.4g}, "
-            f"label_scale={self.label_scale:.4g}, "
-            f"residual_temperature={self.residual_temperature:.4g}>"
+            f"{self._labels} labels: {settings}>"
         )
 
     def __len__(self) -> int:
@@ -904,6 +933,8 @@ class Posterior:
                 commit()
             self._mean, self._is_labeled = mean, is_labeled
             self._labels += b
+            if self.prior:
+                self._outputs = mean
 
     @property
     def _rows(self) -> WeightSpace | FunctionSpace:
@@ -1026,7 +1057,7 @@ class Posterior:
                 given = given.extended(None if read[0] is None else space.engine.host(read[0]))
         mean = np.concatenate([self._mean, f + self._change_at(read, len(f))])
         _check_overflow(mean, extended.variance)
-        f = np.concatenate([self._outputs, f])
+        f = mean if self.prior else np.concatenate([self._outputs, f])
         is_labeled = np.concatenate([self._is_labeled, np.zeros(len(mean) - len(self), bool)])
         with _uninterrupted():
             self._space, self._mean, self._outputs = extended, mean, f
@@ -1121,6 +1152,7 @@ class Posterior:
             self.residual_temperature,
             self._given,
             group.offsets if isinstance(group, Group) else None,
+            self.prior,
         )
         with contextlib.ExitStack() as written, group.together("save", {}):
             written.enter_context(file.writing(file.part(path, group), state))
@@ -1179,5 +1211,6 @@ class Posterior:
             loss=stored.loss,
             label_scale=stored.label_scale,
             residual_temperature=stored.residual_temperature,
+            prior=stored.prior,
         )
         return cls(stored.space, stored.mean, inputs, stored.labels, library, stored.given)

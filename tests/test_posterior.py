@@ -605,3 +605,69 @@ def test_interrupted_scoring_changes_nothing(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         nf.select(post, "emoc", 5)
     assert_same_state(post, same, 0)
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.parametrize("step", ["built", "conditioned", "extended", "loaded"])
+def test_prior_outputs_are_before_any_label(step, representation, tmp_path):
+    """The trained model is F: literal regressions from a prior mean, and the changes of theirs."""
+    rng = np.random.default_rng(3)
+    phi, prior, ridge = rng.normal(size=(13, 20)) / 4, rng.normal(size=(13, 3)) / 4, 0.1
+    K, classes = phi @ phi.T, rng.integers(3, size=13)
+    labeled, N = [10, 11, 12], 10  # the others are the points
+
+    def regression(points, classes):
+        residual = np.eye(3)[classes] - prior[points]
+        return prior + K[:, points] @ np.linalg.solve(
+            K[np.ix_(points, points)] + ridge * np.eye(len(points)), residual
+        )
+
+    given = N if step != "extended" else 7  # the rest comes by `extend`
+    targets = classes[labeled]
+    rest = prior[:given], prior[labeled], targets, ridge
+    if representation == "features":
+        build, last = nf.Posterior.from_features, dict(features=phi[given:N])
+        parts = phi[:given], rest[0], phi[labeled], *rest[1:]
+    else:
+        build = nf.Posterior.from_kernel
+        parts = K[:given, :given], K[labeled, :given], K[np.ix_(labeled, labeled)], *rest
+        last = dict(K_lv=K[labeled, given:N], K_uv=K[:given, given:N], K_vv=K[given:N, given:N])
+    post = build(*parts, prior=True)
+    if step != "built":
+        post.condition([2, 4], classes[[2, 4]])
+        labeled = [*labeled, 2, 4]
+    if step == "extended":
+        post.extend(outputs=prior[given:N], **last)
+    if step == "loaded":
+        post.save(tmp_path / "posterior")
+        with np.load(tmp_path / "posterior") as archive:
+            assert archive["version"] == 4  # earlier ntkfasts must not take it for what it is not
+        post = nf.Posterior.load(tmp_path / "posterior").copy()
+        post.condition([5], classes[[5]])
+        labeled = [*labeled, 5]
+    assert post.prior and ("prior=True" in repr(post)) and not build(*parts).prior
+
+    F, P = regression(labeled, classes[labeled]), rng.dirichlet(np.ones(3), N)
+    expected = {name: [] for name in ("label_flips", "emoc", "mlmoc")}
+    for c in range(N):
+        after = [regression([*labeled, c], [*classes[labeled], y])[:N] for y in range(3)]
+        flips = [(G.argmax(1) != F[:N].argmax(1)).sum() for G in after]
+        changes = [np.linalg.norm(G - F[:N], axis=1).sum() for G in after]
+        expected["label_flips"].append(P[c] @ flips)
+        expected["emoc"].append(P[c] @ changes)
+        expected["mlmoc"].append(changes[F[c].argmax()])
+    p = np.maximum(F[:N], 1e-3)
+    h = 1 - ((p / p.sum(1, keepdims=True)) ** 2).sum(1)
+    S = post.covariance(range(N), range(N))
+    expected["fisher_variance_reduction"] = h @ (S**2 / (S.diagonal() + ridge / h))
+    for criterion, values in expected.items():
+        found = nf.utilities(post, criterion, candidates=range(N), label_probs=P)
+        np.testing.assert_allclose(found, values, rtol=1e-9, err_msg=criterion)
+
+
+def test_prior_that_does_not_fit():
+    p = golden("plain")
+    with pytest.raises(TypeError, match="^prior must be True or False; got 'yes'$"):
+        posterior(p, prior="yes")
+    with pytest.raises(ValueError, match="^prior=True is for squared loss; cross_entropy asks"):
+        posterior(golden("cross_entropy"), prior=True)

@@ -2,7 +2,8 @@
 
 Version 1 holds no `Factor` of the labels; 2 neither a `residual_temperature`, which is 1 then, nor
 what coverage needs of labelled points; 3 is of one process that holds all features in memory,
-and of a kernel without labels that teach nothing. They are still written where there is nothing
+of a kernel without labels that teach nothing, and of outputs that are those of a trained model
+(`prior`). They are still written where there is nothing
 more.
 
 Of features on disk the file says where they lie, seen from itself and from the root, and what they
@@ -64,6 +65,7 @@ class Stored:
     residual_temperature: float = 1.0
     given: Given | None = None
     offsets: Array | None = None  # where the points of each rank begin; None: one process
+    prior: bool = False
 
 
 def part(path: str | os.PathLike[str], group: Alone) -> Path:
@@ -111,7 +113,9 @@ def writing(path: Path, stored: Stored) -> Iterator[None]:
     if stored.offsets is not None:
         arrays["offsets"] = stored.offsets
         arrays["rank"] = np.array(rows.group.rank)
-    if arrays.keys() & {"source", "offsets", "untold"}:
+    if stored.prior:
+        arrays["prior"] = np.array(True)
+    if arrays.keys() & {"source", "offsets", "untold", "prior"}:
         version = 4
         arrays.setdefault("residual_temperature", np.array(stored.residual_temperature))
         arrays.setdefault("holds_labeled", np.array(stored.given is not None))
@@ -308,6 +312,7 @@ def _checked(arrays: dict[str, Array], source: Source | None) -> Stored:
         residual_temperature=_residual_temperature(arrays, loss),
         given=_given(arrays),
         offsets=offsets,
+        prior="prior" in arrays,
     )
 
 

@@ -145,29 +145,20 @@ def kernel_model(
     """Build kernel ridge regression on one-hot labels, from outputs that are zero.
 
     F = K(., L) (K_LL + ridge I)^-1 T: squared loss, `targets` (n,) are numbers of classes. If
-    fewer than two are known, there are two all the same, as in `with_two_classes`. What criteria
-    compare with, as the outputs of the trained model, is F.
+    fewer than two are known, there are two all the same, as in `with_two_classes`.
     """
     N, n = rows_of(points), len(targets)
     k = max(k, 2)
     zeros, zeros_labeled = np.zeros((N, k)), np.zeros((n, k))
-    rest: dict[str, Any] = dict(ridge=ridge, noise=noise)
+    rest: dict[str, Any] = dict(ridge=ridge, noise=noise, prior=True)
     if kernel == "linear" and not parameters and points.shape[1] < N:
         # The same kernel in weight space, where nothing N x N exists.
         features, of_labeled = (_dense(a).astype(np.float64) for a in (points, labeled))
-        return _trained(
-            _exact_features(features, zeros, of_labeled, zeros_labeled, targets, **rest)
-        )
+        return _exact_features(features, zeros, of_labeled, zeros_labeled, targets, **rest)
     K_uu = kernel_matrix(kernel, parameters, points, points)
     K_lu = kernel_matrix(kernel, parameters, labeled, points) if n else None
     K_ll = kernel_matrix(kernel, parameters, labeled, labeled) if n else None
-    return _trained(Posterior.from_kernel(K_uu, K_lu, K_ll, zeros, zeros_labeled, targets, **rest))
-
-
-def _trained(regression: Posterior) -> Posterior:
-    """Take F for the outputs of the trained model: before its labels a regression has none."""
-    regression._outputs = np.array(regression._mean)
-    return regression
+    return Posterior.from_kernel(K_uu, K_lu, K_ll, zeros, zeros_labeled, targets, **rest)
 
 
 def linearised(
