@@ -18,6 +18,7 @@ from .arrays import (
     ArgumentValueError,
     Array,
     Library,
+    as_choice,
     as_floats,
     as_indices,
     as_numpy,
@@ -139,6 +140,7 @@ class LookAheadLearner:
             )
         if criterion != "auto":
             find(criterion)
+        as_choice("mode", mode, ("sequential", "top"))
         if evaluation_size is not None and (
             isinstance(evaluation_size, bool)
             or not isinstance(evaluation_size, (int, np.integer))

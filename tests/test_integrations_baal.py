@@ -156,8 +156,13 @@ def test_errors(data, dataset):
     model = network()
     with pytest.raises(TypeError, match="dataset must be an ActiveLearningDataset; got a Tensor"):
         LookAhead(model, torch.utils.data.TensorDataset(X, y))
-    with pytest.raises(ValueError, match="unknown criterion"):
-        look_ahead_loop(model, dataset, criterion="unknown")
+    for keywords, message in [
+        (dict(criterion="unknown"), "unknown criterion"),
+        (dict(criterion="expected_log_loss"), "needs log_loss_targets, which this host"),
+        (dict(mode="unknown"), "mode must be"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            look_ahead_loop(model, dataset, **keywords)
     alone = ActiveLearningDataset(torch.utils.data.TensorDataset(X, y), dataset.labelled_map)
     alone._dataset = list(X)
     with pytest.raises(TypeError, match=r"expected \(x, y\)"):

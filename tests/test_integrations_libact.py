@@ -132,8 +132,11 @@ def test_errors(data):
         LookAhead(dataset(X, y), kernel="features")
     with pytest.raises(ValueError, match="kernel"):
         LookAhead(dataset(X, y), kernel="ntk")
-    with pytest.raises(ValueError, match="unknown criterion"):
-        LookAhead(dataset(X, y), criterion="unknown").make_query()
+    for criterion, message in ("unknown", "unknown"), ("expected_log_loss", "needs log_loss_targ"):
+        with pytest.raises(ValueError, match=message):
+            LookAhead(dataset(X, y), criterion=criterion)
+    with pytest.raises(TypeError, match="criterion_params has 'mode'"):
+        LookAhead(dataset(X, y), criterion_params={"mode": "top"}).make_query()
 
 
 def test_example():

@@ -222,8 +222,11 @@ def test_errors(data):
         look_ahead(Committee([learner]), pool)
     with pytest.raises(TypeError, match="needs a torch network"):
         look_ahead(learner, pool, kernel="ntk")
-    with pytest.raises(ValueError, match="unknown criterion"):
-        look_ahead(learner, pool, criterion="unknown")
+    for criterion, message in ("unknown", "unknown"), ("expected_log_loss", "needs log_loss_targ"):
+        with pytest.raises(ValueError, match=message):
+            look_ahead(learner, pool, criterion=criterion)
+    with pytest.raises(TypeError, match="criterion_params has 'choose'"):
+        look_ahead(learner, pool, criterion_params={"choose": max})
     learner.y_training = np.where(y == 0, 7, y)
     with pytest.raises(ValueError, match=r"y_training\[0\] is 7.*fit it again"):
         look_ahead(learner, pool)

@@ -303,6 +303,26 @@ def test_tangent_kernel_of_a_network(data):
         literal(X @ X.T + 1, np.arange(LABELED), 0.1), clf.predict_proba(X).astype(float), 0.1
     )
     assert relative_error(row, expected[LABELED:]) < 1e-4  # float32
+    for name in ("evaluation_size", "criterion", "no"):
+        decided = LookAhead(kernel="ntk", kernel_params={name: 5})
+        with pytest.raises(TypeError, match=f"kernel_params has '{name}'.*LookAheadLearner here"):
+            decided.query(X, y, clf, fit_clf=False)
+
+
+def test_given_label_probs_stay(data):
+    """What is given as a parameter of the criterion is not replaced by the classifier's own."""
+    X, y = data
+    P = np.random.default_rng(0).dirichlet(np.ones(CLASSES), N - LABELED)
+    K, known = np.exp(-((X[:, None] - X) ** 2).sum(2) / 64), np.arange(LABELED)
+    S, one_hot = literal(K, known, 0.3), np.eye(CLASSES)
+    inverse = K[:LABELED, :LABELED] + 0.3 * np.eye(LABELED)
+    F = K[:, known] @ np.linalg.solve(inverse, one_hot[y[known].astype(int)])
+    steps = abs(S / (S.diagonal() + 0.3)).sum(0)[LABELED:]
+    changes = np.linalg.norm(one_hot - F[LABELED:, None], axis=2)
+    expected = steps * (P * changes).sum(1)
+    strategy = LookAhead("emoc", ridge=0.3, criterion_params={"label_probs": P}, random_state=0)
+    found = strategy.query(X, y, logistic(), return_utilities=True)[1][0, LABELED:]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_a_network_that_is_fitted_elsewhere(data):
@@ -535,6 +555,16 @@ def test_errors(data):
         (LookAhead(kernel="ntk"), TypeError, "needs a torch network, and a LogisticRegression"),
         (LookAhead(mode="unknown"), ValueError, "mode"),
         (LookAhead(ridge=-1), ValueError, "ridge"),
+        (
+            LookAhead(kernel_params={"gama": 1}),
+            TypeError,
+            "kernel_params has 'gama', which is not for rbf_kernel here; expected some of gamma$",
+        ),
+        (
+            LookAhead(criterion_params={"candidates": [3]}),
+            TypeError,
+            "criterion_params has 'candidates', which is not for select here; .* label_probs, wei",
+        ),
         (FastEER(), TypeError, "clf is a SklearnClassifier; FastEER knows"),
         (FastEER(method="unknown"), ValueError, "unknown"),
     ]:

@@ -141,6 +141,9 @@ def test_rules(data):
     assert str(strategy) == "LookAhead(criterion='auto', kernel='features')"
     with pytest.raises(ValueError, match="kernel"):
         LookAhead(kernel="ntk")
+    for criterion, message in ("unknown", "unknown"), ("expected_log_loss", "needs log_loss_targ"):
+        with pytest.raises(ValueError, match=message):
+            LookAhead(criterion)
 
 
 def test_texts_without_a_label_among_the_labelled(data):

@@ -667,7 +667,7 @@ def test_prior_outputs_are_before_any_label(step, representation, tmp_path):
 
 def test_prior_that_does_not_fit():
     p = golden("plain")
-    with pytest.raises(TypeError, match="^prior must be True or False; got 'yes'$"):
+    with pytest.raises(TypeError, match=r"^prior must be True or False"):
         posterior(p, prior="yes")
-    with pytest.raises(ValueError, match="^prior=True is for squared loss; cross_entropy asks"):
+    with pytest.raises(ValueError, match="prior=True is for squared loss; cross_entropy asks"):
         posterior(golden("cross_entropy"), prior=True)

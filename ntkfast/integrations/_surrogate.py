@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -19,6 +20,7 @@ __all__ = [
     "Kernel",
     "Surrogate",
     "array_of",
+    "check_criterion",
     "check_kernel",
     "host",
     "kernel_matrix",
@@ -66,13 +68,41 @@ def check_kernel(kernel: Any, *, networks: bool) -> None:
     as_choice("kernel", kernel, known)
 
 
+def check_criterion(criterion: Any) -> None:
+    """Raise unless `criterion` is "auto", or one that needs nothing that hosts do not have."""
+    if criterion != "auto" and "log_loss_targets" in find(criterion).needs:
+        raise ArgumentValueError(
+            "criterion",
+            f"{criterion} needs log_loss_targets, which this host does not have: call "
+            "ntkfast.utilities or ntkfast.select",
+        )
+
+
+def _check_keywords(
+    name: str, given: Mapping[str, Any], call: Callable[..., Any], decided: Iterable[str]
+) -> None:
+    """Raise unless the keywords `given` are those of a call but for what the host decides."""
+    parameters = inspect.signature(call).parameters
+    known = [parameter for parameter in parameters if parameter not in {"self", *decided}]
+    for key in given:
+        if key not in known:
+            raise ArgumentTypeError(
+                name,
+                f"{name} has {key!r}, which is not for {call.__name__} here; expected some of "
+                f"{', '.join(known)}",
+            )
+
+
 def kernel_matrix(kernel: Kernel, parameters: Mapping[str, Any] | None, A: Any, B: Any) -> Array:
     """K (len(A), len(B)), float64, of a kernel of scikit-learn or of a callable on two sets."""
     if callable(kernel):
         K = np.asarray(kernel(A, B, **(parameters or {})), np.float64)
     else:
-        from sklearn.metrics.pairwise import pairwise_kernels
+        from sklearn.metrics.pairwise import PAIRWISE_KERNEL_FUNCTIONS, pairwise_kernels
 
+        _check_keywords(
+            "kernel_params", parameters or {}, PAIRWISE_KERNEL_FUNCTIONS[kernel], ("X", "Y")
+        )
         A, B = A.astype(np.float64), B.astype(np.float64)
         K = np.asarray(pairwise_kernels(A, B, metric=kernel, **(parameters or {})))
     shape = (rows_of(A), rows_of(B))
@@ -103,31 +133,45 @@ class Surrogate:
     label_probs: Callable[[Array], Array] | None = None
     network: bool = True
 
-    def _arguments(self, criterion: str, candidates: Array, **keywords: Any) -> dict[str, Any]:
-        if criterion == "auto":
-            criterion = automatic(classes=self.network, covers=self.posterior._space.per_point == 1)
-        row = find(criterion)
-        if "log_loss_targets" in row.needs:
-            raise ArgumentValueError(
-                "criterion",
-                f"{criterion} needs log_loss_targets, which this host does not have: call "
-                "ntkfast.utilities or ntkfast.select",
-            )
-        if self.label_probs is not None and "label_probs" in row.needs:
-            keywords["label_probs"] = self.label_probs(candidates)
-        return dict(post=self.posterior, criterion=criterion, candidates=candidates, **keywords)
+    def _scored(
+        self, call: Callable[..., Any], parameters: Mapping[str, Any] | None, **decided: Any
+    ) -> Any:
+        """Call `utilities` or `select` with what the host has decided and `criterion_params`."""
+        keywords = dict(parameters or {})
+        if decided["criterion"] == "auto":
+            covers = self.posterior._space.per_point == 1
+            decided["criterion"] = automatic(classes=self.network, covers=covers)
+        check_criterion(decided["criterion"])
+        _check_keywords("criterion_params", keywords, call, {"post", "log_loss_targets", *decided})
+        if self.label_probs is not None and "label_probs" in find(decided["criterion"]).needs:
+            keywords.setdefault("label_probs", self.label_probs(decided["candidates"]))
+        return call(self.posterior, **decided, **keywords)
 
-    def utilities(self, criterion: str, candidates: Array, **keywords: Any) -> Array:
-        """Score the candidates as `ntkfast.utilities` does, in numpy."""
-        return _host_array(utilities(**self._arguments(criterion, candidates, **keywords)))
+    def utilities(
+        self, criterion: str, candidates: Array, parameters: Mapping[str, Any] | None
+    ) -> Array:
+        """Score the candidates as `ntkfast.utilities` does, in numpy.
+
+        `parameters`, here and below: further keywords of the user, called `criterion_params`.
+        """
+        return _host_array(
+            self._scored(utilities, parameters, criterion=criterion, candidates=candidates)
+        )
 
     def select(
-        self, criterion: str, candidates: Array, batch_size: int, mode: Any, **keywords: Any
+        self,
+        criterion: str,
+        candidates: Array,
+        batch_size: int,
+        mode: Any,
+        parameters: Mapping[str, Any] | None,
+        **decided: Any,
     ) -> tuple[Array, Array]:
         """Pick as `ntkfast.select` does; return indices and utilities, in numpy."""
-        picked = select(
-            batch_size=batch_size, mode=mode, **self._arguments(criterion, candidates, **keywords)
+        decided |= dict(
+            criterion=criterion, candidates=candidates, batch_size=batch_size, mode=mode
         )
+        picked = self._scored(select, parameters, **decided)
         return _host_array(picked.indices), _host_array(picked.utilities)
 
 
@@ -263,8 +307,14 @@ def network_model(
     """Posterior of a network, linearised; `parameters` are keywords of `LookAheadLearner`."""
     from ..learner import LookAheadLearner
 
-    keywords: dict[str, Any] = {"loss": loss, "ridge": ridge, **(parameters or {})}
-    learner = LookAheadLearner(network, classes=range(k), evaluation_size=None, **keywords)
+    decided: dict[str, Any] = dict(ridge=ridge, classes=range(k), evaluation_size=None)
+    _check_keywords(
+        "kernel_params",
+        parameters or {},
+        LookAheadLearner,
+        {"model", "criterion", "mode", "group", *decided},
+    )
+    learner = LookAheadLearner(network, **decided, **{"loss": loss, **(parameters or {})})
     return learner.fit(labeled if len(targets) else None, targets, points).posterior
 
 

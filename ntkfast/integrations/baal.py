@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arrays import ArgumentTypeError, Array
 from ..learner import LookAheadLearner
-from ._surrogate import host
+from ._surrogate import check_criterion, host
 
 host("baal", "'ntkfast[baal]'")
 
@@ -48,6 +48,7 @@ class LookAhead:
         self.dataset = dataset
         self.query_size = query_size
         self.keywords = keywords
+        check_criterion(keywords.get("criterion", "auto"))
         LookAheadLearner(self.network, **keywords)  # refuses now what it would refuse later
 
     def __call__(self, pool: Any, **ignored: Any) -> Array:

@@ -13,6 +13,7 @@ from ._surrogate import (
     Kernel,
     Surrogate,
     array_of,
+    check_criterion,
     check_kernel,
     host,
     kernel_model,
@@ -56,6 +57,7 @@ class LookAhead(QueryStrategy):  # type: ignore[misc]
         kernel_params: Mapping[str, Any] | None = None,
         criterion_params: Mapping[str, Any] | None = None,
     ) -> None:
+        check_criterion(criterion)
         check_kernel(kernel, networks=False)
         if model is not None and not isinstance(model, ProbabilisticModel):
             raise ArgumentTypeError(
@@ -77,9 +79,7 @@ class LookAhead(QueryStrategy):  # type: ignore[misc]
         if len(entries) == 0:
             return np.zeros(0, np.int64), np.zeros(0)
         entries = np.asarray(entries, np.int64)
-        return entries, self._surrogate().utilities(
-            self.criterion, entries, **(self.criterion_params or {})
-        )
+        return entries, self._surrogate().utilities(self.criterion, entries, self.criterion_params)
 
     def make_query(self, return_score: bool = False) -> Any:
         """Choose one sample; changes nothing.

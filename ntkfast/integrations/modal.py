@@ -12,6 +12,7 @@ from ._surrogate import (
     Kernel,
     Surrogate,
     array_of,
+    check_criterion,
     check_kernel,
     host,
     kernel_model,
@@ -90,6 +91,7 @@ def look_ahead(
             f"learner is a {type(learner).__name__}; look_ahead asks what one classifier would "
             "learn: pass an ActiveLearner",
         )
+    check_criterion(criterion)
     check_kernel(kernel, networks=True)
     as_choice("mode", mode, ("sequential", "top"))
     X_training = getattr(learner, "X_training", None) if X_training is None else X_training
@@ -110,8 +112,8 @@ def look_ahead(
         np.arange(N),
         n_instances,
         mode,
+        criterion_params,
         choose=at_random if random_tie_break else None,
-        **(criterion_params or {}),
     )
 
 

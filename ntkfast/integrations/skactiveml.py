@@ -14,6 +14,7 @@ from ..selection import utilities
 from ._surrogate import (
     Kernel,
     Surrogate,
+    check_criterion,
     check_kernel,
     host,
     kernel_matrix,
@@ -168,6 +169,7 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
         check_type(clf, "clf", SkactivemlClassifier)
         check_equal_missing_label(clf.missing_label, self.missing_label_)
         check_type(fit_clf, "fit_clf", bool)
+        check_criterion(self.criterion)
         check_kernel(self.kernel, networks=True)
         as_choice("mode", self.mode, ("sequential", "top"))
         if len(X_cand) == 0:
@@ -199,9 +201,9 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
             cand,
             batch_size,
             self.mode,
+            self.criterion_params,
             evaluation=evaluation,
             choose=choose,
-            **(self.criterion_params or {}),
         )
         return (place[picked], np.array(rounds)) if return_utilities else place[picked]
 

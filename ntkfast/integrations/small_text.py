@@ -12,6 +12,7 @@ from ._surrogate import (
     Kernel,
     Surrogate,
     array_of,
+    check_criterion,
     check_kernel,
     host,
     kernel_model,
@@ -49,6 +50,7 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
         kernel_params: Mapping[str, Any] | None = None,
         criterion_params: Mapping[str, Any] | None = None,
     ) -> None:
+        check_criterion(criterion)
         check_kernel(kernel, networks=False)
         as_choice("mode", mode, ("sequential", "top"))
         self.criterion = criterion
@@ -169,7 +171,7 @@ class LookAhead(EmbeddingBasedQueryStrategy):  # type: ignore[misc]
             np.asarray(indices_unlabeled, np.int64),
             n,
             self.mode,
-            **(self.criterion_params or {}),
+            self.criterion_params,
         )[0]
 
     def _surrogate(self, E: Any, labeled: Array, P: Array | None, targets: Array) -> Surrogate:
