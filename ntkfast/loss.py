@@ -22,6 +22,7 @@ __all__ = [
     "as_loss",
     "calibration_temperature",
     "expected_labels",
+    "label_scale_of",
     "probabilities",
     "residual_temperature_of",
     "softmax",
@@ -33,6 +34,19 @@ Loss = Literal["squared", "cross_entropy"]
 def as_loss(value: Any) -> Loss:
     """Return the name of a loss, or raise a ValueError that lists them."""
     return cast(Loss, as_choice("loss", value, ("squared", "cross_entropy")))
+
+
+def label_scale_of(value: Any, loss: Loss) -> float | None:
+    """Return the label scale of a user's argument; None: outputs and labels tell ("auto")."""
+    if isinstance(value, str) and value == "auto":
+        return None if loss == "cross_entropy" else 1.0
+    scale = as_positive("label_scale", value)
+    if loss == "squared" and scale != 1:
+        raise ArgumentValueError(
+            "label_scale",
+            f"label_scale belongs to cross-entropy; squared loss has 1, not {scale:g}",
+        )
+    return scale
 
 
 def residual_temperature_of(value: Any, loss: Loss) -> float:

@@ -45,7 +45,7 @@ from .arrays import (
     library_of,
 )
 from .lock import Lock, exclusive
-from .loss import Loss, as_loss, expected_labels, residual_temperature_of
+from .loss import Loss, as_loss, expected_labels, label_scale_of, residual_temperature_of
 
 __all__ = ["Posterior", "group_of", "missing", "missing_for"]
 
@@ -287,15 +287,8 @@ class _Inputs:
         else:
             lam = as_positive("ridge", ridge)
         _check_noise("ridge", lam)
-        automatic = isinstance(label_scale, str) and label_scale == "auto"
-        scale = 1.0 if automatic else as_positive("label_scale", label_scale)
-        if loss == "squared":
-            if scale != 1:
-                raise ArgumentValueError(
-                    "label_scale",
-                    f"label_scale belongs to cross-entropy; squared loss has 1, not {scale:g}",
-                )
-        elif automatic:
+        scale = label_scale_of(label_scale, loss)
+        if scale is None:
             logits, classes = (f_labeled, T.argmax(1)) if n else (f, f.argmax(1))
             scale = as_positive("label_scale", max(1.0, of_points(_margins(logits, classes))))
         points = N if group is ALONE else group.points
@@ -442,8 +435,8 @@ class Posterior:
             distributions for cross-entropy. None may be missing (None, NaN, masked, ...): leave
             points without a label out.
         ridge : float or "auto"
-            lam > 0; "auto": 1e-2 times the mean of K(x, x) over the labelled points, all points
-            when n = 0.
+            lam > 0, noise of a label in units of the kernel; "auto": 1e-2 times the mean of K(x, x)
+            over the labelled points, all points when n = 0.
         loss : {"squared", "cross_entropy"}
             How the network was trained.
         label_scale : float or "auto"

@@ -236,7 +236,9 @@ class _Task:
         self.evaluation = np.searchsorted(rows, self.evaluation)
         self.mean, self.outputs = self.mean[rows], self.outputs[rows]
 
-    def score(self, scorer: FeatureScorer | KernelScorer | BlockScorer) -> Array:
+    def score(
+        self, scorer: FeatureScorer | KernelScorer | BlockScorer, *, shown: bool = False
+    ) -> Array:
         """Utilities (N_c,) from pairs of candidates and evaluation points."""
         if not self.row.compiled:
             return scorer.log_det(self.candidates, self.noise)
@@ -258,7 +260,26 @@ class _Task:
             log_loss_targets=self.log_loss_targets,
             residual_temperature=self.post.residual_temperature,
         )
-        return scorer.score(self.row.compiled, inputs)
+        if not shown:
+            return scorer.score(self.row.compiled, inputs)
+        return _shown(
+            self, lambda some: scorer.score(self.row.compiled, inputs.part(some, slice(None)))
+        )
+
+
+# A CPU scores about so many pairs between two signs of progress, in whole tiles of candidates.
+_PAIRS, _TILE = 1 << 21, 256
+
+
+def _shown(task: _Task, score: Callable[[slice], Array]) -> Array:
+    """Score some candidates at a time, and show how far that is; the values are the same."""
+    N_c = len(task.candidates)
+    step = N_c
+    if task.post._space.engine is CPU:
+        step = -(-_PAIRS // (_TILE * max(len(task.evaluation), 1))) * _TILE
+    starts = range(0, N_c, step)
+    parts = track(starts, description=task.row.name) if len(starts) > 1 else starts
+    return np.concatenate([score(slice(start, start + step)) for start in parts])
 
 
 def _checked(utility: Array, candidates: Array) -> Array:
@@ -458,7 +479,8 @@ def _utilities(task: _Task) -> Array:
         return _Pool(task, "top", 1).utilities()
     covered = None
     if task.row.coverage:
-        covered = _checked(_cover(task).score(np.arange(len(task.candidates))), task.candidates)
+        cover, every = _cover(task), np.arange(len(task.candidates))
+        covered = _checked(_shown(task, lambda some: cover.score(every[some])), task.candidates)
         if not task.row.product:
             return covered
     task.resolve(float(np.max(task.post._space.variance)), float(task.noise.min()), "top")
@@ -469,9 +491,9 @@ def _utilities(task: _Task) -> Array:
     elif space.rows.on_disk:
         moved = replace(task)
         scorer = _held(moved, 0)
-        utility = moved.score(scorer)
+        utility = moved.score(scorer, shown=True)
     else:
-        utility = task.score(space.scorer(task.precision))
+        utility = task.score(space.scorer(task.precision), shown=True)
     return _checked(utility if covered is None else covered * utility, task.candidates)
 
 

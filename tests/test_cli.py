@@ -130,6 +130,68 @@ def test_rank_by_coverage(folder, arrays, criterion, options, settings):
     np.testing.assert_array_equal(utilities, expected.utilities)
 
 
+def test_rank_settings_of_the_posterior(folder, arrays):
+    result = rank(folder, "--label-scale", 3.5, "--residual-temperature", 1, "--criterion", "emoc")
+    assert result.returncode == 0, result.stderr
+    expected = nf.select(
+        posterior(arrays, label_scale=3.5, residual_temperature=1), "emoc", POINTS - 5, mode="top"
+    )
+    np.testing.assert_array_equal(read_csv(result.stdout)[1], expected.utilities)
+
+
+@pytest.mark.parametrize(
+    ("targets", "chosen", "why"),
+    [
+        (np.array([0, 2, 1, 0, 2]), "fisher_variance_reduction", "targets are classes"),
+        (np.eye(CLASSES)[[0, 2, 1, 0, 2]], "fisher_variance_reduction", "targets are classes"),
+        (np.full((5, CLASSES), 0.5), "variance_reduction", "targets are those of a regression"),
+        (None, "variance_reduction", "no targets tell"),
+        ("one output", "variance_reduction", "there is one output"),
+    ],
+    ids=["classes", "one-hot", "numbers", "none", "one output"],
+)
+def test_rank_guesses_what_targets_are(folder, arrays, targets, chosen, why):
+    """For squared loss, as `LookAheadLearner` does: by whether there are classes; it says so."""
+    files = {}
+    if targets is None:
+        files = dict(targets=None, labeled_indices=None)
+    elif isinstance(targets, str):
+        np.save(folder / "outputs.npy", arrays["outputs"][:, :1])
+        np.save(folder / "targets.npy", np.zeros((5, 1)))
+    else:
+        np.save(folder / "targets.npy", targets)
+    result = rank(folder, "--loss", "squared", "-b", 3, "--json", **files)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["criterion"] == chosen
+    assert result.stderr.startswith(f"ntkfast: ranked by {chosen}, because {why}")
+    named = rank(folder, "--loss", "squared", "-b", 3, "--json", "--criterion", chosen, **files)
+    assert (named.stdout, named.stderr) == (result.stdout, "")
+
+
+def test_rank_a_kernel_of_blocks(folder, arrays):
+    """Features of `outputs="full"`: k rows for each point."""
+    rng, labeled = np.random.default_rng(1), arrays["labeled_indices"]
+    phi = rng.standard_normal((POINTS, CLASSES, DIMENSION))
+    pool = phi.reshape(-1, DIMENSION)
+    np.save(folder / "features.npy", pool)
+    full = dict(outputs="full", rows_per_point=CLASSES)
+    stored = write_store(folder / "pool", pool, arrays["outputs"], points=POINTS, **full)
+    post = nf.Posterior.from_features(
+        pool,
+        arrays["outputs"],
+        phi[labeled].reshape(-1, DIMENSION),
+        arrays["outputs"][labeled],
+        arrays["targets"],
+        loss="cross_entropy",
+        labeled_indices=labeled,
+    )
+    expected = nf.select(post, "expected_entropy", 4, mode="top")
+    for files in ({}, dict(features=stored, outputs=None)):
+        result = rank(folder, "-b", 4, "--criterion", "expected_entropy", **files)
+        assert result.returncode == 0, result.stderr
+        np.testing.assert_array_equal(read_csv(result.stdout)[0], expected.indices)
+
+
 def test_rank_json(folder):
     indices, utilities = read_csv(rank(folder, "-b", 3).stdout)
     result = rank(folder, "-b", 3, "--json", "-o", folder / "next.json")
@@ -174,7 +236,7 @@ def test_rank_reads_every_format(folder, arrays, kind):
     assert rank(folder, **names).stdout == rank(folder).stdout != ""
 
 
-def write_store(folder, features, outputs, finish=True, **others):
+def write_store(folder, features, outputs, /, finish=True, **others):
     description = {
         "network": "a",
         "data": "b",
@@ -477,6 +539,11 @@ def assert_one_line(result, message):
         (["--criterion", "max_herding", "--similarity", "ball"], "similarity"),
         (["--temperature", "-1"], "temperature"),
         (["--precision", "float8"], "precision"),
+        (["--label-scale", "0"], "label_scale"),
+        (["--label-scale", "wide"], "label_scale: expected a number or auto, got 'wide'"),
+        (["--residual-temperature", "-1"], "residual_temperature"),
+        (["--features", ""], "features: expected the name of a file, got ''"),
+        (["--targets", "::y"], "targets: expected the name of a file, got '::y'"),
         (["--output", "nowhere/next.csv"], "folder"),
         (["--output", ""], "output: expected the name of a file"),
     ],
@@ -496,6 +563,8 @@ def test_rank_bad_option(folder, options, message):
         (["--ridge", "-1"], "ridge"),
         (["--temperature", "0"], "temperature"),
         (["--precision", "tf32"], "precision"),
+        (["--loss", "squared", "--label-scale", "2"], "label_scale belongs to cross-entropy"),
+        (["--loss", "squared", "--residual-temperature", "2"], "belongs to cross-entropy"),
         (["--labeled-features", "nowhere.npy"], "labeled_indices"),
         (["--output", "nowhere/next.csv"], "folder of nowhere/next.csv is not there"),
         pytest.param(
@@ -627,6 +696,10 @@ def test_help_teaches():
     for word in ("Examples", "(N, d)", "(N, k)", ".safetensors", "--labeled-indices", "logits"):
         assert word in text
     assert "[bold]" not in text
+    # What the library says of its arguments, and not a text of its own.
+    words = " ".join(re.sub("[^ -~]", " ", text).split())
+    for sentence in ("residual label_scale (e_y - softmax(F / T_r))", "at least 1; for n = 0"):
+        assert sentence in words
     assert run().returncode in (0, 2)  # typer's choice has changed; the help is shown either way
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
+import re
 import sys
 import tempfile
 import time
@@ -30,7 +32,8 @@ from ntkfast.arrays import (
 )
 from ntkfast.config import USES, show_config
 from ntkfast.criteria import automatic, find
-from ntkfast.loss import as_loss
+from ntkfast.loss import Loss, as_loss, label_scale_of, residual_temperature_of
+from ntkfast.progress import waiting
 from ntkfast.selection import Similarity
 
 __all__ = ["app"]
@@ -65,6 +68,12 @@ def _print_json(answer: object, file: IO[str] | None = None) -> None:
 def _complete(*values: str) -> Callable[[str], list[str]]:
     """Offer values to the completion of a shell."""
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+def _help_of(function: Callable[..., Any], parameter: str) -> str:
+    """Return what the docstring of a function says of a parameter."""
+    found = re.search(rf"^{parameter} : .*\n((?:    .*\n)+)", inspect.getdoc(function) or "", re.M)
+    return re.sub(r'[`"]', "", " ".join(found[1].split())) if found else ""
 
 
 def _show_version(wanted: bool) -> None:
@@ -183,8 +192,9 @@ def rank(
         str,
         typer.Option(
             help=f"What to look for: {', '.join(row.name for row in nf.criteria())}. auto: "
-            f"{automatic(classes=True, covers=False)} for cross_entropy, "
-            f"{automatic(classes=False, covers=False)} for squared.",
+            f"{automatic(classes=True, covers=False)} for classes, "
+            f"{automatic(classes=False, covers=False)} for a regression; of squared loss the "
+            "targets tell which it is.",
             autocompletion=_complete("auto", *(row.name for row in nf.criteria())),
             rich_help_panel="The question",
         ),
@@ -219,32 +229,37 @@ def rank(
     ridge: Annotated[
         str,
         typer.Option(
-            help="Noise of a label, > 0 in units of the kernel; auto: 1 % of its mean diagonal.",
+            help=_help_of(nf.Posterior.from_features, "ridge"), rich_help_panel="The question"
+        ),
+    ] = "auto",
+    label_scale: Annotated[
+        str,
+        typer.Option(
+            help=_help_of(nf.Posterior.from_features, "label_scale"),
+            rich_help_panel="The question",
+        ),
+    ] = "auto",
+    residual_temperature: Annotated[
+        str,
+        typer.Option(
+            help=_help_of(nf.Posterior.from_features, "residual_temperature"),
             rich_help_panel="The question",
         ),
     ] = "auto",
     temperature: Annotated[
         float | None,
-        typer.Option(
-            help="Divides outputs inside softmax. Default: 1 (cross_entropy), 0.1 (squared).",
-            rich_help_panel="The question",
-        ),
+        typer.Option(help=_help_of(nf.utilities, "temperature"), rich_help_panel="The question"),
     ] = None,
     similarity: Annotated[
         str | None,
         typer.Option(
-            help="Of max_herding and uncertainty_herding: rbf (default) or cosine.",
+            help=_help_of(nf.utilities, "similarity"),
             autocompletion=_complete(*get_args(Similarity)),
             rich_help_panel="The question",
         ),
     ] = None,
     radius: Annotated[
-        str,
-        typer.Option(
-            help="Of coverage (the herdings and prob_cover), > 0 for features of length one; "
-            "auto: by the rules of their authors.",
-            rich_help_panel="The question",
-        ),
+        str, typer.Option(help=_help_of(nf.utilities, "radius"), rich_help_panel="The question")
     ] = "auto",
     precision: Annotated[
         str,
@@ -274,15 +289,17 @@ def rank(
     files: dict[str, str | None] = {}
     try:
         # What costs nothing to check comes before minutes of reading and factorising.
-        as_loss(loss)
-        if criterion == "auto":  # (targets of squared loss may be those of a regression)
-            criterion = automatic(classes=loss == "cross_entropy", covers=False)
-        _check_options(criterion, loss, mode, precision, batch_size, log_loss_targets)
+        trained_with = as_loss(loss)
+        _check_options(criterion, mode, precision, batch_size, log_loss_targets)
         _check_pool_files(features, outputs)
         _check_labeled_files(targets, labeled_indices, labeled_features, labeled_outputs)
         if temperature is not None:
             as_positive("temperature", temperature)
         lam, reach = _number("ridge", ridge), _number("radius", radius)
+        scale = _number("label_scale", label_scale)
+        T_r = _number("residual_temperature", residual_temperature)
+        label_scale_of(scale, trained_with)
+        residual_temperature_of(T_r, trained_with)
         if similarity is not None:
             as_choice("similarity", similarity, get_args(Similarity))
         _check_writable(output)
@@ -295,14 +312,19 @@ def rank(
             "labeled_indices": labeled_indices,
             "log_loss_targets": log_loss_targets,
         }
-        arrays = read_arrays(files)
+        with waiting("reading the files"):
+            arrays = read_arrays(files)
         distributions = arrays.pop("log_loss_targets")
         data = _described(**arrays)
+        pool_size, k = data["outputs"].shape
+        guess = None
+        if criterion == "auto":
+            criterion, guess = _automatic(trained_with, data["targets"], k)
         row = find(criterion)
-        in_memory = not isinstance(data["features"], np.memmap)
-        if in_memory or (mode == "sequential" and row.holds_evaluation):
-            data["features"] = _in_memory(data["features"])
-        pool_size = len(data["features"])
+        on_disk = isinstance(data["features"], np.memmap)
+        if not on_disk or (mode == "sequential" and row.holds_evaluation):
+            with waiting("reading the features"):
+                data["features"] = _in_memory(data["features"])
         unlabeled = pool_size
         if data["labeled_indices"] is not None:
             unlabeled -= len(data["labeled_indices"])
@@ -317,21 +339,22 @@ def rank(
                 "batch_size",
                 f"batch_size is {batch_size}, but only {unlabeled} unlabelled points are left",
             )
-        picked = nf.select(
-            nf.Posterior.from_features(
-                **data,
-                ridge=lam,
-                loss=loss,  # type: ignore[arg-type]  # checked above, as mode and precision are
-            ),
-            criterion,
-            batch_size=unlabeled if batch_size is None else batch_size,
-            mode=mode,  # type: ignore[arg-type]
-            temperature=temperature,
-            precision=precision,  # type: ignore[arg-type]
-            log_loss_targets=distributions,
-            similarity=similarity,  # type: ignore[arg-type]
-            radius=reach,
-        )
+        with waiting("building the posterior"):
+            post = nf.Posterior.from_features(
+                **data, ridge=lam, loss=trained_with, label_scale=scale, residual_temperature=T_r
+            )
+        with waiting(criterion):
+            picked = nf.select(
+                post,
+                criterion,
+                batch_size=unlabeled if batch_size is None else batch_size,
+                mode=mode,  # type: ignore[arg-type]  # checked above, as precision is
+                temperature=temperature,
+                precision=precision,  # type: ignore[arg-type]
+                log_loss_targets=distributions,
+                similarity=similarity,  # type: ignore[arg-type]
+                radius=reach,
+            )
         columns = ("rank", "index", "utility")
         picks = zip(picked.indices.tolist(), picked.utilities.tolist(), strict=True)
         rows = [(i, *pick) for i, pick in enumerate(picks, start=1)]
@@ -362,6 +385,8 @@ def rank(
         _fail(error if known else f"{spec}: {error}")
     except (ValueError, TypeError, OSError, MemoryError) as error:
         _fail(error)
+    if guess is not None:
+        print(f"ntkfast: ranked by {criterion}, because {guess}", file=sys.stderr)
     if sys.stderr.isatty():
         print(
             f"{len(picked.indices)} of {unlabeled} unlabelled points (pool of {pool_size}) ranked "
@@ -378,17 +403,16 @@ def _in_memory(features: Any) -> Any:
 
 def _check_options(
     criterion: str,
-    loss: str,
     mode: str,
     precision: str,
     batch_size: int | None,
     log_loss_targets: str | None,
 ) -> None:
     """Raise a ValueError unless the question makes sense, whatever the files hold."""
-    as_loss(loss)
+    needs = () if criterion == "auto" else find(criterion).needs
     as_choice("mode", mode, ("top", "sequential"))
     as_choice("precision", precision, ("auto", "float32", "float64"))  # files are read to a CPU
-    if "log_loss_targets" in find(criterion).needs and log_loss_targets is None:
+    if "log_loss_targets" in needs and log_loss_targets is None:
         raise ValueError(
             f"log_loss_targets: {criterion} needs --log-loss-targets, the distributions that the "
             "points should have"
@@ -397,12 +421,28 @@ def _check_options(
         raise ValueError("mode: sequential needs --batch-size, the number of points to pick")
 
 
+def _automatic(loss: Loss, targets: Any, k: int) -> tuple[str, str | None]:
+    """Return the criterion for these targets, and why, where that is a guess."""
+    if loss == "cross_entropy":
+        return automatic(classes=True, covers=False), None
+    if k == 1:
+        return automatic(classes=False, covers=False), "there is one output: a regression"
+    if targets is None or len(targets) == 0:
+        return automatic(classes=False, covers=False), "no targets tell whether they are classes"
+    rows = np.asarray(targets)
+    if rows.ndim == 1 or ((rows >= 0).all() and (abs(rows.sum(-1) - 1) < 1e-6).all()):
+        return automatic(classes=True, covers=False), "targets are classes"
+    return automatic(
+        classes=False, covers=False
+    ), "targets are those of a regression: rows that are no classes"
+
+
 def _check_pool_files(features: str, outputs: str | None) -> None:
     """Raise a ValueError where only the features of the pool are given."""
     if outputs is None and not is_store(features):
         raise ValueError(
             "outputs: --outputs is missing; only a store, a folder that EmpiricalNTK.features has "
-            f"written, holds both, and {features} is no folder"
+            f"written, holds both, and {features!r} is no folder"
         )
 
 
@@ -472,31 +512,35 @@ def _described(
     """Return the arguments of `Posterior.from_features`, however the labelled points are given."""
     check_shape("features", features, ("N", "d"))
     check_shape("outputs", outputs, ("N", "k"))
-    if len(outputs) != len(features):
+    N, k = outputs.shape
+    per_point = k if k > 1 and len(features) == N * k else 1  # a kernel of k x k blocks
+    if len(features) != N * per_point:
         raise ArgumentValueError(
             "outputs",
-            f"outputs: expected a row for each of the {len(features)} rows of features, "
-            f"got shape {outputs.shape}",
+            f"outputs: expected a row for each of the {len(features)} rows of features (or for "
+            f"every k of them, of outputs=full), got shape {outputs.shape}",
         )
     if labeled_indices is not None:
         if labeled_indices.ndim != 1 or labeled_indices.dtype.kind not in "biu":
             raise ArgumentValueError(
                 "labeled_indices",
                 f"labeled_indices: expected integers of shape (n,), or a mask of shape "
-                f"({len(features)},), got {labeled_indices.dtype} of shape {labeled_indices.shape}",
+                f"({N},), got {labeled_indices.dtype} of shape {labeled_indices.shape}",
             )
         if labeled_indices.dtype.kind == "b":
-            check_shape("labeled_indices", labeled_indices, (len(features),))
+            check_shape("labeled_indices", labeled_indices, (N,))
             labeled_indices = np.flatnonzero(labeled_indices)
-        wrong = (labeled_indices < 0) | (labeled_indices >= len(features))
+        wrong = (labeled_indices < 0) | (labeled_indices >= N)
         if wrong.any():
             raise ArgumentValueError(
                 "labeled_indices",
                 f"labeled_indices: {labeled_indices[wrong][0]} is not a row of the pool of "
-                f"{len(features)} points",
+                f"{N} points",
             )
-        labeled_indices = as_indices("labeled_indices", labeled_indices, len(features), empty=True)
-        labeled_features, labeled_outputs = features[labeled_indices], outputs[labeled_indices]
+        labeled_indices = as_indices("labeled_indices", labeled_indices, N, empty=True)
+        labeled_outputs = outputs[labeled_indices]
+        blocks = features.reshape(N, per_point, -1)[labeled_indices]
+        labeled_features = blocks.reshape(-1, features.shape[1])
     if labeled_features is not None and labeled_features.dtype == np.float16:
         labeled_features = _in_memory(labeled_features)  # of a store; few, unlike the pool
     return {

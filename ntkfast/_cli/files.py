@@ -50,8 +50,8 @@ _TOGETHER = (
 
 
 def is_store(spec: str) -> bool:
-    """Whether an option names a folder, not a file."""
-    return Path(spec).is_dir()
+    """Whether an option names a folder, not a file; the empty name is neither."""
+    return spec != "" and Path(spec).is_dir()
 
 
 def read_arrays(specs: Mapping[str, str | None]) -> dict[str, Array | None]:
@@ -119,6 +119,8 @@ def read_array(spec: str, name: str) -> Array:
         is one line that names the file.
     """
     file, _, key = spec.partition("::")
+    if not file:
+        raise ValueError(f"{name}: expected the name of a file, got {spec!r}")
     path = Path(file)
     readers: dict[str, Callable[[Path, str, str], Array]] = {
         ".npy": _read_npy,
