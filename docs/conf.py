@@ -24,13 +24,14 @@ extensions = [
     "numpydoc",
     "myst_parser",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
     "mathml",
     "criteria",
     "commands",
     "pages",
     "pictures",
 ]
-exclude_patterns = ["ext", "README.md"]
+exclude_patterns = ["ext", "generated/gallery", "README.md"]
 default_role = "py:obj"
 smartquotes = False  # -- is an option here
 
@@ -47,6 +48,23 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say it, in shapes
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
+
+# The examples that draw are run, and an error there is one of the build; tests run the others.
+sphinx_gallery_conf = {
+    "examples_dirs": "generated/gallery",
+    "gallery_dirs": "generated/examples",
+    "subsection_order": ["generated/gallery/pictures", "generated/gallery/hosts"],
+    "within_subsection_order": "FileNameSortKey",
+    "nested_sections": False,
+    "filename_pattern": "/plot_",
+    "abort_on_example_error": True,
+    "image_scrapers": "pictures.scrape",
+    "capture_repr": (),
+    "download_all_examples": False,
+    "notebook_extensions": set(),
+    "show_signature": False,
+    "write_computation_times": False,
+}
 
 # HTML; nothing is fetched from anywhere (test_docs.py)
 html_math_renderer = "mathml"

@@ -142,3 +142,13 @@ def test_formulas_are_drawn():
     )
     text = "".join(path.read_text(encoding="utf-8") for path in BUILT.rglob("*.html"))
     assert "$$" not in text
+
+
+def test_every_example_has_a_page():
+    examples = {path.stem for path in (DOCS.parent / "examples").glob("*.py")}
+    pages = {path.stem: path for path in (BUILT / "generated/examples").glob("*/*.html")}
+    assert examples == set(pages)
+    for name in sorted(examples):
+        page = pages[name].read_text(encoding="utf-8")
+        drawn = re.findall(r'<img alt="[^"]+" class="only-(light|dark)"', page)
+        assert drawn == (["light", "dark"] if name.startswith("plot_") else [])

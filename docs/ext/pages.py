@@ -1,4 +1,4 @@
-"""Pages that follow from the package: one for every public name, and one of the examples.
+"""Pages that follow from the package: one for every public name, and those of the examples.
 
 They are written to ``generated`` before Sphinx looks for pages, so that a new name or a new example
 has its page without anybody writing it. And the sections of README.md that pages show.
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 DOCS = Path(__file__).parents[1]
 GENERATED = DOCS / "generated"
 EXAMPLES = DOCS.parent / "examples"
+GALLERY = GENERATED / "gallery"  # of sources; the pages are in generated/examples
 
 # What users meet first comes first; names that are not here follow.
 _ORDER = ["LookAheadLearner", "EmpiricalNTK", "Posterior", "utilities", "select", "criteria"]
@@ -127,27 +128,34 @@ def _write_reference() -> None:
     (folder / "index.rst").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _example(path: Path) -> Iterator[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _in_gallery(path: Path) -> str:
+    """Return an example as sphinx-gallery wants it: a title, a text, and the code."""
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
     title, _, text = (ast.get_docstring(tree) or path.stem).partition(":")
-    yield f"## {title}\n"
-    if text:
-        text = " ".join(text.split())
-        yield f"{text[0].upper()}{text[1:]}\n"
-    first = tree.body[1].lineno if len(tree.body) > 1 else 1
-    yield f"```{{literalinclude}} ../../examples/{path.name}\n:lines: {first}-\n```\n"
+    text = " ".join(text.split())
+    lines = ['"""', *_title(title), text[:1].upper() + text[1:]]
     used = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     for name in sorted(name for name in used if name and ".integrations." in name):
         if (GENERATED / "api" / f"{name}.rst").exists():
-            yield f"Reference: [{name}](api/{name}.rst)\n"
+            lines[-1] += f" Reference: :doc:`{name} </generated/api/{name}>`."
+    code = source.splitlines()[tree.body[0].end_lineno :]
+    return "\n".join([*lines, '"""', *code, ""])
 
 
-def _write_examples() -> None:
+def _write_gallery() -> None:
+    """Write the examples to where sphinx-gallery finds them: pictures first, then the hosts."""
     paths = sorted(EXAMPLES.glob("*.py"))
-    if paths:
-        text = (DOCS / "ext" / "hosts.md").read_text(encoding="utf-8")
-        lines = [text, *(line for path in paths for line in _example(path))]
-        (GENERATED / "hosts.md").write_text("\n".join(lines), encoding="utf-8")
+    text = (DOCS / "ext" / "examples.rst").read_text(encoding="utf-8")
+    top, *below = re.split(r"^\.\. folder: (\w+)\n", text, flags=re.MULTILINE)
+    GALLERY.mkdir(parents=True)
+    (GALLERY / "GALLERY_HEADER.rst").write_text(top, encoding="utf-8")
+    for name, header in zip(below[::2], below[1::2], strict=True):
+        (GALLERY / name).mkdir()
+        (GALLERY / name / "GALLERY_HEADER.rst").write_text(header, encoding="utf-8")
+        for path in paths:
+            if path.stem.startswith("plot_") == (name == "pictures"):
+                (GALLERY / name / path.name).write_text(_in_gallery(path), encoding="utf-8")
 
 
 def _link(match: re.Match[str]) -> str:
@@ -186,5 +194,5 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_directive("readme", ReadmeSection)
     shutil.rmtree(GENERATED, ignore_errors=True)
     _write_reference()
-    _write_examples()
+    _write_gallery()
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,7 @@
-"""The pictures of these pages, drawn with ntkfast itself, for light and for dark pages."""
+"""The pictures of these pages, drawn with ntkfast itself, for light and for dark pages.
+
+Those of the concepts are `PICTURES`; those of the examples come from sphinx-gallery by `scrape`.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from docutils import nodes
 from docutils.parsers.rst import directives
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from sphinx.util.docutils import SphinxDirective
 
 import ntkfast as nf
 
-__all__ = ["PICTURES", "setup"]
+__all__ = ["PICTURES", "scrape", "setup"]
 
 FOLDER = Path(__file__).parents[1] / "generated" / "pictures"
 EXTENT = (-1.8, 2.8, -1.4, 1.9)
@@ -356,6 +361,42 @@ class Picture(SphinxDirective):
         caption += self.parse_inline(" ".join(self.content))[0]
         figure += caption
         return [figure]
+
+
+def _recoloured(figure: Figure, colours: dict[str, str]) -> Figure:
+    """Draw in other ink what was drawn in black, but for text on a ground of its own."""
+    for artist in figure.findobj(lambda artist: hasattr(artist, "get_color")):
+        on_ground = getattr(artist, "get_bbox_patch", lambda: None)() is not None
+        if not on_ground and to_hex(artist.get_color()) == "#000000":
+            artist.set_color(colours["ink"])
+    for axis in figure.axes:
+        axis.set_facecolor("none")
+        axis.spines[:].set_color(colours["ink"])
+    for legend in figure.findobj(Legend):
+        legend.get_frame().set_facecolor(colours["page"])
+    return figure
+
+
+def scrape(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
+    """Save the open figures of an example for light and for dark pages; return what shows them."""
+    lines = []
+    for number in plt.get_fignums():
+        figure = plt.figure(number)
+        path = Path(next(block_vars["image_path_iterator"]))
+        texts = [axis.get_title() or axis.get_ylabel() for axis in figure.axes]
+        # Thumbnails are made of the light one, which has a ground therefore.
+        figure.savefig(path, dpi=150)
+        dark = path.with_stem(f"{path.stem}-dark")
+        _recoloured(figure, COLOURS["dark"]).savefig(dark, dpi=150, transparent=True)
+        for theme, file in ("light", path), ("dark", dark):
+            lines += [
+                f".. image:: /{file.relative_to(gallery_conf['src_dir']).as_posix()}",
+                f"   :class: only-{theme}",
+                f"   :alt: {', '.join(filter(None, texts))}",
+                "",
+            ]
+        plt.close(figure)
+    return "\n".join(lines)
 
 
 def setup(app: Any) -> dict[str, Any]:
