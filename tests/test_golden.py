@@ -20,12 +20,12 @@ def refitted(name, criterion):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_oracle_is_what_it_was(name):
-    """The first criteria's utilities are stored with the problems."""
+    """The first criteria's utilities are stored with the problems; other BLAS round otherwise."""
     p = golden(name)
     stored = [key.removeprefix("u_") for key in p if key.startswith("u_")]
     assert stored
     for criterion in stored:
-        assert relative_error(refitted(name, criterion), p[f"u_{criterion}"]) <= 1e-13
+        assert relative_error(refitted(name, criterion), p[f"u_{criterion}"]) <= 1e-12
 
 
 def margin_of_flips(p):
