@@ -1,4 +1,4 @@
-# make demo | install | test | test-emulated | fuzz | lint | stubs | docs | bench | sanitize | wheel | clean
+# make demo | install | test | test-emulated | fuzz | lint | stubs | docs | bench | sanitize | wheel | try-examples | clean
 #
 # Needs Python >= 3.10, a C++17 compiler and make. Everything else goes into .venv, in the versions
 # of constraints.txt; a second run starts at once. ARGS is passed on:
@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile -c 
 PACKAGING := pyproject.toml constraints.txt tests/hosts.txt CMakeLists.txt cmake/choose_cuda.cmake
 CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' \))
 
-.PHONY: demo build-tools install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda docs bench sanitize wheel clean
+.PHONY: demo build-tools install test test-emulated fuzz lint stubs check-stubs check-symbols check-cuda docs bench sanitize wheel try-examples clean
 # One step at a time: two pip runs in one environment overwrite each other.
 .NOTPARALLEL:
 
@@ -92,6 +92,11 @@ sanitize: .venv/build-tools
 # sdist and wheel as users get them, in dist/, proven with nothing but numpy: make wheel PYTHON=python3.12 CUDA=RELEASE
 wheel:
 	PYTHON=$(PYTHON) CUDA=$(CUDA) tools/build_wheel.sh
+
+# Every example as a user runs it: from the newest wheel in dist/, in an empty environment with one framework. Downloads
+# all of them; LIBACT=path names a checkout of libact, which PyPI does not have.
+try-examples:
+	PYTHON=$(PYTHON) tools/try_examples.sh "$$(ls -t dist/*.whl | head -n 1)" $(ARGS)
 
 clean:
 	rm -rf .venv build

@@ -1,14 +1,18 @@
 """Matrix-valued kernels: posteriors with k x k blocks against literal refitting."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import reference
-import torch
 from problems import REFITTED as NAMES
 from problems import REPRESENTATIONS, random_problem, relative_error
 
 import ntkfast as nf
 from ntkfast._posterior import blocks, moments
+
+with contextlib.suppress(ModuleNotFoundError):  # posteriors need none
+    import torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
 
@@ -326,6 +330,7 @@ def test_kernel_times_identity_is_the_scalar_kernel(loss, representation):
 
 
 def network(seed=0):
+    pytest.importorskip("torch")
     torch.manual_seed(seed)
     layers = torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)
     return torch.nn.Sequential(*layers).double()

@@ -1,5 +1,6 @@
 """Posteriors and learners that are shared: by threads, copies, pickles and memory maps."""
 
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -10,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 from problems import REPRESENTATIONS, relative_error
-from torch import nn
 
 import ntkfast as nf
 from ntkfast.lock import Lock
+
+with contextlib.suppress(ModuleNotFoundError):  # posteriors need none
+    import torch
+    from torch import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter", "ignore:.*hardly above")
 N = 120
@@ -246,6 +249,7 @@ def test_a_forked_process_is_not_locked_out():
 
 @pytest.fixture
 def learner():
+    pytest.importorskip("torch")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3)).double()
     X = torch.randn(N, 6, dtype=torch.float64)

@@ -27,7 +27,7 @@ for example in "${examples[@]}"; do
   [ -n "$extra" ] || { grep -q '^import torch' "$example" && extra=torch; }
   start=$SECONDS
   "$python" -m venv "$work/venv"
-  "$work/venv/bin/python" -m pip --disable-pip-version-check install --quiet -c constraints.txt \
+  "$work/venv/bin/python" -m pip --disable-pip-version-check install -qq -c constraints.txt \
     "${wheel}${extra:+[$extra]}" "${more[@]}"
   installed=$((SECONDS - start))
   if said=$(cd "$work" && MPLBACKEND=agg venv/bin/python "$root/$example" 2>&1); then
