@@ -440,8 +440,9 @@ class Posterior:
         loss : {"squared", "cross_entropy"}
             How the network was trained.
         label_scale : float or "auto"
-            Cross-entropy only. "auto": mean over the labelled points of (logit of the label - mean
-            of the other logits), at least 1; for n = 0 over all points with their arg-max labels.
+            Cross-entropy only: size of the residual of one label, in units of the logits. "auto":
+            mean over the labelled points of (logit of the label - mean of the other logits), at
+            least 1; for n = 0 over all points with their arg-max labels.
         residual_temperature : float or "auto"
             Cross-entropy only: T_r, from 1e-30 to 1e30, of the residual
             label_scale (e_y - softmax(F / T_r)) that a label adds, in `condition` and in every
