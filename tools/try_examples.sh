@@ -27,14 +27,16 @@ for example in "${examples[@]}"; do
   [ -n "$extra" ] || { grep -q '^import torch' "$example" && extra=torch; }
   start=$SECONDS
   "$python" -m venv "$work/venv"
-  "$work/venv/bin/python" -m pip --disable-pip-version-check install -qq -c constraints.txt \
-    "${wheel}${extra:+[$extra]}" "${more[@]}"
+  if ! "$work/venv/bin/python" -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt \
+    "${wheel}${extra:+[$extra]}" "${more[@]}"; then
+    failed+=" $name" && rm -rf "$work/venv" && continue
+  fi
   installed=$((SECONDS - start))
-  if said=$(cd "$work" && MPLBACKEND=agg venv/bin/python "$root/$example" 2>&1); then
+  if said=$(cd "$work" && MPLBACKEND=agg venv/bin/python "$root/$example" 2>errors); then
     echo "$name: ntkfast[${extra}], $installed s to install, $((SECONDS - start - installed)) s to run: $(tail -n 1 <<<"$said")"
   else
     failed+=" $name"
-    printf '%s: FAILED\n%s\n' "$name" "$said"
+    printf '%s: FAILED\n%s\n' "$name" "$said" && cat "$work/errors"
   fi
   rm -rf "$work/venv"
 done
