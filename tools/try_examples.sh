@@ -13,6 +13,7 @@ root=$PWD examples=("$@") python=${PYTHON:-python3} failed=""
 [ $# -gt 0 ] || examples=(examples/*.py)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+grep '^torch==' constraints.txt >"$work/torch" # all else as a user would get it
 
 for example in "${examples[@]}"; do
   name=$(basename "$example" .py)
@@ -22,12 +23,12 @@ for example in "${examples[@]}"; do
   grep -q '^import matplotlib' "$example" && more+=(matplotlib)
   if [ "$extra" = libact ]; then
     [ -n "${LIBACT:-}" ] || { echo "$name: left out, LIBACT names no checkout"; continue; }
-    more+=("$LIBACT") extra=""
+    more+=("$LIBACT" six) extra="" # which it imports and does not require
   fi
   [ -n "$extra" ] || { grep -q '^import torch' "$example" && extra=torch; }
   start=$SECONDS
   "$python" -m venv "$work/venv"
-  if ! "$work/venv/bin/python" -m pip --disable-pip-version-check install -qq --no-compile -c constraints.txt \
+  if ! "$work/venv/bin/python" -m pip --disable-pip-version-check install -qq --no-compile -c "$work/torch" \
     "${wheel}${extra:+[$extra]}" "${more[@]}"; then
     failed+=" $name" && rm -rf "$work/venv" && continue
   fi
