@@ -13,6 +13,7 @@ from .arrays import (
     as_choice,
     as_floats,
     as_numpy,
+    as_positive,
     as_temperature,
     check_shape,
 )

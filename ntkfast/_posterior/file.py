@@ -3,8 +3,7 @@
 Version 1 holds no `Factor` of the labels; 2 neither a `residual_temperature`, which is 1 then, nor
 what coverage needs of labelled points; 3 is of one process that holds all features in memory,
 of a kernel without labels that teach nothing, and of outputs that are those of a trained model
-(`prior`). They are still written where there is nothing
-more.
+(`prior`). They are still written where there is nothing more.
 
 Of features on disk the file says where they lie, seen from itself and from the root, and what they
 were: `read` finds them in either place, and refuses others. Of a pool that ranks share, each has a
