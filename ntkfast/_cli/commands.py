@@ -319,7 +319,8 @@ def rank(
         pool_size, k = data["outputs"].shape
         guess = None
         if criterion == "auto":
-            criterion, guess = _automatic(trained_with, data["targets"], k)
+            classes, guess = _are_classes(trained_with, data["targets"], k)
+            criterion = automatic(classes=classes, covers=False)
         row = find(criterion)
         on_disk = isinstance(data["features"], np.memmap)
         if not on_disk or (mode == "sequential" and row.holds_evaluation):
@@ -421,20 +422,18 @@ def _check_options(
         raise ValueError("mode: sequential needs --batch-size, the number of points to pick")
 
 
-def _automatic(loss: Loss, targets: Any, k: int) -> tuple[str, str | None]:
-    """Return the criterion for these targets, and why, where that is a guess."""
+def _are_classes(loss: Loss, targets: Any, k: int) -> tuple[bool, str | None]:
+    """Return whether targets are classes, and why, where that is a guess."""
     if loss == "cross_entropy":
-        return automatic(classes=True, covers=False), None
+        return True, None
     if k == 1:
-        return automatic(classes=False, covers=False), "there is one output: a regression"
+        return False, "there is one output: a regression"
     if targets is None or len(targets) == 0:
-        return automatic(classes=False, covers=False), "no targets tell whether they are classes"
+        return False, "no targets tell whether they are classes"
     rows = np.asarray(targets)
     if rows.ndim == 1 or ((rows >= 0).all() and (abs(rows.sum(-1) - 1) < 1e-6).all()):
-        return automatic(classes=True, covers=False), "targets are classes"
-    return automatic(
-        classes=False, covers=False
-    ), "targets are those of a regression: rows that are no classes"
+        return True, "targets are classes"
+    return False, "targets are those of a regression: rows that are no classes"
 
 
 def _check_pool_files(features: str, outputs: str | None) -> None:
