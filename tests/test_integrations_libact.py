@@ -66,7 +66,8 @@ def test_variance_reduction_with_labels_arriving(data, form):
 
 def test_features_of_the_model(data):
     X, y = data
-    strategy = LookAhead(dataset(X, y), model=model(), kernel="features", ridge=0.1)
+    settings = dict(criterion="fisher_variance_reduction", kernel="features", ridge=0.1)
+    strategy = LookAhead(dataset(X, y), model=model(), **settings)
     P = LogisticRegression().fit(X[:LABELED], y[:LABELED]).predict_proba(X)
     S, h = literal(X, np.arange(LABELED), 0.1), 1 - (P**2).sum(1)
     expected = (h[:, None] * S**2).sum(0) / (S.diagonal() + 0.1 / h)
