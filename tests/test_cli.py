@@ -810,11 +810,7 @@ def test_demo(tmp_path):
             both.map(
                 lambda options: run(
                     *("demo", "--seeds", 1, "--rounds", 1, *options),
-                    demo_settings={
-                        "TRAINING_STEPS": 30,
-                        "CANDIDATES": 200,
-                        "SKETCH_DIMENSION": 128,
-                    },
+                    demo_settings={"TRAINING_STEPS": 30, "CANDIDATES": 200},
                     MATPLOTLIBRC=tmp_path / "dark",
                 ),
                 (("--out", tmp_path / "a"), ("--json", "--out", tmp_path / odd)),
