@@ -67,7 +67,7 @@ class Criterion:
     @property
     def holds_evaluation(self) -> bool:
         """Whether a batch from disk holds features of the evaluation points in memory."""
-        return bool(self.compiled) and not self.moments
+        return bool(self.compiled) and (self.product or not self.moments)
 
     @property
     def product(self) -> bool:

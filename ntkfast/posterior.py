@@ -459,7 +459,7 @@ class Posterior:
             True: they are the mean before any label, zeros for kernel ridge regression or a
             Gaussian process, and the trained model is F, after `condition` and `extend` too. It is
             what criteria compare a label's effect with (`mlmoc`, `emoc`, `label_flips`) and where
-            `fisher_variance_reduction` takes the classes' probabilities from.
+            those of Fisher weights take the classes' probabilities from.
         group : torch.distributed.ProcessGroup, optional
             The points are shared by the ranks of this group, and every rank makes every call. Each
             passes the features and outputs of its own points, at least one; the points are numbered

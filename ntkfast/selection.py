@@ -140,6 +140,12 @@ class _Task:
             log_loss_targets=log_loss_targets,
         )
         row.check_outputs(k, "this posterior")
+        if row.coverage and post._space.per_point > 1:
+            raise ArgumentValueError(
+                "criterion",
+                f"{criterion} is of a scalar kernel, and this one has k x k blocks: use "
+                "outputs='sum', 'single' or 'random' of EmpiricalNTK, or another criterion",
+            )
         if candidates is None:
             chosen = np.flatnonzero(~post._is_labeled)
             if len(chosen) == 0:
@@ -187,12 +193,6 @@ class _Task:
             as_choice("similarity", similarity, get_args(Similarity))
         automatic = isinstance(radius, str) and radius == "auto"
         r = None if automatic else as_positive("radius", radius)
-        if row.coverage and post._space.per_point > 1:
-            raise ArgumentValueError(
-                "criterion",
-                f"{criterion} is of a scalar kernel, and this one has k x k blocks: use "
-                "outputs='sum', 'single' or 'random' of EmpiricalNTK, or another criterion",
-            )
         return cls(
             row=row,
             post=post,
@@ -306,6 +306,8 @@ def _openness(task: _Task, F: Array) -> Array:
 
 # Share of the radius where variances tell, besides, what is far from all labels: balls that touch.
 _FINER = 0.5
+# A kernel that is known to no less than this is refused, however far labels are.
+_COARSE = 0.1
 
 
 def _kernel_before(task: _Task) -> tuple[FeaturesBefore | MatrixBefore, float]:
@@ -331,6 +333,8 @@ def _kernel_before(task: _Task) -> tuple[FeaturesBefore | MatrixBefore, float]:
         radius = nearest_radius(kernel) if row.uncertainty else 1.0
         if row.product:
             radius *= _FINER
+        if kernel.finest <= _COARSE:  # of a collapsed network
+            radius = max(radius, kernel.finest)
     return kernel, radius
 
 

@@ -536,6 +536,7 @@ def test_radius_of_uncertainty_herding():
         ([], 1.0),
         ([4], 1.0),
         ([4, 4, 9], nearest_distance(phi[[4, 9]])),
+        ([4, 4, 9, 11], nearest_distance(phi[[4, 9, 11]])),
         ([4, 9, 11, 2], nearest_distance(phi[[4, 9, 11, 2]])),
     ):
         for from_start in (True, False):
@@ -550,6 +551,48 @@ def test_radius_of_uncertainty_herding():
                 post, "uncertainty_herding", candidates=np.arange(20), radius=expected
             )
             np.testing.assert_allclose(found, same, rtol=1e-9, atol=1e-12)
+
+
+def test_a_radius_counts_every_labelled_point_once():
+    """By its features and by its number, from the start and later; those of length zero not."""
+    rng = np.random.default_rng(1)
+    phi, f, y = rng.normal(size=(60, 6)), rng.normal(size=(60, 3)), rng.integers(3, size=60)
+    labeled = np.arange(12)
+    for first in (12, 3):
+        post = nf.Posterior.from_features(
+            phi, f, phi[:first], f[:first], y[:first], ridge=1.0, loss="cross_entropy",
+            labeled_indices=labeled[:first],
+        )  # fmt: skip
+        if first < 12:
+            post.condition(labeled[first:], y[first:12])
+        for name, share in (("uncertainty_herding", 1.0), ("fisher_herding", 0.5)):
+            np.testing.assert_allclose(
+                nf.utilities(post, name),
+                nf.utilities(post, name, radius=share * nearest_distance(phi[labeled])),
+                rtol=1e-9,
+            )
+    phi[0] = 0
+    post = nf.Posterior.from_features(
+        phi, f, phi[:1], f[:1], y[:1], ridge=1.0, loss="cross_entropy"
+    )
+    np.testing.assert_array_equal(
+        nf.utilities(post, "uncertainty_herding"),
+        nf.utilities(post, "uncertainty_herding", radius=1.0),
+    )
+
+
+def test_radius_of_a_collapsed_network():
+    """Labels nearer to each other than float32 holds K after them."""
+    rng = np.random.default_rng(1)
+    y = rng.integers(5, size=1500)
+    phi = (rng.normal(size=(5, 64))[y] + 0.003 * rng.normal(size=(1500, 64))).astype(np.float32)
+    f = 8 * np.eye(5)[y]
+    post = nf.Posterior.from_features(
+        phi, f, phi[:500], f[:500], y[:500], loss="cross_entropy", labeled_indices=np.arange(500)
+    )
+    assert len(set(nf.select(post, "fisher_herding", 5).indices.tolist())) == 5
+    with pytest.raises(ValueError, match="float32 does not hold the kernel before any label"):
+        nf.select(post, "fisher_herding", 5, radius=1e-3)
 
 
 def purity(phi, label, radius):
@@ -723,7 +766,7 @@ def test_what_has_no_meaning_is_refused():
     rng = np.random.default_rng(0)
     phi = rng.normal(size=(24, 10))
     blocks = nf.Posterior.from_features(phi, rng.normal(size=(8, 3)), None, None, None)
-    for name in NAMES:
+    for name in (*NAMES, "fisher_herding"):
         with pytest.raises(ValueError, match=f"{name} is of a scalar kernel, .* k x k blocks"):
             nf.select(blocks, name, 2)
     one = nf.Posterior.from_features(phi, rng.normal(size=(24, 1)), None, None, None)

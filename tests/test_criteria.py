@@ -80,3 +80,10 @@ def test_errors():
     post = nf.Posterior.from_features(f, f, None, None, None)
     with pytest.raises(ValueError, match="known: " + ", ".join(NAMES) + "$"):
         nf.utilities(post, "nope")
+
+
+def test_what_a_batch_from_disk_holds():
+    """The command line reads features into memory for them; coverage of a product counts, too."""
+    held = {row.name for row in nf.criteria() if row.holds_evaluation}
+    moments = {row.name for row in nf.criteria() if row.moments and not row.coverage}
+    assert held == set(NAMES) - moments - {"d_optimal"}

@@ -28,6 +28,7 @@ from ntkfast.arrays import (
     as_choice,
     as_indices,
     as_positive,
+    as_temperature,
     check_shape,
 )
 from ntkfast.config import USES, show_config
@@ -294,7 +295,7 @@ def rank(
         _check_pool_files(features, outputs)
         _check_labeled_files(targets, labeled_indices, labeled_features, labeled_outputs)
         if temperature is not None:
-            as_positive("temperature", temperature)
+            as_temperature("temperature", temperature)
         lam, reach = _number("ridge", ridge), _number("radius", radius)
         scale = _number("label_scale", label_scale)
         T_r = _number("residual_temperature", residual_temperature)

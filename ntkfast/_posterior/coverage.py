@@ -147,7 +147,7 @@ class KernelBefore:
         ValueError
             One that does not fit K or its device, or what labels have left of it.
         """
-        if self._distance_held > radius:
+        if self.finest > radius:
             cause = (
                 f"labels have shrunk features by up to a factor {self.amplified:.2g}, and "
                 if self.amplified > 1
@@ -215,14 +215,14 @@ class KernelBefore:
             yield 2 - 2 * self._labeled_gram(part) * inverse[:, None] * inverse[part]
 
     @property
-    def _distance_held(self) -> float:
+    def finest(self) -> float:
         """Smallest distance that is told from none."""
         raise NotImplementedError
 
     @property
     def same(self) -> float:
         """Squared distance up to which rounding may have moved one point away from itself."""
-        return max(64 * float(np.finfo(self._space.dtype).eps), self._distance_held**2)
+        return max(64 * float(np.finfo(self._space.dtype).eps), self.finest**2)
 
 
 def _rows_at_once(columns: int) -> int:
@@ -337,7 +337,7 @@ class FeaturesBefore(KernelBefore):
         return self.of_all(nearest)
 
     @property
-    def _distance_held(self) -> float:
+    def finest(self) -> float:
         return _resolution(self._space) * self.amplified
 
 
@@ -427,7 +427,7 @@ class MatrixBefore(KernelBefore):
         return nearest
 
     @property
-    def _distance_held(self) -> float:
+    def finest(self) -> float:
         return float(np.sqrt(_resolution(self._space)))  # K holds the squares of distances
 
 
@@ -476,15 +476,19 @@ def nearest_radius(kernel: KernelBefore) -> float:
 
     The root of the mean squared distance. It shrinks as labels become many, as the rule of Bae,
     Oliveira, Sutherland (arXiv 2412.20644) does, who take the smallest of these distances, which
-    two labels that happen to be near make much too small (docs/evidence.md).
+    two labels that happen to be near make much too small (docs/evidence.md). A point whose features
+    were given and which is of the pool too, or which is labelled twice, counts once.
     """
-    parts = [
-        np.min(square, axis=0, initial=np.inf, where=square > kernel.same)
-        for square in kernel.labeled_distances()
-    ]
-    nearest = np.concatenate([*parts, np.empty(0)])
-    nearest = nearest[np.isfinite(nearest)]
-    return 1.0 if len(nearest) == 0 else float(np.sqrt(nearest.mean()))
+    nearest, copies = [np.empty(0)], [np.empty(0)]
+    for square in kernel.labeled_distances():
+        other = square > kernel.same
+        nearest.append(np.min(square, axis=0, initial=np.inf, where=other))
+        copies.append((~other).sum(0))
+    squares, count = np.concatenate(nearest), np.concatenate(copies)
+    known = np.isfinite(squares) & (count > 0)  # features of length zero are not like themselves
+    if not known.any():
+        return 1.0
+    return float(np.sqrt(np.average(squares[known], weights=1 / count[known])))
 
 
 def _clusters(kernel: KernelBefore, k: int, rng: np.random.Generator) -> Array:

@@ -54,7 +54,8 @@ class LookAhead(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]
     ----------
     criterion : str, default="auto"
         A name of `ntkfast.criteria`, but for those that need targets. "auto":
-        fisher_herding for the kernels "ntk" and "features", variance_reduction for the others.
+        fisher_herding for the kernels "ntk" and "features" (of k x k blocks
+        fisher_variance_reduction), variance_reduction for the others.
     kernel : str or callable, default="rbf"
         The model whose retraining is foreseen:
 
