@@ -47,7 +47,7 @@ export -f compile
     for source in $(ls csrc/cuda/*.cu | grep -v /score_); do echo "$arch $source"; done
   done
   echo host csrc/cuda/device.cu
-} | xargs -P "$(nproc)" -L1 bash -c 'compile "$1" "$2"' _
+} | xargs -P "$(getconf _NPROCESSORS_ONLN)" -L1 bash -c 'compile "$1" "$2"' _
 
 # One line per kernel and architecture: the name from the mangled template arguments.
 cat "$build"/*.cu.*.log | c++filt | awk '
