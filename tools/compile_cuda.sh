@@ -18,7 +18,7 @@ fi
 mkdir -p "$build"
 rm -f "$build"/*.log
 quick=""
-if [ "${2:-}" != all ] && nvcc --help | grep -q -e --Ofast-compile; then quick="--Ofast-compile max"; fi
+if [ "${2:-}" != all ] && nvcc --help | grep -e --Ofast-compile >/dev/null; then quick="--Ofast-compile max"; fi
 export build quick
 
 compile() {
