@@ -197,9 +197,9 @@ def _matrix(name: str, array: Array) -> tuple[int, int]:
     return array.shape[0], array.shape[1]
 
 
-def _products(products: str | None, array: Array) -> str:
+def _products(products: str | None, array: Array, single: str = "f16x3") -> str:
     """How to form products of `array`: as the caller says, else as exactly as its type allows."""
-    return products or {"float32": "tf32x3", "bfloat16": "bf16"}.get(_dtype(array), "fma64")
+    return products or {"float32": single, "bfloat16": "bf16"}.get(_dtype(array), "fma64")
 
 
 def score_features(
@@ -224,12 +224,15 @@ def score_features(
         Everything else, with arrays on the device. Indices must be in range.
     variance : (N,) float64
         S(x, x).
-    products : {"fma32", "fma64", "bf16", "tf32", "tf32x3"}, optional
+    products : {"fma32", "fma64", "bf16", "f16", "f16x3"}, optional
         How the products of features are formed. Without tensor cores: "fma32" of float32, "fma64"
-        of float64 features. On tensor cores: "bf16" of bfloat16 features, "tf32" of float32
-        features, "tf32x3" as three of the latter, as exact as "fma32": sums on tensor cores, which
-        cut bits off, are short and added up outside. Default: "tf32x3", "fma64" or "bf16", by the
-        features. Sums of products are float32 ("fma64": float64), those over points float64.
+        of float64 features. On tensor cores: "bf16" of bfloat16 features; of float32 features "f16",
+        as float16 numbers with a power of two per row (11 significant bits, as many as tf32 has), and
+        "f16x3", as two such numbers each and three products of them: 22 bits down to 2^-18 of the
+        largest entry of a row, 2^-39 of that below. Sums on tensor cores, which cut bits off, are
+        short and added up outside, so that "f16x3" is as exact as "fma32". Default: "f16x3", "fma64"
+        or "bf16", by the features. Sums of products are float32 ("fma64": float64), those over points
+        float64.
 
     Returns
     -------
@@ -246,11 +249,12 @@ def score_features(
     library = _library("psi", psi)
     num_points, _ = _matrix("psi", psi)
     products = _products(products, psi)
-    call, utilities, sizes = _call(library, num_points, criterion, inputs, variance)
-    size = _core.cuda_score_features_workspace(criterion, *sizes, products)
+    call, utilities, _ = _call(library, num_points, criterion, inputs, variance)
+    features = _view("psi", psi)
+    size = _core.cuda_score_features_workspace(features, call, products)
     workspace = _workspace(library, size)
     _core.cuda_score_features(
-        _view("psi", psi), call, products, _view("workspace", workspace), library.stream()
+        features, call, products, _view("workspace", workspace), library.stream()
     )
     return utilities
 
@@ -505,16 +509,20 @@ def gram_add(
         Changed.
     lower : bool
         Entries above the diagonal are left undefined.
-    products : {"fma32", "fma64", "bf16", "tf32", "tf32x3"}, optional
+    products : {"fma32", "fma64", "bf16", "f16", "f16x3"}, optional
         As in `score_features`. Sums in the type of `out`, the same from run to run.
     """
     library = _library("A", A)
+    products = _products(products, A)
+    left, right = _view("A", A), _view("B", B)
+    workspace = _workspace(library, _core.cuda_gram_add_workspace(left, right, products))
     _core.cuda_gram_add(
-        _view("A", A),
-        _view("B", B),
+        left,
+        right,
         _view("out", out),
         lower,
-        _products(products, A),
+        products,
+        _view("workspace", workspace),
         library.stream(),
     )
 
@@ -542,8 +550,12 @@ def gram_ghost(
         Of the same type.
     out : (n, m) or (n R, m R2) float32, or float64 for float64
         Changed; rows contiguous.
-    lower, products
+    lower
         As in `gram_add`.
+    products : {"fma32", "fma64", "bf16", "tf32", "tf32x3"}, optional
+        "fma32", "fma64" and "bf16" as in `score_features`; "tf32" of float32 numbers rounded to tf32,
+        "tf32x3" of two such numbers each, three products of them: as exact as "fma32". Default:
+        "tf32x3", "fma64" or "bf16".
     """
     library = _library("left", left)
     _core.cuda_gram_ghost(
@@ -553,7 +565,7 @@ def gram_ghost(
         _view("right2", right2),
         _view("out", out),
         lower,
-        _products(products, left),
+        _products(products, left, "tf32x3"),
         library.stream(),
     )
 

@@ -146,8 +146,8 @@ def _rounded(array, products):
     """What tensor cores see of an array."""
     return {
         "fma64": lambda a: _typed(a, "float64"),
-        "tf32x3": lambda a: _typed(a, "float32"),
-        "tf32": lambda a: tf32(_typed(a, "float32")),
+        "f16x3": lambda a: _typed(a, "float32"),
+        "f16": lambda a: tf32(_typed(a, "float32")),
         "bf16": lambda a: _typed(a, "bfloat16").astype(np.float32),
     }[products](array)
 

@@ -389,20 +389,20 @@ def test_automatic_precision(device):
         pytest.skip("about what is called")
     p = random_problem(6, n=4, d=40)
     single, double = (posterior(p, "features", t, device.put) for t in (np.float32, np.float64))
-    assert products_of(device, single, "emoc") == {"tf32"}
-    assert products_of(device, single, "epig") == {"tf32x3"}
-    assert products_of(device, single, "emoc", precision="float32") == {"tf32x3"}
-    assert products_of(device, double, "emoc", precision="float32") == {"tf32x3"}
+    assert products_of(device, single, "emoc") == {"f16"}
+    assert products_of(device, single, "epig") == {"f16x3"}
+    assert products_of(device, single, "emoc", precision="float32") == {"f16x3"}
+    assert products_of(device, double, "emoc", precision="float32") == {"f16x3"}
     assert products_of(device, double, "emoc") == {"fma64"}
     tiny = posterior(p, "features", np.float32, device.put, ridge=1e-5)
     assert products_of(device, tiny, "epig") == {"fma64"}
-    assert products_of(device, tiny, "emoc") == {"tf32"}
+    assert products_of(device, tiny, "emoc") == {"f16"}
     dense = posterior(p, "kernel", np.float32, device.put)
     assert products_of(device, dense, "emoc", "sequential") == {"float32"}
     options = dict(noise=np.full(16, 1e-6))
     assert products_of(device, dense, "emoc", "sequential", **options) == {"float64"}
     options = dict(precision="tf32", candidates=[0, 1])
-    assert products_of(device, single, "emoc", "sequential", **options) == {"tf32"}
+    assert products_of(device, single, "emoc", "sequential", **options) == {"f16"}
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32", "tf32", "bf16"])

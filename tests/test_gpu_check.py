@@ -13,8 +13,8 @@ import pytest
 
 TOOLS = Path(__file__).parents[1] / "tools"
 FIRST = [
-    "machine", "link", "smoke", "bench", "bench of other", "tests", "profile of a",
-    "profile of b-part", "memcheck",
+    "machine", "link", "smoke", "bench", "bench of other", "profile of a",
+    "profile of b-small", "tests", "memcheck",
 ]  # fmt: skip
 SECOND = [
     "link", "racecheck", "opponents of a", "resnet", "opponents of b-part", "profile of dense",
@@ -139,7 +139,7 @@ def test_second_stage(walk):
         ("nvidia-smi", set()),
         ("python3 bench/bench_cuda", {"bench", "bench of other"}),
         ("python3 -m pytest", {"tests"}),
-        ("ncu --clock", {"profile of a", "profile of b-part"}),
+        ("ncu --clock", {"profile of a", "profile of b-small"}),
         ("compute-sanitizer --tool", {"memcheck"}),
     ],
 )

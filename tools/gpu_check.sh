@@ -31,7 +31,7 @@ python=${PYTHON:-python3}
 export python
 export PYTHONUNBUFFERED=1 NTKFAST_REQUIRE_GPU=1 OMP_NUM_THREADS=1
 case $3 in
-  first) steps="machine link smoke bench variants tests profile memcheck" budget=${4:-360} ;;
+  first) steps="machine link smoke bench variants profile tests memcheck" budget=${4:-360} ;;
   second) steps="link racecheck opponents resnet opponents-b profile-dense" budget=${4:-240} ;;
   *) steps=${3//,/ } budget=${4:-240} ;;
 esac
@@ -184,8 +184,8 @@ for step in $steps; do
       fi
       ;;
     profile)
-      run "profile of a" 45 bash -c 'profile a ScorePairsTensor'
-      run "profile of b-part" 60 bash -c 'profile b-part ScorePairsTensor'
+      run "profile of a" 45 bash -c 'profile a ScorePairsWarpgroup'
+      run "profile of b-small" 45 bash -c 'profile b-small ScorePairsWarpgroup'
       ;;
     profile-dense) run "profile of dense" 45 bash -c 'profile dense ScorePairs' ;;
     profile-gram) run "profile of gram" 45 bash -c 'profile gram GramAdd' ;;

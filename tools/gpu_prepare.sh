@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 carry=build/gpu-carry
 variants=(
   "base"
-  "two-blocks -DNTKFAST_SCORE_BLOCKS=2"
+  "two-pairs -DNTKFAST_SCORE_PAIRS=2"
 )
 bin=$PWD/.venv/bin
 

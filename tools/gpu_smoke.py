@@ -32,7 +32,7 @@ if EMULATED:  # a build for tests
 DEVICE = "cpu" if EMULATED else "cuda"
 TYPES = {"fma64": torch.float64, "bf16": torch.bfloat16}
 # Of random signs: rounding to 24, 11 and 8 bits. bf16 features are rounded before either side.
-BOUNDS = {"fma64": 1e-11, "fma32": 2e-5, "tf32x3": 2e-5, "tf32": 2e-2, "bf16": 2e-5}
+BOUNDS = {"fma64": 1e-11, "fma32": 2e-5, "f16x3": 2e-5, "f16": 2e-2, "bf16": 2e-5}
 
 
 def there(value: Any) -> Any:
@@ -223,7 +223,7 @@ def main() -> None:
             )  # fmt: skip
     for d in (1000, 5000) if not EMULATED else (300,):
         psi, inputs = problem(N, d, 10, coherent=True)
-        for products, bound in (BOUNDS | {"tf32x3": 5e-6, "fma32": 5e-6, "tf32": 2e-3}).items():
+        for products, bound in (BOUNDS | {"f16x3": 5e-6, "fma32": 5e-6, "f16": 2e-3}).items():
             for criterion in ("variance_reduction", "epig"):
                 table.add(
                     f"{criterion}, {products}, no signs, d = {d}", bound,

@@ -80,9 +80,7 @@ ScoreArgs<T> score_args(const ScoreCall& call, std::int64_t num_points) {
 
 template <class T>
 void check_score_workspace(const ScoreArgs<T>& args, const Workspace& workspace, TileShape tile) {
-  check_workspace(workspace, score_sizes(args.criterion, args.classes, args.num_candidates,
-                                         args.num_evaluation, int{sizeof(T)}, tile)
-                                 .total());
+  check_workspace(workspace, score_sizes(args, tile).total());
 }
 
 inline cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }

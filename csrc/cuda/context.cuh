@@ -18,11 +18,13 @@
 #define NTKFAST_DEVICE_CALL __device__ __noinline__
 #define NTKFAST_UNROLL_DEVICE _Pragma("unroll")
 #define NTKFAST_UNROLL_TWICE _Pragma("unroll 2")
+#define NTKFAST_UNROLL_FOUR _Pragma("unroll 4")
 #else
 #define NTKFAST_DEVICE inline
 #define NTKFAST_DEVICE_CALL inline
 #define NTKFAST_UNROLL_DEVICE
 #define NTKFAST_UNROLL_TWICE
+#define NTKFAST_UNROLL_FOUR
 #endif
 
 namespace ntkfast {
@@ -55,13 +57,51 @@ NTKFAST_HD inline T number(BFloat16 value) {
   return static_cast<T>(to_float(value));
 }
 
-/// Operand types of the tensor-core instruction; both read 32 bytes of a row per step.
+/// Storage of a float16 number.
+struct Float16 {
+  uint16_t bits;
+};
+
+/// Operand types of the tensor-core instructions; all read 32 bytes of a row per step.
 struct Tf32 {};
 struct Bf16 {};
+struct Fp16 {};
+
+/// What is compiled of kernels that multiply 16-bit numbers: by warpgroups for compute capability 9.0,
+/// by warps for all others. The emulation runs both.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kByWarpgroups = true, kByWarps = false;
+#elif defined(__CUDA_ARCH__)
+constexpr bool kByWarpgroups = false, kByWarps = true;
+#else
+constexpr bool kByWarpgroups = true, kByWarps = true;
+#endif
 
 #if defined(__CUDACC__)
 
-extern __shared__ __align__(128) unsigned char shared_memory[];
+extern __shared__ __align__(1024) unsigned char shared_memory[];
+
+/// The 64 sums of one thread in a product of a warpgroup, as operands of an instruction.
+#define NTKFAST_FOUR_SUMS(j) \
+  "+f"(sums[0][j].v[0]), "+f"(sums[0][j].v[1]), "+f"(sums[1][j].v[0]), "+f"(sums[1][j].v[1])
+#define NTKFAST_ALL_SUMS                                                                        \
+  NTKFAST_FOUR_SUMS(0), NTKFAST_FOUR_SUMS(1), NTKFAST_FOUR_SUMS(2), NTKFAST_FOUR_SUMS(3),       \
+      NTKFAST_FOUR_SUMS(4), NTKFAST_FOUR_SUMS(5), NTKFAST_FOUR_SUMS(6), NTKFAST_FOUR_SUMS(7),   \
+      NTKFAST_FOUR_SUMS(8), NTKFAST_FOUR_SUMS(9), NTKFAST_FOUR_SUMS(10), NTKFAST_FOUR_SUMS(11), \
+      NTKFAST_FOUR_SUMS(12), NTKFAST_FOUR_SUMS(13), NTKFAST_FOUR_SUMS(14), NTKFAST_FOUR_SUMS(15)
+#define NTKFAST_WARPGROUP_PRODUCT(type)                                                          \
+  asm volatile(                                                                                  \
+      "{\n"                                                                                      \
+      ".reg .pred p;\n"                                                                          \
+      "setp.ne.b32 p, %66, 0;\n"                                                                 \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                               \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "   \
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "     \
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "     \
+      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;\n"       \
+      "}\n"                                                                                      \
+      : NTKFAST_ALL_SUMS                                                                         \
+      : "l"(matrix_descriptor(a)), "l"(matrix_descriptor(b)), "r"(static_cast<int>(accumulate)))
 
 struct Context {
   NTKFAST_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
@@ -130,6 +170,85 @@ struct Context {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+  /// C (16 x 8) += A (16 x 16) B (16 x 8), of float16 numbers.
+  NTKFAST_DEVICE void multiply(Fp16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                               uint32_t b1) const {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+
+  // Products of a warpgroup, four warps, from shared memory (compute capability 9.0 alone). They run
+  // behind the threads' back from multiply_shared to wait_products. Elsewhere the kernels that call
+  // them are never launched.
+
+  /// Before a barrier: what this thread has written to shared memory, copies that it has waited for
+  /// included, can be read by products that are started behind the barrier.
+  NTKFAST_DEVICE void publish_operands() const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+  }
+  /// Before the first of some products.
+  NTKFAST_DEVICE void start_products() const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+  }
+  /// sums (64 x 128) = A (64 x 16) B^T (128 x 16), added to the old sums or not. Rows of both are
+  /// 128 bytes apart in shared memory, chunk c of row r at place c ^ (r % 8), rows 0 at multiples of
+  /// 1024 bytes; a and b are the addresses of the first 32 bytes of row 0, as if they lay in order.
+  /// Warp w of the group holds rows 16 w on: sums[r][n] are row 8 r + lane / 4 of them, columns
+  /// 8 n + 2 (lane % 4), + 1.
+  template <class Sums>
+  NTKFAST_DEVICE void multiply_shared(Fp16, Sums& sums, const unsigned char* a,
+                                      const unsigned char* b, bool accumulate) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    NTKFAST_WARPGROUP_PRODUCT("f16");
+#endif
+  }
+  template <class Sums>
+  NTKFAST_DEVICE void multiply_shared(Bf16, Sums& sums, const unsigned char* a,
+                                      const unsigned char* b, bool accumulate) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    NTKFAST_WARPGROUP_PRODUCT("bf16");
+#endif
+  }
+  NTKFAST_DEVICE void commit_products() const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+  }
+  /// Waits until at most kOpen groups of committed products run.
+  template <int kOpen>
+  NTKFAST_DEVICE void wait_groups() const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kOpen) : "memory");
+#endif
+  }
+  /// Waits for all products; their sums may not be touched before.
+  template <class Sums>
+  NTKFAST_DEVICE void wait_products(Sums& sums) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("wgmma.wait_group.sync.aligned 0;" : NTKFAST_ALL_SUMS::"memory");
+#endif
+  }
+
+  /// The nearest float16 number, ties to even.
+  NTKFAST_DEVICE Float16 round_fp16(float x) const {
+    Float16 result;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+    return result;
+  }
+  NTKFAST_DEVICE float to_float(Float16 x) const {
+    float result;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
+    return result;
+  }
+
   /// Nearest number with the ten mantissa bits of tf32: ties to even from compute capability 9.0
   /// on, away from zero before, where one instruction of PTX takes three of the machine.
   NTKFAST_DEVICE float round_tf32(float x) const {
@@ -140,6 +259,14 @@ struct Context {
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
 #endif
     return __uint_as_float(bits);
+  }
+
+ private:
+  /// Rows of 128 bytes, swizzled as multiply_shared says: eight of them are 1024 bytes.
+  static NTKFAST_DEVICE uint64_t matrix_descriptor(const unsigned char* place) {
+    const uint64_t address = static_cast<uint32_t>(__cvta_generic_to_shared(place));
+    return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
+           uint64_t{1} << 62;
   }
 };
 

@@ -6,8 +6,9 @@
 #include <string>
 
 #include "core/status.h"
-#include "cuda/tensor_tile.cuh"
+#include "cuda/split_rows.cuh"
 #include "cuda/tile.cuh"
+#include "cuda/warpgroup_tile.cuh"
 
 namespace ntkfast {
 namespace {
@@ -15,6 +16,7 @@ namespace {
 /// Products and sums in T, float or double.
 template <class T_>
 struct PlainProducts {
+  static constexpr bool kRunsHere = true;
   using T = T_;
   using Element = T_;
   static constexpr int kThreads = kTileThreads;
@@ -57,13 +59,13 @@ struct PlainProducts {
   }
 };
 
-/// Bf16Products, Tf32Products or SplitTf32Products; sums in float.
+/// Products of tensor_tile.cuh; sums in float.
 template <class Products>
 struct TensorProducts : TensorTile<Products> {
   using T = float;
   using Element = typename Products::Element;
   using Tile = TensorTile<Products>;
-  static constexpr int kRowStep = 8, kColStep = 8;
+  static constexpr bool kRunsHere = kByWarps || sizeof(Element) == 4;
   static constexpr int64_t kSummedBytes = 32 * Tile::kSlice;
 
   template <class Ctx>
@@ -86,6 +88,14 @@ struct TensorProducts : TensorTile<Products> {
       if (done % Products::kSummedSlices == 0 || done == all) Tile::move_sums(sums, part);
     });
   }
+};
+
+/// The same by warpgroups, of 16-bit numbers.
+template <class Products>
+struct WarpgroupProducts : WarpgroupTile<Products> {
+  using T = float;
+  using Element = typename Products::Element;
+  static constexpr bool kRunsHere = kByWarpgroups;
 };
 
 /// Calls visit with the kind of products of this name (see operations.h).

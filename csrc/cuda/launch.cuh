@@ -96,6 +96,34 @@ class Launcher {
                                                 cudaDevAttrMaxSharedMemoryPerBlockOptin, device()));
     return shared_memory_;
   }
+  int multiprocessors() {
+    int count = 0;
+    NTKFAST_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device()));
+    return count;
+  }
+  /// Whether this kernel, which multiplies by warpgroups, can run on the current device: one of
+  /// compute capability 9.0, with code for it. Elsewhere nothing is left of the kernel, and it has few
+  /// registers; PTX of older GPUs, compiled by the driver, is such a case.
+  template <class Kernel, class Args>
+  bool multiplies_by_warpgroup() {
+    static std::atomic<std::uint64_t> known{0}, able{0};  // a bit per device, for this kernel
+    const std::uint64_t bit = device() < 64 ? std::uint64_t{1} << device() : 0;
+    if (!(known.load(std::memory_order_acquire) & bit)) {
+      int major = 0, minor = 0;
+      NTKFAST_CUDA_CHECK(
+          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device()));
+      NTKFAST_CUDA_CHECK(
+          cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device()));
+      if (major == 9 && minor == 0) {
+        cudaFuncAttributes attributes{};
+        NTKFAST_CUDA_CHECK(cudaFuncGetAttributes(
+            &attributes, reinterpret_cast<const void*>(&run_kernel<Kernel, Args>)));
+        if (attributes.numRegs > 64) able.fetch_or(bit, std::memory_order_relaxed);
+      }
+      known.fetch_or(bit, std::memory_order_release);
+    }
+    return able.load(std::memory_order_relaxed) & bit;
+  }
 
  private:
   int device() {

@@ -334,12 +334,16 @@ inline ScoreSizes score_sizes(int criterion, int64_t k, int64_t num_candidates,
                256)};
 }
 
+template <class T>
+ScoreSizes score_sizes(const ScoreArgs<T>& args, TileShape tile) {
+  return score_sizes(args.criterion, args.classes, args.num_candidates, args.num_evaluation,
+                     int{sizeof(T)}, tile, args.wanted_blocks);
+}
+
 /// Fills the workspace part of `args`, which is score_sizes(...).total() bytes at `memory`.
 template <class T>
 void place_workspace(ScoreArgs<T>& args, void* memory, TileShape tile) {
-  const ScoreSizes sizes =
-      score_sizes(args.criterion, args.classes, args.num_candidates, args.num_evaluation,
-                  int{sizeof(T)}, tile, args.wanted_blocks);
+  const ScoreSizes sizes = score_sizes(args, tile);
   char* bytes = static_cast<char*>(memory);
   args.points = reinterpret_cast<T*>(bytes);
   args.prepared = reinterpret_cast<T*>(bytes + sizes.points);

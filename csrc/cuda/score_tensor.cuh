@@ -1,5 +1,6 @@
 // Feature-space scoring on tensor cores: mma.sync fed by cp.async, the criterion in the epilogue,
-// from the same prepared points and candidates as the reference kernel of score.cuh.
+// from the same prepared points and candidates as the reference kernel of score.cuh. For GPUs of
+// compute capability 9.0 there is score_warpgroup.cuh.
 //
 // A block scores 128 candidates against one group of tiles of 128 or 64 points. The stream of
 // slices of psi (tensor_tile.cuh) runs on into the next tile while the criterion of this one is
@@ -16,33 +17,70 @@ namespace {
 /// The reference kernel's arguments, with psi in the element type of the products.
 struct TensorScoreArgs {
   ScoreArgs<float> score;  // its covariance part is unused
-  TensorOperand features;
-  int stages;  // slices in shared memory: 2 or 3
+  TensorOperand candidates, points;
+  const int64_t *candidate_rows, *point_rows;  // of each; null: in order
+  const float *candidate_scale, *point_scale;  // of each row, the points' in order; null: one
+  int stages;                                  // slices in shared memory
 };
 
-/// Blocks that a multiprocessor should hold, which bounds the registers of a thread to 255 or 128.
-/// Which is faster, only a clock can tell: -DNTKFAST_SCORE_BLOCKS=1 or 2.
-#if !defined(NTKFAST_SCORE_BLOCKS)
-#define NTKFAST_SCORE_BLOCKS 1
-#endif
-constexpr int kScoreBlocks = NTKFAST_SCORE_BLOCKS;
-
-/// Sums that begin anew take as many registers again: two such blocks hold half a tile each.
-template <class Products, int kBlocks>
-constexpr int kScoreWarpRows = (Products::kSplit && kBlocks > 1) ? 32 : 64;
-template <class Products, int kBlocks = kScoreBlocks>
-using ScoreTile = TensorTile<Products, kScoreWarpRows<Products, kBlocks>>;
-template <class Products, int kBlocks = kScoreBlocks>
-constexpr TileShape score_tile() {
-  using Tile = ScoreTile<Products, kBlocks>;
-  return {Tile::kTile, Tile::kColumns};
+/// sums *= the scales of their rows and columns.
+template <class Tile>
+NTKFAST_DEVICE void scale_sums(const TensorScoreArgs& args, int64_t c0, int64_t x0, int thread,
+                               typename Tile::Sums& sums) {
+  if (!args.point_scale) return;
+  const float* across = args.point_scale + x0 + Tile::col(thread);
+  NTKFAST_UNROLL_DEVICE
+  for (int r = 0; r < Tile::kRows; ++r) {
+    const int64_t c = c0 + Tile::row(thread) + 8 * r;
+    const int64_t row = c >= args.score.num_candidates ? 0
+                        : args.candidate_rows          ? args.candidate_rows[c]
+                                                       : c;
+    const Pair<float> down(args.candidate_scale[row]);
+    NTKFAST_UNROLL_DEVICE
+    for (int n = 0; n < Tile::kPairs; ++n)
+      sums[r][n] = sums[r][n] * load_pair(across + 8 * n) * down;
+  }
 }
 
-template <class Products, class Criterion, int K, int kBlocks = kScoreBlocks>
+/// The sum over kCount pairs of points, 8 apart, of their weights times the criterion.
+/// `candidate` and `points` are the prepared numbers of the candidate and of the first point, which
+/// has the number x; S(n) is the covariance with pair n.
+template <class Criterion, int K, int kCount, int kStride, class Points, class Candidates,
+          class Covariance>
+NTKFAST_DEVICE Pair<float> sum_of_pairs(const ScoreArgs<float>& score, int64_t x, Points points,
+                                        Candidates candidate, const Covariance& S) {
+  const CandidateColumn<float, Candidates> column{candidate};
+  Pair<float> sum(0.0f);
+  NTKFAST_UNROLL_DEVICE
+  for (int n = 0; n < kCount; ++n) {
+    if (x + 8 * n >= score.num_evaluation) continue;
+    const auto weights = points + 8 * n;
+    const PointPair<Points, kStride> point{weights + kStride};
+    const Pair<float> value = Criterion::template value<K>(score.classes, S(n), point, column,
+                                                           static_cast<Pair<float>*>(nullptr));
+    sum = fma_of(load_pair(weights), value, sum);
+  }
+  return sum;
+}
+
+/// Starts copying kWidth numbers of each plane of a bundle, which then lie close together.
+template <int kWidth, int kThreads, class Ctx, class Memory>
+NTKFAST_DEVICE void copy_planes(const Ctx& ctx, Memory to, const float* from, int planes) {
+  constexpr int kPieces = kWidth * int{sizeof(float)} / 16;
+  for (int i = ctx.thread(); i < planes * kPieces; i += kThreads)
+    ctx.copy_async(to + i * 16, from + i / kPieces * kBundle + i % kPieces * 4, 16);
+}
+
+/// The tiles in which work is divided into groups.
+constexpr TileShape kTensorTiles{kTensorTile, kTensorTile};
+
+template <class Products, class Criterion, int K>
 struct ScorePairsTensor {
-  using Tile = ScoreTile<Products, kBlocks>;
+  /// Two blocks on a multiprocessor bound the registers of a thread to 128. Sums that begin anew take
+  /// as many registers again: such blocks hold half a tile each.
+  static constexpr int kResidentBlocks = 2;
+  using Tile = TensorTile<Products, Products::kSplit ? 32 : 64>;
   static constexpr int kThreads = Tile::kThreads;
-  static constexpr int kResidentBlocks = kBlocks;
   static constexpr int kTile = Tile::kTile;
   static constexpr int kColumns = Tile::kColumns;
   static constexpr int kSlice = Tile::kSlice;
@@ -62,6 +100,7 @@ struct ScorePairsTensor {
 
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const TensorScoreArgs& args) {
+    if constexpr (!kByWarps) return;
     const ScoreArgs<float>& score = args.score;
     const int thread = ctx.thread(), lane = thread % 32, warp = thread / 32;
     const int warp_row = Tile::kWarpRows * (warp / kWarpColumns), warp_column = warp % kWarpColumns;
@@ -74,8 +113,8 @@ struct ScorePairsTensor {
         (first_tile + score.tiles_per_group < num_tiles ? first_tile + score.tiles_per_group
                                                         : num_tiles) -
         first_tile;
-    const int slices = args.features.depth_bytes > kSlice
-                           ? static_cast<int>(div_up(args.features.depth_bytes, kSlice))
+    const int slices = args.points.depth_bytes > kSlice
+                           ? static_cast<int>(div_up(args.points.depth_bytes, kSlice))
                            : 1;
     const int64_t steps = tiles * slices;
 
@@ -99,21 +138,21 @@ struct ScorePairsTensor {
       for (int r = 0; r < Tile::kRows; ++r)
         totals[warp_column * kTile + warp_row + 8 * r + lane / 4] = 0.0;
     }
-    if (kPlanesShared) copy_planes<kTile>(ctx, plane_bytes, prepared, candidate_planes);
+    if (kPlanesShared) copy_planes<kTile, kThreads>(ctx, plane_bytes, prepared, candidate_planes);
 
     typename Tile::LeftSource candidate_rows;
     typename Tile::RightSource point_rows;
-    candidate_rows.find(thread, args.features, score.candidates, c0, score.num_candidates);
+    candidate_rows.find(thread, args.candidates, args.candidate_rows, c0, score.num_candidates);
     int next_slice = 0, next_stage = 0;
     int64_t next_tile = first_tile;
     const auto issue = [&] {  // the next slice
       if (next_slice == 0)
-        point_rows.find(thread, args.features, score.evaluation, next_tile * kColumns,
+        point_rows.find(thread, args.points, args.point_rows, next_tile * kColumns,
                         score.num_evaluation);
       const auto stage = slice_memory + next_stage * Tile::kStageBytes;
       next_stage = next_stage + 1 < stages ? next_stage + 1 : 0;
-      Tile::copy_slice(ctx, args.features, candidate_rows, next_slice, stage);
-      Tile::copy_slice(ctx, args.features, point_rows, next_slice, stage + kTile * kSlice);
+      Tile::copy_slice(ctx, args.candidates, candidate_rows, next_slice, stage);
+      Tile::copy_slice(ctx, args.points, point_rows, next_slice, stage + kTile * kSlice);
       if (++next_slice == slices) {
         next_slice = 0;
         ++next_tile;
@@ -143,7 +182,7 @@ struct ScorePairsTensor {
         ctx.barrier();
         // Everybody has finished the previous slice, and before the first one the previous tile.
         if (kPlanesShared && slice == 0)
-          copy_planes<kColumns>(ctx,
+          copy_planes<kColumns, kThreads>(ctx,
                                 plane_bytes + candidate_planes * kTile * int64_t{sizeof(float)},
                                 points, point_planes);
         if (step + stages - 1 < steps) issue();
@@ -156,7 +195,7 @@ struct ScorePairsTensor {
           Tile::multiply_slice(ctx, left, right, lane, part);
           if ((slice + 1) % Products::kSummedSlices == 0 || slice + 1 == slices)
             Tile::move_sums(sums, part);
-        } else {  // what is cut off is less than what the operands lose in rounding
+        } else {  // registers do not hold sums of their own; less is cut off than rounding loses
           Tile::multiply_slice(ctx, left, right, lane, sums);
         }
       }
@@ -164,6 +203,7 @@ struct ScorePairsTensor {
         ctx.template wait_copies<0>();
         ctx.barrier();
       }
+      scale_sums<Tile>(args, c0, x0, thread, sums);
       if constexpr (kPlanesShared) {
         epilogue<kColumns>(ctx, score, c0, x0, planes + candidate_planes * kTile, planes, totals,
                            sums);
@@ -182,14 +222,6 @@ struct ScorePairsTensor {
   }
 
  private:
-  /// Starts copying kWidth numbers of each plane of a bundle, which then lie close together.
-  template <int kWidth, class Ctx, class Memory>
-  static NTKFAST_DEVICE void copy_planes(const Ctx& ctx, Memory to, const float* from, int planes) {
-    constexpr int kPieces = kWidth * int{sizeof(float)} / 16;
-    for (int i = ctx.thread(); i < planes * kPieces; i += kThreads)
-      ctx.copy_async(to + i * 16, from + i / kPieces * kBundle + i % kPieces * 4, 16);
-  }
-
   /// totals += the criterion of every pair of the warp's part, summed over its columns.
   template <int kPointStride, class Ctx, class Points, class Candidates, class Totals>
   static NTKFAST_DEVICE void epilogue(const Ctx& ctx, const ScoreArgs<float>& score, int64_t c0,
@@ -202,19 +234,10 @@ struct ScorePairsTensor {
     for (int r = 0; r < Tile::kRows; ++r) {
       const int row = first_row + 8 * r;
       Pair<float> sum(0.0f);
-      if (c0 + row < score.num_candidates) {
-        const CandidateColumn<float, Candidates> candidate{candidates + row};
-        NTKFAST_UNROLL_DEVICE
-        for (int n = 0; n < Tile::kPairs; ++n) {
-          const int col = first_col + 8 * n;
-          if (x0 + col >= score.num_evaluation) continue;
-          const auto weights = points + col;
-          const PointPair<Points, kPointStride> point{weights + kPointStride};
-          const Pair<float> value = Criterion::template value<K>(
-              score.classes, sums[0][n], point, candidate, static_cast<Pair<float>*>(nullptr));
-          sum = fma_of(load_pair(weights), value, sum);
-        }
-      }
+      if (c0 + row < score.num_candidates)
+        sum = sum_of_pairs<Criterion, K, Tile::kPairs, kPointStride>(
+            score, x0 + first_col, points + first_col, candidates + row,
+            [&](int n) { return sums[0][n]; });
       const float total = sum_lanes<4>(ctx, sum.v[0] + sum.v[1]);
       if (lane % 4 == 0) totals[(warp % kWarpColumns) * kTile + row] += static_cast<double>(total);
       NTKFAST_UNROLL_DEVICE
@@ -226,41 +249,19 @@ struct ScorePairsTensor {
   }
 };
 
-/// The whole call with one criterion and number of classes (see visit_classes). `args` lacks its
-/// workspace and stages.
-template <class Products, class Criterion, int K, int kBlocks = kScoreBlocks, class Launcher,
-          class Prepare>
-void launch_score_tensor_as(Launcher& launcher, TensorScoreArgs args, void* workspace,
-                            const Prepare& prepare) {
-  ScoreArgs<float>& score = args.score;
-  if (score.num_candidates == 0) return;
-  place_workspace(score, workspace, score_tile<Products, kBlocks>());
-  if (score.num_evaluation > 0) {
-    prepare(score);
-    using Kernel = ScorePairsTensor<Products, Criterion, K, kBlocks>;
-    const int classes = score.classes;
-    // A multiprocessor holds 1 KB more than a block may have, and takes as much for each block.
-    // What blocks do not take is first-level cache, where the planes are that are not shared.
-    const int room = (launcher.shared_memory() + 1024) / kBlocks - 1024;
-    const bool spares_cache = kBlocks > 1 && !Kernel::kPlanesShared;
-    args.stages = Kernel::shared_bytes(classes, 3) <= room && !spares_cache ? 3 : 2;
-    launcher.template run<Kernel>({div_up(score.num_candidates, kTensorTile) * score.num_groups, 1},
-                                  Kernel::shared_bytes(classes, args.stages), args);
-  }
-  launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0, score);
-}
-
-/// The whole call on tensor cores. `prepare` launches what launch_prepare does.
-template <class Products, class Launcher, class Prepare>
-void launch_score_tensor(Launcher& launcher, const TensorScoreArgs& args, void* workspace,
-                         const Prepare& prepare) {
-  visit_scalar(args.score.criterion, [&](auto criterion) {
-    using Criterion = decltype(criterion);
-    visit_classes<Criterion>(args.score.classes, [&](auto classes) {
-      launch_score_tensor_as<Products, Criterion, decltype(classes)::value>(launcher, args,
-                                                                            workspace, prepare);
-    });
-  });
+template <class Products, class Criterion, int K, class Launcher>
+void launch_pairs_tensor(Launcher& launcher, TensorScoreArgs args) {
+  using Kernel = ScorePairsTensor<Products, Criterion, K>;
+  const int classes = args.score.classes;
+  // A multiprocessor holds 1 KB more than a block may have, and takes as much for each block.
+  // What blocks do not take is first-level cache, where the planes are that are not shared.
+  constexpr int kBlocks = Kernel::kResidentBlocks;
+  const int room = (launcher.shared_memory() + 1024) / kBlocks - 1024;
+  args.stages = Kernel::shared_bytes(classes, 3) <= room && Kernel::kPlanesShared ? 3 : 2;
+  args.score.tiles_per_group *= kTensorTile / Kernel::kColumns;
+  launcher.template run<Kernel>(
+      {div_up(args.score.num_candidates, kTensorTile) * args.score.num_groups, 1},
+      Kernel::shared_bytes(classes, args.stages), args);
 }
 
 }  // namespace

@@ -12,6 +12,8 @@
 // are added up outside.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/lanes.cuh"
 
 namespace ntkfast {
@@ -26,6 +28,21 @@ struct Bf16Products {  // of bfloat16 numbers: exact
   using Operand = Bf16;
   static constexpr bool kSplit = false;
   static constexpr int kSummedSlices = 32;
+};
+/// Of float32 numbers rounded to float16 numbers and a power of two per row (split_rows.cuh).
+struct Fp16Products {
+  using Element = Float16;
+  using Operand = Fp16;
+  static constexpr bool kSplit = false;
+  static constexpr int kSummedSlices = 32;
+};
+/// Of float32 numbers as sums of two float16 numbers; the product of the small parts is dropped.
+/// Short sums leave 5e-7 of what is cut off, less than the rounding of float32 adds up to.
+struct SplitFp16Products {
+  using Element = Float16;
+  using Operand = Fp16;
+  static constexpr bool kSplit = true;
+  static constexpr int kSummedSlices = 4;
 };
 struct Tf32Products {  // of float32 numbers rounded to tf32
   using Element = float;
@@ -96,6 +113,10 @@ struct TensorTile {
   static constexpr int kStageBytes = (kTile + kColumns) * kSlice;
   static constexpr int kSharedBytes = kStages * kStageBytes;
   static constexpr int kRows = WarpRows / 8, kPairs = 4;
+  static constexpr int kRowStep = 8, kColStep = 8;
+  /// Float16 numbers are made by split_rows.cuh.
+  static constexpr bool kAlwaysAligned =
+      std::is_same<typename Products::Element, Float16>::value;
   /// sums[r][n]: row 8 r + lane / 4, columns 8 n + 2 (lane % 4), + 1 of the warp's part.
   using Sums = Pair<float>[kRows][kPairs];
   static NTKFAST_DEVICE int row(int thread) {
@@ -139,7 +160,7 @@ struct TensorTile {
     const int valid = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
     if (valid == 0) offset = -16 * chunk;  // nothing is read there; all the same inside the row
     const auto place = to + (r * kSlice + (chunk ^ (r % kChunks)) * 16);
-    if (from.aligned) {
+    if (kAlwaysAligned || from.aligned) {
       NTKFAST_UNROLL_DEVICE
       for (int i = 0; i < kCount; ++i) {
         const int bytes = source.inside >> i & 1 ? valid : 0;
@@ -153,38 +174,47 @@ struct TensorTile {
     }
   }
 
-  /// sums += A B^T over one slice: kWarpRows rows of `a`, 32 rows of `b`, four steps of 32 bytes.
+  /// Whether a slice holds both parts of its numbers, the small ones behind the large ones.
+  static constexpr bool kStoredParts = Products::kSplit && sizeof(typename Products::Element) == 2;
+
+  /// sums += A B^T over one slice: kWarpRows rows of `a`, 32 rows of `b`, steps of 32 bytes.
   template <class Ctx, class Memory>
   static NTKFAST_DEVICE void multiply_slice(const Ctx& ctx, Memory a, Memory b, int lane,
                                             Sums& sums) {
     const int row = lane % 8, matrix = lane / 8;
+    // 32 bytes of 16 rows, and where they are split also the small parts.
+    const auto load = [&](Memory from, int r, int chunk, uint32_t(&value)[4], uint32_t(&small)[4]) {
+      ctx.load_matrices(from + (r * kSlice + (chunk ^ row) * 16), value);
+      if constexpr (kStoredParts) {
+        ctx.load_matrices(from + (r * kSlice + ((chunk + kChunks / 2) ^ row) * 16), small);
+      } else {
+        round_operand(ctx, value, small);
+      }
+    };
     NTKFAST_UNROLL_DEVICE
-    for (int s = 0; s < kSlice / 32; ++s) {
+    for (int s = 0; s < kSlice / (kStoredParts ? 64 : 32); ++s) {
       // Registers of A: rows 0-7 and 8-15 of the first 16 bytes, then of the second. Of B: first
       // and second 16 bytes of columns 0-7, then of columns 8-15.
       uint32_t right[2][4], right_small[2][4];
       NTKFAST_UNROLL_DEVICE
       for (int n = 0; n < 2; ++n) {
-        const int r = 16 * n + row + 8 * (matrix / 2);
-        ctx.load_matrices(b + (r * kSlice + ((2 * s + matrix % 2) ^ row) * 16), right[n]);
-        round_operand(ctx, right[n], right_small[n]);
+        load(b, 16 * n + row + 8 * (matrix / 2), 2 * s + matrix % 2, right[n], right_small[n]);
       }
       NTKFAST_UNROLL_DEVICE
       for (int m = 0; m < kRows / 2; ++m) {
         uint32_t left[4], left_small[4];
-        const int r = 16 * m + row + 8 * (matrix % 2);
-        ctx.load_matrices(a + (r * kSlice + ((2 * s + matrix / 2) ^ row) * 16), left);
-        round_operand(ctx, left, left_small);
+        load(a, 16 * m + row + 8 * (matrix % 2), 2 * s + matrix / 2, left, left_small);
         NTKFAST_UNROLL_DEVICE
         for (int n = 0; n < 4; ++n) {
           const int i = n / 2, j = 2 * (n % 2);
           float c[4] = {sums[2 * m][n].v[0], sums[2 * m][n].v[1], sums[2 * m + 1][n].v[0],
                         sums[2 * m + 1][n].v[1]};
+          const typename Products::Operand type{};
           if constexpr (Products::kSplit) {  // small terms first
-            ctx.multiply(Tf32{}, c, left_small, right[i][j], right[i][j + 1]);
-            ctx.multiply(Tf32{}, c, left, right_small[i][j], right_small[i][j + 1]);
+            ctx.multiply(type, c, left_small, right[i][j], right[i][j + 1]);
+            ctx.multiply(type, c, left, right_small[i][j], right_small[i][j + 1]);
           }
-          ctx.multiply(typename Products::Operand{}, c, left, right[i][j], right[i][j + 1]);
+          ctx.multiply(type, c, left, right[i][j], right[i][j + 1]);
           sums[2 * m][n].v[0] = c[0];
           sums[2 * m][n].v[1] = c[1];
           sums[2 * m + 1][n].v[0] = c[2];

@@ -23,7 +23,7 @@ bool cuda_compiled() { return false; }
 bool cuda_emulated() { return false; }
 std::string cuda_problem() { return kProblem; }
 
-Size score_features_cuda_workspace(Text, Size, Size, Size, Text) { fail(); }
+Size score_features_cuda_workspace(View, const ScoreCall&, Text) { fail(); }
 void score_features_cuda(View, const ScoreCall&, Text, const Workspace&, void*) { fail(); }
 Size score_dense_cuda_workspace(Text, Size, Size, Size, bool) { fail(); }
 void score_dense_cuda(View, View, const ScoreCall&, const Workspace&, void*) { fail(); }
@@ -44,7 +44,8 @@ void select_variance_reduction_cuda(View, View, View, View, View, View, View, Vi
 }
 void cholesky_cuda(View, View, void*) { fail(); }
 void triangular_solve_cuda(View, View, bool, void*) { fail(); }
-void gram_add_cuda(View, View, View, bool, Text, void*) { fail(); }
+Size gram_add_cuda_workspace(View, View, Text) { fail(); }
+void gram_add_cuda(View, View, View, bool, Text, const Workspace&, void*) { fail(); }
 void gram_ghost_cuda(View, View, View, View, View, bool, Text, void*) { fail(); }
 Size sketch_cuda_workspace(Size, Size, Size) { fail(); }
 void sketch_add_cuda(View, Size, Key, Key, View, const Workspace&, void*) { fail(); }

@@ -283,8 +283,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("cuda_problem", &cuda_problem, no_gil);
   m.def("cuda_available", [] { return cuda_problem().empty(); }, no_gil);
 
-  gpu(m, "cuda_score_features_workspace", score_features_cuda_workspace, "criterion", "num_classes",
-      "num_candidates", "num_evaluation", "products");
+  gpu(m, "cuda_score_features_workspace", score_features_cuda_workspace, "psi", "call", "products");
   gpu(m, "cuda_score_features", score_features_cuda, "psi", "call", "products", "workspace",
       "stream");
   gpu(m, "cuda_score_dense_workspace", score_dense_cuda_workspace, "criterion", "num_classes",
@@ -312,7 +311,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       "workspace", "stream");
   gpu(m, "cuda_cholesky", cholesky_cuda, out("A"), out("failed"), "stream");
   gpu(m, "cuda_triangular_solve", triangular_solve_cuda, "L", out("B"), "transpose", "stream");
-  gpu(m, "cuda_gram_add", gram_add_cuda, "A", "B", out("out"), "lower", "products", "stream");
+  gpu(m, "cuda_gram_add_workspace", gram_add_cuda_workspace, "A", "B", "products");
+  gpu(m, "cuda_gram_add", gram_add_cuda, "A", "B", out("out"), "lower", "products", "workspace",
+      "stream");
   gpu(m, "cuda_gram_ghost", gram_ghost_cuda, "left", "right", "left2", "right2", out("out"),
       "lower", "products", "stream");
   gpu(m, "cuda_sketch_workspace", sketch_cuda_workspace, "start", "count", "dim");

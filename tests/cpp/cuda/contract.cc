@@ -48,12 +48,16 @@ std::vector<T> kept(const std::vector<T>& matrix, int64_t cols, bool lower) {
   return result;
 }
 
+/// `wanted`: bytes of split rows at once.
 template <class Products>
 void check_gram_add(int64_t n, int64_t m, int64_t depth, int gap, bool lower, int bits = 4,
-                    double tolerance = 1e-6, emulation::Options options = {}) {
-  using T = typename Products::T;
+                    double tolerance = 1e-6, emulation::Options options = {},
+                    int64_t wanted = SplitGram<Fp16Products>::kWantedBytes) {
+  constexpr bool kSplitRows = std::is_same<typename Products::Element, Float16>::value;
+  using Element = std::conditional_t<kSplitRows, float, typename Products::Element>;
+  using T = std::conditional_t<std::is_same<Element, double>::value, double, float>;
   const int64_t stride = round_to(depth, 8) + gap;
-  const Numbers<typename Products::Element> A(n, stride, 1, bits), B(m, stride, 2, bits);
+  const Numbers<Element> A(n, stride, 1, bits), B(m, stride, 2, bits);
   auto out = random_matrix<T>(n, m, 3);
   std::vector<double> expected(out.begin(), out.end());
   for (int64_t i = 0; i < n; ++i)
@@ -61,9 +65,22 @@ void check_gram_add(int64_t n, int64_t m, int64_t depth, int gap, bool lower, in
       for (int64_t k = 0; k < depth; ++k)
         expected[static_cast<std::size_t>(i * m + j)] += A[i * stride + k] * B[j * stride + k];
   emulation::Launcher launcher(options);
-  launch_gram_add<Products>(launcher, GramAddArgs<T>{tensor_operand(A.data(), stride, depth),
-                                                     tensor_operand(B.data(), stride, depth), n, m,
-                                                     out.data(), m, lower});
+  GramAddArgs<T> args{};
+  args.rows = n;
+  args.cols = m;
+  args.out = out.data();
+  args.out_stride = m;
+  args.lower = lower;
+  if constexpr (kSplitRows) {
+    const SplitGram<Products> split(n, m, depth, false, wanted);
+    const std::unique_ptr<void, decltype(&std::free)> memory(
+        std::aligned_alloc(256, static_cast<std::size_t>(split.bytes())), &std::free);
+    split.launch(launcher, A.data(), stride, B.data(), stride, memory.get(), args);
+  } else {
+    args.left = tensor_operand(A.data(), stride, depth);
+    args.right = tensor_operand(B.data(), stride, depth);
+    launch_gram_add<Products>(launcher, args);
+  }
   expect_close(kept(out, m, lower), kept(expected, m, lower), tolerance, "gram_add");
 }
 NTKFAST_TEST(gram_add_plain) {
@@ -74,17 +91,24 @@ NTKFAST_TEST(gram_add_plain) {
   check_gram_add<PlainProducts<double>>(3, 2, 2100, 0, true, 4, 1e-14);
 }
 NTKFAST_TEST(gram_add_tensor) {
-  for (const int gap : {0, 3}) {  // of elements between rows: unaligned
-    check_gram_add<TensorProducts<Bf16Products>>(130, 37, 75, gap, false);
-    check_gram_add<TensorProducts<Tf32Products>>(130, 37, 75, gap, false);
+  for (const bool warpgroups : {false, true}) {
+    emulation::Options options;
+    options.warpgroups = warpgroups;
+    for (const int gap : {0, 3}) {  // of elements between rows: unaligned
+      check_gram_add<Bf16Products>(130, 37, 75, gap, false, 4, 1e-6, options);
+      check_gram_add<Fp16Products>(130, 37, 75, gap, false, 4, 1e-6, options);
+    }
+    check_gram_add<Fp16Products>(140, 140, 8, 0, true, 4, 1e-6, options);
+    check_gram_add<Bf16Products>(9, 5, 2100, 0, false, 4, 1e-6, options);  // summed in two parts
+    check_gram_add<Fp16Products>(9, 5, 2500, 0, false, 4, 1e-6, options, 1);  // and in three calls
+    // Sixteen bits: two float16 numbers hold them, one does not.
+    check_gram_add<SplitFp16Products>(20, 30, 400, 0, false, 16, 1e-6, options);
+    for (const emulation::Order order : emulation::kOrders) {
+      options.order = order;
+      options.copies_land_at_wait = true;
+      check_gram_add<Bf16Products>(20, 30, 540, 0, false, 4, 1e-6, options);
+    }
   }
-  check_gram_add<TensorProducts<Tf32Products>>(140, 140, 8, 0, true);
-  check_gram_add<TensorProducts<Tf32Products>>(9, 5, 1100, 0, false);  // summed in two parts
-  check_gram_add<TensorProducts<Bf16Products>>(9, 5, 2100, 0, false);
-  // Sixteen bits: two tf32 numbers hold them, one does not.
-  check_gram_add<TensorProducts<SplitTf32Products>>(20, 30, 40, 0, false, 16, 1e-6);
-  for (const emulation::Order order : emulation::kOrders)
-    check_gram_add<TensorProducts<Tf32Products>>(20, 30, 140, 0, false, 4, 1e-6, {order, true});
 }
 
 struct GhostShape {

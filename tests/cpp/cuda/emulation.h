@@ -55,10 +55,21 @@ struct Options {
   Order order = Order::kForward;
   bool copies_land_at_wait = false;
   int shared_memory = kLargeSharedMemory;
+  bool warpgroups = true;  // products of warpgroups, with shared memory of so much
+  int least_for_warpgroups = kLargeSharedMemory;
 };
 
 constexpr int kWarp = 32;
+class Block;
 constexpr std::size_t kStackBytes = 256 * 1024;
+
+/// A product of a warpgroup that one thread has started: its sums and the operands' first rows.
+struct Product {
+  void (*run)(Block& block, int thread, void* sums, int a, int b, bool accumulate);
+  void* sums;
+  int a, b;
+  bool accumulate;
+};
 
 struct Copy {
   int to;
@@ -112,7 +123,6 @@ inline void switch_places(Place& from, Place& to) {
 }
 #endif
 
-class Block;
 struct Fiber {
   enum class State { kReady, kAtWarp, kAtBlock, kDone };
   Place place;
@@ -123,6 +133,9 @@ struct Fiber {
   void (*collective)(Block&, void* const* lanes) = nullptr;
   std::vector<Copy> open_copies;
   std::deque<std::vector<Copy>> copy_groups;
+  std::vector<Product> open_products;
+  std::deque<std::vector<Product>> product_groups;
+  int published = 0;  // how often
   void* fake_stack = nullptr;
 };
 
@@ -161,6 +174,8 @@ class Block {
       std::size_t open = fiber.open_copies.size();
       for (const auto& group : fiber.copy_groups) open += group.size();
       if (open > 0) throw Failure("a thread ends with unfinished asynchronous copies");
+      if (!fiber.open_products.empty() || !fiber.product_groups.empty())
+        throw Failure("a thread ends with unfinished products");
     }
   }
 
@@ -193,6 +208,37 @@ class Block {
     std::memcpy(memory_.data() + offset, from, static_cast<std::size_t>(bytes));
   }
 
+  /// Four bytes of an operand of a warpgroup's product.
+  std::uint32_t read_operand(int thread, int offset) {
+    std::uint32_t word;
+    read(thread, offset, 4, &word);
+    for (int i = offset; i < offset + 4; ++i) {
+      const Shadow& s = shadow_[static_cast<std::size_t>(i)];
+      if (fibers_[static_cast<std::size_t>(s.writer)].published <= s.published)
+        fail("multiplies what its writer has not published", thread, i, s.writer);
+    }
+    return word;
+  }
+  void publish(int thread) { ++fibers_[static_cast<std::size_t>(thread)].published; }
+  void start_product(int thread, const Product& product) {
+    if (options_.copies_land_at_wait) {
+      fibers_[static_cast<std::size_t>(thread)].open_products.push_back(product);
+    } else {
+      product.run(*this, thread, product.sums, product.a, product.b, product.accumulate);
+    }
+  }
+  void commit_products(int thread) {
+    Fiber& fiber = fibers_[static_cast<std::size_t>(thread)];
+    fiber.product_groups.push_back(std::move(fiber.open_products));
+    fiber.open_products.clear();
+  }
+  void wait_products(int thread, std::size_t open) {
+    Fiber& fiber = fibers_[static_cast<std::size_t>(thread)];
+    for (; fiber.product_groups.size() > open; fiber.product_groups.pop_front())
+      for (const Product& p : fiber.product_groups.front())
+        p.run(*this, thread, p.sums, p.a, p.b, p.accumulate);
+  }
+
   void issue_copy(int thread, const Copy& copy) {
     claim(thread, copy.to, 16, true);
     if (!options_.copies_land_at_wait) land(copy);
@@ -213,6 +259,7 @@ class Block {
           s.in_flight = false;
           s.writer = thread;
           s.write_epoch = epoch_;
+          s.published = fiber.published;
         }
       }
     }
@@ -229,6 +276,7 @@ class Block {
   struct Shadow {
     int writer = -1, reader = -1;
     int write_epoch = 0, read_epoch = 0;
+    int published = 0;  // how often its writer had, before
     bool written = false, in_flight = false;
   };
 
@@ -256,6 +304,7 @@ class Block {
       s.write_epoch = epoch_;
       s.written = true;
       s.in_flight = in_flight;
+      s.published = fibers_[static_cast<std::size_t>(thread)].published;
     }
   }
   void land(const Copy& copy) {
@@ -335,6 +384,9 @@ class Block {
     fiber.state = Fiber::State::kReady;
     fiber.open_copies.clear();
     fiber.copy_groups.clear();
+    fiber.open_products.clear();
+    fiber.product_groups.clear();
+    fiber.published = 0;
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
 #endif
@@ -524,6 +576,71 @@ class Context {
     std::copy(operands.c, operands.c + 4, c);
   }
 
+  void publish_operands() const { block_.publish(thread_); }
+  void start_products() const {}
+  void commit_products() const { block_.commit_products(thread_); }
+  template <int kOpen>
+  void wait_groups() const {
+    block_.wait_products(thread_, kOpen);
+  }
+  template <class Sums>
+  void wait_products(Sums&) const {
+    block_.wait_products(thread_, 0);
+  }
+  template <class Type, class Sums>
+  void multiply_shared(Type, Sums& sums, Shared<unsigned char> a, Shared<unsigned char> b,
+                       bool accumulate) const {
+    for (const auto& operand : {a, b})
+      if (operand.offset % 32 != 0 || operand.offset % 1024 >= 128)
+        block_.fail("misaligned operand", thread_, operand.offset);
+    block_.start_product(
+        thread_, {[](Block& block, int thread, void* to, int first_a, int first_b, bool add) {
+                    Sums& target = *static_cast<Sums*>(to);
+                    const auto word = [&](int first, int row, int w) {
+                      const int place = first + 128 * row + 4 * w;
+                      return block.read_operand(thread, place ^ (place >> 7 & 7) << 4);
+                    };
+                    const int lane = thread % kWarp, warp = thread / kWarp % 4;
+                    std::uint32_t left[2][8];
+                    for (int r = 0; r < 2; ++r)
+                      for (int w = 0; w < 8; ++w)
+                        left[r][w] = word(first_a, 16 * warp + 8 * r + lane / 4, w);
+                    for (int n = 0; n < 16; ++n) {
+                      for (int i = 0; i < 2; ++i) {
+                        std::uint32_t right[8];
+                        for (int w = 0; w < 8; ++w)
+                          right[w] = word(first_b, 8 * n + 2 * (lane % 4) + i, w);
+                        for (int r = 0; r < 2; ++r) {
+                          float& c = target[r][n].v[i];
+                          double sum = add ? double{c} : 0.0;
+                          for (int w = 0; w < 8; ++w)
+                            sum += product(Type{}, left[r][w], right[w]);
+                          c = cut_off(sum);
+                        }
+                      }
+                    }
+                  },
+                  &sums, a.offset, b.offset, accumulate});
+  }
+
+  Float16 round_fp16(float x) const {
+    const std::uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000u;
+    const float size = std::abs(x);
+    if (std::isnan(x)) return {static_cast<std::uint16_t>(sign | 0x7e00u)};
+    if (size >= 65520.0f) return {static_cast<std::uint16_t>(sign | 0x7c00u)};
+    if (size < 0x1p-14f)  // multiples of 2^-24
+      return {static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>(std::nearbyint(size * 0x1p24f)))};
+    const std::uint32_t rounded = (bits & 0x7fffffffu) + 0xfffu + (bits >> 13 & 1);
+    return {static_cast<std::uint16_t>(sign | (rounded - (112u << 23)) >> 13)};
+  }
+  static float to_float(Float16 x) {
+    const int exponent = x.bits >> 10 & 0x1f, fraction = x.bits & 0x3ff;
+    const double size = exponent == 0    ? std::ldexp(fraction, -24)
+                        : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                         : std::ldexp(1024 + fraction, exponent - 25);
+    return static_cast<float>(x.bits & 0x8000 ? -size : size);
+  }
+
   float round_tf32(float x) const {
     const std::uint32_t bits = bits_of(x);
     return std::isfinite(x) ? float_of((bits + 0xfffu + (bits >> 13 & 1)) & ~0x1fffu) : x;
@@ -539,6 +656,12 @@ class Context {
   static double product(Tf32, std::uint32_t a, std::uint32_t b) {
     return double{float_of(a & ~0x1fffu)} * double{float_of(b & ~0x1fffu)};
   }
+  static double product(Fp16, std::uint32_t a, std::uint32_t b) {
+    const auto half = [](std::uint32_t bits) {
+      return double{to_float(Float16{static_cast<std::uint16_t>(bits)})};
+    };
+    return half(a) * half(b) + half(a >> 16) * half(b >> 16);
+  }
   static double product(Bf16, std::uint32_t a, std::uint32_t b) {
     return double{float_of(a << 16)} * double{float_of(b << 16)} +
            double{float_of(a & 0xffff0000u)} * double{float_of(b & 0xffff0000u)};
@@ -553,6 +676,11 @@ class Launcher {
  public:
   explicit Launcher(Options options = {}) : options_(options) {}
   int shared_memory() const { return options_.shared_memory; }
+  int multiprocessors() const { return 3; }
+  template <class Kernel, class Args>
+  bool multiplies_by_warpgroup() const {
+    return options_.warpgroups && options_.shared_memory >= options_.least_for_warpgroups;
+  }
 
   template <class Kernel, class Args>
   void run(Grid grid, int shared_bytes, const Args& args) {

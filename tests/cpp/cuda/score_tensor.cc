@@ -1,5 +1,5 @@
-// The tensor-core kernel in each kind of products against the CPU engine in float64.
-#include "cuda/score_tensor.cuh"
+// The tensor-core kernels in each kind of products against the CPU engine in float64.
+#include "cuda/score_warpgroup.cuh"
 
 #include "matrices.h"
 #include "score_problem.h"
@@ -15,29 +15,54 @@ struct As {
   static constexpr int K = K_;
 };
 
+/// Memory aligned like that of a GPU; its end is the sanitizer's.
+class Memory {
+ public:
+  explicit Memory(std::int64_t bytes)
+      : data_(static_cast<unsigned char*>(
+                  std::aligned_alloc(256, static_cast<std::size_t>(round_to(bytes + 1, 256)))),
+              &std::free) {
+    std::memset(data_.get(), 0xff, static_cast<std::size_t>(bytes));
+  }
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_.get());
+  }
+
+ private:
+  std::unique_ptr<unsigned char, decltype(&std::free)> data_;
+};
+
 /// `gap` elements between rows make the rows unaligned.
-template <class Products, class Choice, int kBlocks = kScoreBlocks>
+template <class Products, class Choice>
 std::vector<double> run_tensor(const Problem& problem, const emulation::Options& options,
                                int gap = 0, int64_t wanted_blocks = kWantedBlocks) {
-  using Element = typename Products::Element;
+  constexpr bool kStored = std::is_same<typename Products::Element, BFloat16>::value;
+  using Element = std::conditional_t<kStored, BFloat16, float>;
   constexpr int kPerChunk = 16 / int{sizeof(Element)};
   const int stride = (problem.d + kPerChunk - 1) / kPerChunk * kPerChunk + gap;
-  const std::size_t bytes = static_cast<std::size_t>(problem.N * stride) * sizeof(Element);
-  const std::unique_ptr<Element, decltype(&std::free)> psi(
-      static_cast<Element*>(std::aligned_alloc(16, (bytes + 31) / 16 * 16)), &std::free);
-  std::memset(static_cast<void*>(psi.get()), 0xff, bytes);
+  const Memory psi(std::int64_t{problem.N} * stride * int{sizeof(Element)});
   for (int i = 0; i < problem.N; ++i)
     for (int j = 0; j < problem.d; ++j)
-      psi.get()[i * stride + j] =
+      psi.as<Element>()[i * stride + j] =
           element_of<Element>(problem.psi[static_cast<std::size_t>(i * problem.d + j)]);
   TensorScoreArgs args{};
   args.score = problem.args<float>();
   args.score.wanted_blocks = wanted_blocks;
-  args.features = tensor_operand(psi.get(), stride, problem.d);
+  const SplitScore split(args.score, problem.d, Products::kSplit);
+  const Memory halves(split.bytes());
+  emulation::Launcher splitter(options);
+  if constexpr (kStored) {
+    args.candidates = args.points = tensor_operand(psi.as<Element>(), stride, problem.d);
+    args.candidate_rows = args.score.candidates;
+    args.point_rows = args.score.evaluation;
+  } else {
+    split.launch<Products::kSplit>(splitter, psi.as<Element>(), stride, halves.as<void>(), args);
+  }
   return run_score(
-      problem, args.score, score_tile<Products, kBlocks>(), sizeof(float),
+      problem, args.score, kTensorTiles, sizeof(float),
       [&](auto& launcher, void* workspace) {
-        launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K, kBlocks>(
+        launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K>(
             launcher, args, workspace,
             [&](const PrepareArgs<float>& prepared) { launch_prepare(launcher, prepared); });
       },
@@ -46,89 +71,171 @@ std::vector<double> run_tensor(const Problem& problem, const emulation::Options&
 
 /// A small ragged problem for the kernel unrolled for K classes, or the loop over any number.
 template <class Products, int K>
-void check_every_criterion(int classes, int d) {
+void check_every_criterion(int classes, int d, const emulation::Options& options) {
   int index = 0;
   const auto check = [&](auto criterion) {
     using Criterion = decltype(criterion);
     const Problem problem(index++, classes, 150, 37, 133, d);
     constexpr int kClasses = has<Criterion>(kLookAhead) ? K : 1;
-    compare(problem, run_tensor<Products, As<Criterion, kClasses>>(problem, {}), 2e-5);
+    compare(problem, run_tensor<Products, As<Criterion, kClasses>>(problem, options), 2e-5);
   };
   for (int i = 0; i < Criteria::size; ++i) visit_scalar(i, check);
 }
+const emulation::Options kNoWarpgroups{emulation::Order::kForward, false,
+                                  emulation::kLargeSharedMemory, false};
 // The problems' features have eight significant bits: every kind of products is exact.
-NTKFAST_TEST(score_tensor_bf16) { check_every_criterion<Bf16Products, kAnyClasses>(3, 19); }
-NTKFAST_TEST(score_tensor_tf32) { check_every_criterion<Tf32Products, 2>(2, 37); }
+NTKFAST_TEST(score_tensor_bf16) {
+  check_every_criterion<Bf16Products, kAnyClasses>(3, 19, kNoWarpgroups);
+  check_every_criterion<Bf16Products, kAnyClasses>(3, 19, {});
+}
+NTKFAST_TEST(score_tensor_f16) {
+  check_every_criterion<Fp16Products, 2>(2, 37, kNoWarpgroups);
+  check_every_criterion<Fp16Products, 2>(2, 37, {});
+}
 
 using Entropy = As<Scalar<ExpectedEntropy>, kAnyClasses>;
+using Ten = As<Scalar<ExpectedEntropy>, 10>;
 using Mutual = As<Scalar<Epig>, 1>;
 const int kMutual = criterion_index(Epig::name);
-/// Three slices in shared memory, or two.
+/// Two or three slices in shared memory by warps; by warpgroups four, or what many classes leave.
 constexpr int kSharedMemory[] = {emulation::kLargeSharedMemory, emulation::kSmallSharedMemory};
 
-NTKFAST_TEST(score_tensor_split_tf32) {
+NTKFAST_TEST(score_tensor_split_f16) {
   Problem problem(kEntropy, 10, 60, 21, 35, 41);
   std::mt19937 random(3);
   std::normal_distribution<double> normal;
   for (double& value : problem.psi) value = static_cast<float>(0.25 * normal(random));
-  using Ten = As<Scalar<ExpectedEntropy>, 10>;
-  compare(problem, run_tensor<SplitTf32Products, Ten>(problem, {}), 2e-6);
-  // One tf32 product is visibly worse; were it not, the test would show nothing.
-  const auto single = run_tensor<Tf32Products, Entropy>(problem, {});
-  compare(problem, single, 5e-3);
-  bool worse = false;
-  try {
-    compare(problem, single, 2e-6);
-  } catch (const std::runtime_error&) {
-    worse = true;
+  for (const bool warpgroups : {false, true}) {
+    emulation::Options options;
+    options.warpgroups = warpgroups;
+    compare(problem, run_tensor<SplitFp16Products, Ten>(problem, options), 2e-6);
+    // One float16 number each is visibly worse; were it not, the test would show nothing.
+    const auto single = run_tensor<Fp16Products, Entropy>(problem, options);
+    compare(problem, single, 5e-3);
+    bool worse = false;
+    try {
+      compare(problem, single, 2e-6);
+    } catch (const std::runtime_error&) {
+      worse = true;
+    }
+    test::expect(worse, "float16 features were expected to lose bits");
   }
-  test::expect(worse, "tf32 features were expected to lose bits");
+}
+/// Rows of any size keep their bits, but for numbers far below the largest of their row.
+NTKFAST_TEST(score_tensor_splits_rows) {
+  const std::vector<float> rows[] = {
+      {1.0f, -0.3333333f, 1e-3f, 3.1e-5f},       {65519.0f, 70000.0f, 1e30f, -3e38f},
+      {1e-30f, -2.5e-38f, 1e-40f, 0.0f},         {0.0f, 0.0f, -0.0f, 0.0f},
+      {1.0f, 3.3e-6f, 1.23456e-12f, -7.77e-9f},  {2.0f, INFINITY, 1.0f, 0.5f},
+      {1.0f, NAN, 1.0f, 0.5f}};
+  for (const std::vector<float>& row : rows) {
+    const int depth = static_cast<int>(row.size());
+    for (const bool two : {false, true}) {
+      const SplitOperand sizes = split_operand(1, depth, two);
+      const Memory memory(sizes.bytes());
+      const SplitOperand split = sizes.at(memory.as<void>());
+      emulation::Launcher launcher;
+      if (two) {
+        launch_split_rows<true>(launcher, row.data(), depth, depth, nullptr, split);
+      } else {
+        launch_split_rows<false>(launcher, row.data(), depth, depth, nullptr, split);
+      }
+      float largest = 0;
+      for (const float x : row) largest = std::isfinite(x) ? std::max(largest, std::abs(x)) : INFINITY;
+      const auto* halves = reinterpret_cast<const Float16*>(split.data);
+      for (int j = 0; j < 128 / 2 / (two ? 2 : 1); ++j) {
+        double found = emulation::Context::to_float(halves[j]);
+        if (two) found += emulation::Context::to_float(halves[32 + j]);
+        found *= split.scale[0];
+        const double x = j < depth ? row[static_cast<std::size_t>(j)] : 0.0;
+        if (!std::isfinite(x)) {
+          test::expect(!std::isfinite(found), "an infinite number is lost");
+        } else {
+          const double bound = std::max({std::abs(x) * (two ? 0x1p-22 : 0x1p-11),
+                                         largest * 0x1p-38, two ? 0x1p-150 : 0x1p-149});
+          test::expect(std::abs(found - x) <= bound,
+                       std::to_string(x) + " became " + std::to_string(found));
+        }
+      }
+      for (int i = 1; i < 128; ++i) test::expect(split.scale[i] == 0, "scale beyond the rows");
+    }
+  }
 }
 NTKFAST_TEST(
     score_tensor_many_slices_and_tiles) {  // deep and shallow streams, several tiles per block
   int count = 0;
-  for (const int d : {1, 32, 33, 100, 260}) {
+  for (const int d : {1, 64, 65, 130, 200, 260, 520}) {
     const Problem problem(kMutual, 2, 300, 9, 290, d);
     for (const int shared_memory : kSharedMemory) {  // copies arrive at once, or when waited for
       const emulation::Options options{emulation::Order::kForward, ++count % 4 < 2, shared_memory};
-      compare(problem, run_tensor<Tf32Products, Mutual>(problem, options, 0, 1), 2e-5);
+      compare(problem, run_tensor<Fp16Products, Mutual>(problem, options, 0, 1), 2e-5);
     }
   }
   const Problem problem(kEntropy, 10, 300, 9, 290, 40);
-  compare(problem, run_tensor<Bf16Products, Entropy>(problem, {}, 0, 1), 2e-5);
+  compare(problem, run_tensor<Bf16Products, Entropy>(problem, kNoWarpgroups, 0, 1), 2e-5);
 }
-/// Half a tile per block where sums begin anew: the same sums, in the same order.
-NTKFAST_TEST(score_tensor_two_blocks_per_multiprocessor) {
+/// The results of a warpgroup's kernel are the same however shared memory is used, whatever the
+/// groups: several items and tiles per block, and scores of one tile beside products of the next.
+NTKFAST_TEST(score_tensor_warpgroups_share_memory) {
+  using Kernel = ScorePairsWarpgroup<SplitFp16Products, Scalar<ExpectedEntropy>, 10, true>;
+  const Problem problem(kEntropy, 10, 700, 390, 640, 200);  // seven slices
+  struct Use {
+    int kilobytes, stages;
+    bool overlap;
+  };
+  std::vector<double> expected;
+  for (const Use use : {Use{227, 4, true}, {185, 3, true}, {160, 2, true}, {140, 3, false},
+                        {99, 2, false}}) {
+    const int kilobytes = use.kilobytes;
+    const WarpgroupPlan plan = warpgroup_plan<Kernel>(10, 7, kilobytes * 1024);
+    test::expect(plan.stages == use.stages && plan.overlap == use.overlap,
+                 "another use of " + std::to_string(kilobytes) + " KB");
+    emulation::Options options{kilobytes % 2 ? emulation::Order::kShuffled
+                                             : emulation::Order::kBackward,
+                               true, kilobytes * 1024};
+    options.least_for_warpgroups = 0;
+    const auto found = run_tensor<SplitFp16Products, Ten>(problem, options, 0, 9);
+    if (expected.empty()) {
+      expected = found;
+      compare(problem, found, 2e-5);
+    }
+    test::expect(found == expected, "the result depends on " + std::to_string(kilobytes) + " KB");
+  }
+  test::expect(!warpgroup_plan<Kernel>(10, 1, emulation::kLargeSharedMemory).overlap, "one slice");
+}
+/// Half a tile per block where sums begin anew.
+NTKFAST_TEST(score_tensor_halves_of_tiles) {
   for (const int d : {41, 260}) {
     const Problem problem(kEntropy, 10, 140, 135, 130, d);
-    using Ten = As<Scalar<ExpectedEntropy>, 10>;
-    const emulation::Options options{emulation::Order::kShuffled, true, kSharedMemory[d % 2]};
-    compare(problem, run_tensor<SplitTf32Products, Ten, 2>(problem, options, d % 2, 1), 2e-5);
+    const emulation::Options options{emulation::Order::kShuffled, true, kSharedMemory[d % 2],
+                                     false};
+    compare(problem, run_tensor<SplitFp16Products, Ten>(problem, options, 0, 1), 2e-5);
   }
-  const Problem problem(kMutual, 10, 140, 135, 130, 70);
-  const auto expected = run_tensor<Tf32Products, Mutual, 1>(problem, {}, 0, 1);
-  test::expect(run_tensor<Tf32Products, Mutual, 2>(problem, {}, 0, 1) == expected, "other bits");
 }
 NTKFAST_TEST(score_tensor_unaligned_rows) {
   const Problem problem(kMutual, 10, 60, 21, 35, 41);
-  compare(problem, run_tensor<Tf32Products, Mutual>(problem, {}, 1), 2e-5);
+  compare(problem, run_tensor<Fp16Products, Mutual>(problem, {}, 1), 2e-5);
+  compare(problem, run_tensor<Bf16Products, Mutual>(problem, kNoWarpgroups, 3), 2e-5);
   compare(problem, run_tensor<Bf16Products, Mutual>(problem, {}, 3), 2e-5);
 }
 NTKFAST_TEST(score_tensor_any_order_of_threads) {
-  const Problem problem(kMutual, 10, 150, 130, 140, 40);
-  const auto expected = run_tensor<Tf32Products, Mutual>(problem, {}, 0, 1);
-  for (const emulation::Order order : emulation::kOrders) {
-    const bool backward = order == emulation::Order::kBackward;
-    const auto result = run_tensor<Tf32Products, Mutual>(
-        problem, {order, !backward, kSharedMemory[backward]}, 0, 1);
-    test::expect(result == expected,
-                 "the result depends on the order of threads or copies, or on shared memory");
+  const Problem problem(kMutual, 10, 150, 130, 140, 200);
+  for (const bool warpgroups : {false, true}) {
+    std::vector<double> expected;
+    for (const emulation::Order order : emulation::kOrders) {
+      const bool backward = order == emulation::Order::kBackward;
+      const auto result = run_tensor<Bf16Products, Mutual>(
+          problem, {order, !backward, kSharedMemory[backward && !warpgroups], warpgroups}, 0, 1);
+      if (expected.empty()) expected = result;
+      test::expect(result == expected,
+                   "the result depends on the order of threads or copies, or on shared memory");
+    }
   }
 }
 NTKFAST_TEST(score_tensor_fits_shared_memory) {
   for (int i = 0; i < Criteria::size; ++i) {
     visit_scalar(i, [&](auto criterion) {
-      using Kernel = ScorePairsTensor<Tf32Products, decltype(criterion), 10, 1>;  // the most
+      using Kernel = ScorePairsTensor<Fp16Products, decltype(criterion), 10>;  // the most
       test::expect(Kernel::shared_bytes(10, 3) <= emulation::kLargeSharedMemory &&
                        Kernel::shared_bytes(10, 3) > emulation::kSmallSharedMemory &&
                        Kernel::shared_bytes(10, 2) <= emulation::kSmallSharedMemory,
@@ -139,16 +246,22 @@ NTKFAST_TEST(score_tensor_fits_shared_memory) {
 NTKFAST_TEST(score_tensor_many_classes) {
   for (const int k : {26, 100, 1000}) {
     const Problem problem(kEntropy, k, 12, 5, 9, 8);
+    compare(problem, run_tensor<Bf16Products, Entropy>(problem, kNoWarpgroups), 2e-5);
     compare(problem, run_tensor<Bf16Products, Entropy>(problem, {}), 2e-5);
   }
 }
 NTKFAST_TEST(score_tensor_empty) {
   const Problem no_points(kMutual, 3, 5, 4, 0, 4), no_candidates(kMutual, 3, 5, 0, 4, 4),
       no_depth(kMutual, 3, 20, 8, 11, 0);
-  for (const double u : run_tensor<Tf32Products, Mutual>(no_points, {}))
+  for (const double u : run_tensor<Fp16Products, Mutual>(no_points, {}))
     test::expect(u == 0, "not zero");
-  test::expect(run_tensor<Tf32Products, Mutual>(no_candidates, {}).empty(), "not empty");
-  compare(no_depth, run_tensor<Tf32Products, Mutual>(no_depth, {}), 2e-5);
+  test::expect(run_tensor<Fp16Products, Mutual>(no_candidates, {}).empty(), "not empty");
+  for (const bool warpgroups : {false, true}) {
+    emulation::Options options;
+    options.warpgroups = warpgroups;
+    compare(no_depth, run_tensor<Fp16Products, Mutual>(no_depth, options), 2e-5);
+    compare(no_depth, run_tensor<Bf16Products, Mutual>(no_depth, options), 2e-5);
+  }
 }
 
 }  // namespace

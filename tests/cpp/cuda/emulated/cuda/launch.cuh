@@ -27,7 +27,8 @@ class DeviceGuard {
 
 /// Threads and blocks run in the order named by NTKFAST_EMULATION_ORDER, a number below four
 /// (emulation::kOrders); asynchronous copies land at the wait in all orders but the first.
-/// NTKFAST_EMULATION_SHARED_MEMORY is what a block may have, in bytes.
+/// NTKFAST_EMULATION_SHARED_MEMORY is what a block may have, in bytes; NTKFAST_EMULATION_WARPGROUPS=0
+/// takes products of warpgroups away.
 inline emulation::Options emulation_options() {
   emulation::Options options;
   if (const char* order = std::getenv("NTKFAST_EMULATION_ORDER")) {
@@ -39,6 +40,8 @@ inline emulation::Options emulation_options() {
   }
   if (const char* bytes = std::getenv("NTKFAST_EMULATION_SHARED_MEMORY"))
     options.shared_memory = std::atoi(bytes);
+  if (const char* warpgroups = std::getenv("NTKFAST_EMULATION_WARPGROUPS"))
+    options.warpgroups = std::atoi(warpgroups) != 0;
   return options;
 }
 

@@ -2,9 +2,9 @@
 
 namespace ntkfast {
 
-void score_features_tf32_cuda(const TensorView& psi, const ScoreCall& call,
+void score_features_f16_cuda(const TensorView& psi, const ScoreCall& call,
                               const Workspace& workspace, void* stream) {
-  score_features_tensor<Tf32Products>(psi, call, workspace, stream);
+  score_features_tensor<Fp16Products>(psi, call, workspace, stream);
 }
 
 }  // namespace ntkfast
