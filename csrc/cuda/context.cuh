@@ -101,7 +101,7 @@ extern __shared__ __align__(1024) unsigned char shared_memory[];
       "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;\n"       \
       "}\n"                                                                                      \
       : NTKFAST_ALL_SUMS                                                                         \
-      : "l"(matrix_descriptor(a)), "l"(matrix_descriptor(b)), "r"(static_cast<int>(accumulate)))
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
 struct Context {
   NTKFAST_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
@@ -185,34 +185,33 @@ struct Context {
   // behind the threads' back from multiply_shared to wait_products. Elsewhere the kernels that call
   // them are never launched.
 
-  /// Before a barrier: what this thread has written to shared memory, copies that it has waited for
-  /// included, can be read by products that are started behind the barrier.
-  NTKFAST_DEVICE void publish_operands() const {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-  }
   /// Before the first of some products.
   NTKFAST_DEVICE void start_products() const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
   }
-  /// sums (64 x 128) = A (64 x 16) B^T (128 x 16), added to the old sums or not. Rows of both are
-  /// 128 bytes apart in shared memory, chunk c of row r at place c ^ (r % 8), rows 0 at multiples of
-  /// 1024 bytes; a and b are the addresses of the first 32 bytes of row 0, as if they lay in order.
-  /// Warp w of the group holds rows 16 w on: sums[r][n] are row 8 r + lane / 4 of them, columns
-  /// 8 n + 2 (lane % 4), + 1.
+  /// The operand whose row 0 begins there, at a multiple of 1024 bytes; rows are 128 bytes apart,
+  /// chunk c of 16 bytes of row r at place c ^ (r % 8).
+  NTKFAST_DEVICE uint64_t operand(const unsigned char* place) const {
+    const uint64_t address = static_cast<uint32_t>(__cvta_generic_to_shared(place));
+    return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
+           uint64_t{1} << 62;
+  }
+  /// So many bytes further along the rows, a multiple of 32.
+  NTKFAST_DEVICE uint64_t moved(uint64_t operand, int bytes) const { return operand + bytes / 16; }
+  /// sums (64 x 128) = A (64 x 16) B^T (128 x 16), added to the old sums or not. Warp w of the group
+  /// holds rows 16 w on: sums[r][n] are row 8 r + lane / 4 of them, columns 8 n + 2 (lane % 4), + 1.
   template <class Sums>
-  NTKFAST_DEVICE void multiply_shared(Fp16, Sums& sums, const unsigned char* a,
-                                      const unsigned char* b, bool accumulate) const {
+  NTKFAST_DEVICE void multiply_shared(Fp16, Sums& sums, uint64_t a, uint64_t b,
+                                      bool accumulate) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     NTKFAST_WARPGROUP_PRODUCT("f16");
 #endif
   }
   template <class Sums>
-  NTKFAST_DEVICE void multiply_shared(Bf16, Sums& sums, const unsigned char* a,
-                                      const unsigned char* b, bool accumulate) const {
+  NTKFAST_DEVICE void multiply_shared(Bf16, Sums& sums, uint64_t a, uint64_t b,
+                                      bool accumulate) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     NTKFAST_WARPGROUP_PRODUCT("bf16");
 #endif
@@ -236,6 +235,76 @@ struct Context {
     asm volatile("wgmma.wait_group.sync.aligned 0;" : NTKFAST_ALL_SUMS::"memory");
 #endif
   }
+
+  // Barriers in shared memory, and copies that arrive at them (compute capability 9.0 alone). A phase
+  // of a barrier ends when `count` arrivals and all expected bytes have come; phases count from 0.
+
+  /// By one thread, before a barrier of the whole block.
+  NTKFAST_DEVICE void open_barrier(uint64_t* barrier, int count) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(count)
+                 : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+  }
+  NTKFAST_DEVICE void arrive(uint64_t* barrier) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+                 : "memory");
+#endif
+  }
+  /// Arrives, and makes the phase wait for so many bytes.
+  NTKFAST_DEVICE void expect_bytes(uint64_t* barrier, int bytes) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     shared_address(barrier)),
+                 "r"(bytes)
+                 : "memory");
+#endif
+  }
+  /// Waits for the end of a phase of this parity: of the present one, or of the one before it, which
+  /// for a new barrier has ended.
+  NTKFAST_DEVICE void wait_barrier(uint64_t* barrier, int parity) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+        "@!p bra again;\n"
+        "}\n" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+#endif
+  }
+  /// Copies to shared memory, which arrives at the barrier; addresses and bytes are multiples of 16.
+  NTKFAST_DEVICE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(shared_address(to)),
+        "l"(from), "r"(bytes), "r"(shared_address(barrier))
+        : "memory");
+#endif
+  }
+  /// What all threads of a warpgroup keep of the registers of a thread, or take of those that others
+  /// have given back; once, where the roles of the warpgroups part.
+  template <int kRegisters>
+  NTKFAST_DEVICE void keep_registers() const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+  }
+  template <int kRegisters>
+  NTKFAST_DEVICE void take_registers() const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+  }
+
+  /// Every thread of the warp arrives before any goes on.
+  NTKFAST_DEVICE void converge() const { __syncwarp(); }
 
   /// The nearest float16 number, ties to even.
   NTKFAST_DEVICE Float16 round_fp16(float x) const {
@@ -262,11 +331,8 @@ struct Context {
   }
 
  private:
-  /// Rows of 128 bytes, swizzled as multiply_shared says: eight of them are 1024 bytes.
-  static NTKFAST_DEVICE uint64_t matrix_descriptor(const unsigned char* place) {
-    const uint64_t address = static_cast<uint32_t>(__cvta_generic_to_shared(place));
-    return (address & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
-           uint64_t{1} << 62;
+  static NTKFAST_DEVICE uint32_t shared_address(const void* place) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(place));
   }
 };
 

@@ -25,9 +25,26 @@ void visit_gram_products(const std::string& products, const Visit& visit) {
 }
 
 template <class Products>
-SplitGram<Products> split_gram(const TensorView& A, const TensorView& B) {
+struct IsPlain : std::false_type {};
+template <class T>
+struct IsPlain<PlainProducts<T>> : std::true_type {};
+
+template <class Products>
+GramOfRows<Products> gram_of_rows(const TensorView& A, const TensorView& B) {
   const bool same = A.data == B.data && A.shape[0] == B.shape[0] && A.stride[0] == B.stride[0];
-  return SplitGram<Products>(A.shape[0], B.shape[0], A.shape[1], same);
+  return GramOfRows<Products>(A.shape[0], B.shape[0], A.shape[1], same);
+}
+
+template <class Element, class T>
+GramAddArgs<T> gram_args(const MatrixView<Element>& left, const MatrixView<Element>& right,
+                         const MatrixView<T>& out, bool lower) {
+  GramAddArgs<T> args{};
+  args.rows = left.rows;
+  args.cols = right.rows;
+  args.out = out.data;
+  args.out_stride = out.row_stride;
+  args.lower = lower;
+  return args;
 }
 
 }  // namespace
@@ -38,8 +55,7 @@ std::int64_t gram_add_cuda_workspace(const TensorView& A, const TensorView& B,
   std::int64_t bytes = 0;
   visit_gram_products(products, [&](auto kind) {
     using Products = decltype(kind);
-    if constexpr (std::is_same<typename Products::Element, Float16>::value)
-      bytes = split_gram<Products>(A, B).bytes();
+    if constexpr (!IsPlain<Products>::value) bytes = gram_of_rows<Products>(A, B).bytes();
   });
   return bytes;
 }
@@ -48,31 +64,29 @@ void gram_add_cuda(const TensorView& A, const TensorView& B, const TensorView& o
                    const std::string& products, const Workspace& workspace, void* stream) {
   visit_gram_products(products, [&](auto kind) {
     using Products = decltype(kind);
-    constexpr bool kSplitRows = std::is_same<typename Products::Element, Float16>::value;
-    using Element = std::conditional_t<kSplitRows, float, typename Products::Element>;
-    using T = std::conditional_t<std::is_same<Element, double>::value, double, float>;
-    const MatrixView<Element> left = device_matrix<Element>(A, "A", -1, -1);
-    const MatrixView<Element> right = device_matrix<Element>(B, "B", -1, left.cols);
-    const MatrixView<T> sum = device_matrix<T>(out, "out", left.rows, right.rows);
-    GramAddArgs<T> args{};
-    args.rows = left.rows;
-    args.cols = right.rows;
-    args.out = sum.data;
-    args.out_stride = sum.row_stride;
-    args.lower = lower;
     const DeviceGuard guard(common_device({&A, &B, &out}));
     Launcher launcher(stream_of(stream));
-    if constexpr (kSplitRows) {
-      const SplitGram<Products> split = split_gram<Products>(A, B);
-      check_workspace(workspace, split.bytes());
-      if (left.cols == 0) return;
-      split.launch(launcher, left.data, left.row_stride, right.data, right.row_stride,
-                   workspace.data, args);
-    } else {
+    if constexpr (IsPlain<Products>::value) {
+      using T = typename Products::T;
+      const MatrixView<T> left = device_matrix<T>(A, "A", -1, -1);
+      const MatrixView<T> right = device_matrix<T>(B, "B", -1, left.cols);
+      auto args = gram_args(left, right, device_matrix<T>(out, "out", left.rows, right.rows), lower);
       if (left.cols == 0) return;
       args.left = tensor_operand(left.data, left.row_stride, left.cols);
       args.right = tensor_operand(right.data, right.row_stride, right.cols);
       launch_gram_add<Products>(launcher, args);
+    } else {
+      using Element = SourceElement<Products>;
+      const MatrixView<Element> left = device_matrix<Element>(A, "A", -1, -1);
+      const MatrixView<Element> right = device_matrix<Element>(B, "B", -1, left.cols);
+      const auto args =
+          gram_args(left, right, device_matrix<float>(out, "out", left.rows, right.rows), lower);
+      const GramOfRows<Products> gram = gram_of_rows<Products>(A, B);
+      check_workspace(workspace, gram.bytes());
+      if (left.cols == 0) return;
+      gram.launch(launcher,
+                  GramFactors<Element>{left.data, right.data, left.row_stride, right.row_stride},
+                  workspace.data, args);
     }
   });
 }

@@ -6,9 +6,8 @@
 #include <string>
 
 #include "core/status.h"
-#include "cuda/split_rows.cuh"
+#include "cuda/tensor_tile.cuh"
 #include "cuda/tile.cuh"
-#include "cuda/warpgroup_tile.cuh"
 
 namespace ntkfast {
 namespace {
@@ -88,14 +87,6 @@ struct TensorProducts : TensorTile<Products> {
       if (done % Products::kSummedSlices == 0 || done == all) Tile::move_sums(sums, part);
     });
   }
-};
-
-/// The same by warpgroups, of 16-bit numbers.
-template <class Products>
-struct WarpgroupProducts : WarpgroupTile<Products> {
-  using T = float;
-  using Element = typename Products::Element;
-  static constexpr bool kRunsHere = kByWarpgroups;
 };
 
 /// Calls visit with the kind of products of this name (see operations.h).

@@ -5,26 +5,36 @@
 namespace ntkfast {
 namespace {
 
+/// Bytes of workspace without tensor cores, in compute type T.
+template <class T>
+std::int64_t plain_bytes(const ScoreArgs<float>& score, std::int64_t) {
+  return score_sizes(score.criterion, score.classes, score.num_candidates, score.num_evaluation,
+                     int{sizeof(T)}, kPlainTile)
+      .total();
+}
+
 struct Kind {
   const char* products;
-  DType type;         // of features
-  int element_bytes;  // of the compute type
-  TileShape tile;
-  bool split;       // features become float16 numbers,
-  bool two_halves;  // two each
+  DType type;  // of features
+  std::int64_t (*workspace)(const ScoreArgs<float>&, std::int64_t depth);
   void (*score)(const TensorView&, const ScoreCall&, const Workspace&, void*);
 };
 constexpr Kind kKinds[] = {
-    {"fma32", DType::kFloat32, 4, kPlainTile, false, false, score_features_plain_cuda},
-    {"fma64", DType::kFloat64, 8, kPlainTile, false, false, score_features_plain_cuda},
-    {"bf16", DType::kBFloat16, 4, kTensorTiles, false, false, score_features_bf16_cuda},
-    {"f16", DType::kFloat32, 4, kTensorTiles, true, false, score_features_f16_cuda},
-    {"f16x3", DType::kFloat32, 4, kTensorTiles, true, true, score_features_f16x3_cuda},
+    {"fma32", DType::kFloat32, plain_bytes<float>, score_features_plain_cuda},
+    {"fma64", DType::kFloat64, plain_bytes<double>, score_features_plain_cuda},
+    {"bf16", DType::kBFloat16, score_tensor_bytes<Bf16Products>, score_features_bf16_cuda},
+    {"f16", DType::kFloat32, score_tensor_bytes<Fp16Products>, score_features_f16_cuda},
+    {"f16x3", DType::kFloat32, score_tensor_bytes<SplitFp16Products>, score_features_f16x3_cuda},
 };
 
-const Kind& kind_of(const std::string& products) {
-  for (const Kind& kind : kKinds)
-    if (products == kind.products) return kind;
+const Kind& kind_of(const std::string& products, const TensorView& psi) {
+  for (const Kind& kind : kKinds) {
+    if (products != kind.products) continue;
+    require(psi.dtype == kind.type, "psi: products '" + products + "' are of " +
+                                        dtype_name(kind.type) + " features, got " +
+                                        dtype_name(psi.dtype));
+    return kind;
+  }
   throw InvalidArgument("products: unknown name '" + products +
                         "'; expected fma32, fma64, bf16, f16 or f16x3");
 }
@@ -33,26 +43,14 @@ const Kind& kind_of(const std::string& products) {
 
 std::int64_t score_features_cuda_workspace(const TensorView& psi, const ScoreCall& call,
                                            const std::string& products) {
-  const Kind& kind = kind_of(products);
-  require(psi.dtype == kind.type, "psi: products '" + products + "' are of " +
-                                      dtype_name(kind.type) + " features, got " +
-                                      dtype_name(psi.dtype));
+  const Kind& kind = kind_of(products, psi);
   require(psi.ndim == 2, "psi: expected a matrix");
-  ScoreArgs<float> score = score_args<float>(call, psi.shape[0]);
-  std::int64_t bytes = score_sizes(score.criterion, score.classes, score.num_candidates,
-                                   score.num_evaluation, kind.element_bytes, kind.tile)
-                           .total();
-  if (kind.split) bytes += SplitScore(score, psi.shape[1], kind.two_halves).bytes();
-  return bytes;
+  return kind.workspace(score_args<float>(call, psi.shape[0]), psi.shape[1]);
 }
 
 void score_features_cuda(const TensorView& psi, const ScoreCall& call, const std::string& products,
                          const Workspace& workspace, void* stream) {
-  const Kind& kind = kind_of(products);
-  require(psi.dtype == kind.type, "psi: products '" + products + "' are of " +
-                                      dtype_name(kind.type) + " features, got " +
-                                      dtype_name(psi.dtype));
-  kind.score(psi, call, workspace, stream);
+  kind_of(products, psi).score(psi, call, workspace, stream);
 }
 
 }  // namespace ntkfast

@@ -21,6 +21,8 @@ namespace {
 
 /// Rows of the left operand of a block, and of the right one at most.
 constexpr int kTensorTile = 128;
+/// Bytes of a row that are multiplied at once.
+constexpr int kSliceBytes = 128;
 
 /// How products are formed; sums are float32 always.
 struct Bf16Products {  // of bfloat16 numbers: exact
@@ -29,7 +31,7 @@ struct Bf16Products {  // of bfloat16 numbers: exact
   static constexpr bool kSplit = false;
   static constexpr int kSummedSlices = 32;
 };
-/// Of float32 numbers rounded to float16 numbers and a power of two per row (split_rows.cuh).
+/// Of float32 numbers rounded to float16 numbers and a power of two per row (operand_rows.cuh).
 struct Fp16Products {
   using Element = Float16;
   using Operand = Fp16;
@@ -108,13 +110,13 @@ struct TensorTile {
   static constexpr int kWarpColumns = WarpRows / 16;  // warps side by side
   static constexpr int kColumns = 32 * kWarpColumns;
   static constexpr int kStages = 3;
-  static constexpr int kSlice = 128;  // bytes of a row
+  static constexpr int kSlice = kSliceBytes;
   static constexpr int kChunks = kSlice / 16;
   static constexpr int kStageBytes = (kTile + kColumns) * kSlice;
   static constexpr int kSharedBytes = kStages * kStageBytes;
   static constexpr int kRows = WarpRows / 8, kPairs = 4;
   static constexpr int kRowStep = 8, kColStep = 8;
-  /// Float16 numbers are made by split_rows.cuh.
+  /// Float16 numbers come from operand_rows.cuh.
   static constexpr bool kAlwaysAligned =
       std::is_same<typename Products::Element, Float16>::value;
   /// sums[r][n]: row 8 r + lane / 4, columns 8 n + 2 (lane % 4), + 1 of the warp's part.

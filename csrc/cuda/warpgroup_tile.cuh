@@ -1,101 +1,110 @@
-// The matrix product on the tensor cores of compute capability 9.0: wgmma fed by cp.async, a tile of
-// 128 x 128 float32 sums in the registers of two warpgroups. Both operands are read from shared
-// memory, where they lie as in tensor_tile.cuh; no thread loads fragments, and products go on while
-// threads do something else.
+// The matrix product on the tensor cores of compute capability 9.0: wgmma fed by bulk copies, a tile
+// of 128 x 128 float32 sums in the registers of two warpgroups. Both operands are read from shared
+// memory; no thread loads fragments or computes addresses, and products go on while threads do
+// something else. One thread more, the copier, keeps the slices coming.
+//
+// Operands are packed (operand_rows.cuh): the 128 rows of a tile in a slice of 128 bytes are 16 KB that
+// lie together in global memory, as shared memory wants them.
 #pragma once
 
-#include "cuda/tensor_tile.cuh"
+#include "cuda/operand_rows.cuh"
 
 namespace ntkfast {
 namespace {
 
+/// Slices in shared memory, and the barriers by which the copier and the warpgroups tell one another
+/// which of them are full and which have been multiplied.
+template <class Memory, class Barriers>
+struct SliceRing {
+  Memory memory;             // stages of kStageBytes
+  Barriers full, multiplied;  // one of each per stage
+  int stages;
+  int stage, parity;  // where its owner is
+
+  NTKFAST_DEVICE void advance() {
+    if (++stage < stages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
 template <class Products>
-struct WarpgroupTile : TensorTile<Products> {
-  using Base = TensorTile<Products>;
+struct WarpgroupTile {
   using Operand = typename Products::Operand;
-  static constexpr int kSlice = Base::kSlice, kTile = Base::kTile;
-  static_assert(Base::kColumns == 128 && Base::kThreads == 256, "as multiply_shared says");
+  static constexpr int kTile = kTensorTile;
+  static constexpr int kSlice = kSliceBytes;
+  static constexpr int kStageBytes = 2 * kPackedBytes;
+  /// Registers are taken and given back by warpgroups: the copier is a thread of a third one.
+  static constexpr int kMultipliers = 256, kThreads = kMultipliers + 128;
+  static constexpr int kMultiplierRegisters = 240, kCopierRegisters = 24;
+  static_assert(kMultipliers * kMultiplierRegisters + 128 * kCopierRegisters <= 65536, "");
+  static constexpr int kWarps = kMultipliers / 32;
   static_assert(sizeof(typename Products::Element) == 2, "wgmma cuts float32 off to tf32");
-  static constexpr int kRows = 2, kPairs = 16;
+  static constexpr int kRows = 2, kPairs = 16, kRowStep = 8, kColStep = 8;
   /// sums[r][n]: row 8 r, columns 8 n, + 1 of what row() and col() say.
   using Sums = Pair<float>[kRows][kPairs];
   static NTKFAST_DEVICE int row(int thread) { return 16 * (thread / 32) + thread % 32 / 4; }
   static NTKFAST_DEVICE int col(int thread) { return 2 * (thread % 4); }
 
-  /// Starts sums += A B^T over the slice in `stage`; without `accumulate` the sums begin anew.
-  template <class Ctx, class Memory>
-  static NTKFAST_DEVICE void start_slice(const Ctx& ctx, Memory stage, bool accumulate,
-                                         Sums& sums) {
-    const auto a = stage + ctx.thread() / 128 * (64 * kSlice);
-    const auto b = stage + kTile * kSlice;
+  /// Of `stages` stages at the start of shared memory, with the barriers at this byte.
+  template <class Ctx>
+  static NTKFAST_DEVICE auto ring(const Ctx& ctx, int stages, int barriers_at) {
+    const auto memory = ctx.template shared<unsigned char>(0, stages * kStageBytes);
+    const auto barriers = ctx.template shared<uint64_t>(barriers_at, 2 * stages);
+    return SliceRing<decltype(memory + 0), decltype(barriers + 0)>{
+        memory, barriers, barriers + stages, stages, 0, 0};
+  }
+  /// By one thread, before the block's first barrier.
+  template <class Ctx, class Ring>
+  static NTKFAST_DEVICE void open(const Ctx& ctx, const Ring& ring) {
+    for (int s = 0; s < ring.stages; ++s) {
+      ctx.open_barrier(ring.full + s, 1);
+      ctx.open_barrier(ring.multiplied + s, kWarps);
+    }
+  }
+  /// By the copier: the next slice, of one tile of each operand.
+  template <class Ctx, class Ring>
+  static NTKFAST_DEVICE void copy(const Ctx& ctx, Ring& ring, const unsigned char* left,
+                                  const unsigned char* right) {
+    ctx.wait_barrier(ring.multiplied + ring.stage, ring.parity ^ 1);
+    const auto full = ring.full + ring.stage;
+    const auto to = ring.memory + ring.stage * kStageBytes;
+    ctx.expect_bytes(full, kStageBytes);
+    ctx.copy_bulk(to, left, kPackedBytes, full);
+    ctx.copy_bulk(to + kPackedBytes, right, kPackedBytes, full);
+    ring.advance();
+  }
+
+  /// Starts sums += A B^T over the next slice once it is there; without `accumulate` the sums begin
+  /// anew. Then the slice before it has been multiplied: the copier learns of it, but for the first.
+  template <class Ctx, class Ring>
+  static NTKFAST_DEVICE void multiply(const Ctx& ctx, Ring& ring, bool accumulate, bool first,
+                                      Sums& sums) {
+    ctx.wait_barrier(ring.full + ring.stage, ring.parity);
+    const auto stage = ring.memory + ring.stage * kStageBytes;
+    const auto a = ctx.operand(stage + ctx.thread() / 128 * (64 * kSlice));
+    const auto b = ctx.operand(stage + kPackedBytes);
     const Operand type{};
     ctx.start_products();
     if constexpr (Products::kSplit) {  // small terms first
       constexpr int kSmall = kSlice / 2;
       NTKFAST_UNROLL_DEVICE
       for (int s = 0; s < kSlice / 2; s += 32) {
-        ctx.multiply_shared(type, sums, a + (kSmall + s), b + s, s > 0 || accumulate);
-        ctx.multiply_shared(type, sums, a + s, b + (kSmall + s), true);
-        ctx.multiply_shared(type, sums, a + s, b + s, true);
+        ctx.multiply_shared(type, sums, ctx.moved(a, kSmall + s), ctx.moved(b, s),
+                            s > 0 || accumulate);
+        ctx.multiply_shared(type, sums, ctx.moved(a, s), ctx.moved(b, kSmall + s), true);
+        ctx.multiply_shared(type, sums, ctx.moved(a, s), ctx.moved(b, s), true);
       }
     } else {
       NTKFAST_UNROLL_DEVICE
       for (int s = 0; s < kSlice; s += 32)
-        ctx.multiply_shared(type, sums, a + s, b + s, s > 0 || accumulate);
+        ctx.multiply_shared(type, sums, ctx.moved(a, s), ctx.moved(b, s), s > 0 || accumulate);
     }
     ctx.commit_products();
-  }
-
-  static constexpr int kStages = 4;
-  static constexpr int kSharedBytes = kStages * Base::kStageBytes;
-  /// sums += products of rows [row0, row0 + kTile) of the left and [col0, col0 + kTile) of the right
-  /// operand; rows from `rows` and `cols` on count as zero. Uses the first kSharedBytes of shared
-  /// memory, free again when it returns. While a slice is multiplied, the one before it is too, and
-  /// two are copied.
-  template <class Ctx>
-  static NTKFAST_DEVICE void add_products(const Ctx& ctx, const TensorOperand& left, int64_t row0,
-                                          int64_t rows, const TensorOperand& right, int64_t col0,
-                                          int64_t cols, Sums& sums) {
-    constexpr int kCopied = kStages - 2;
-    const int thread = ctx.thread();
-    const auto memory = ctx.template shared<unsigned char>(0, kSharedBytes);
-    const int slices = static_cast<int>(div_up(left.depth_bytes, kSlice));
-    typename Base::LeftSource left_rows;
-    typename Base::RightSource right_rows;
-    left_rows.find(thread, left, nullptr, row0, rows);
-    right_rows.find(thread, right, nullptr, col0, cols);
-    const auto issue = [&](int slice) {
-      if (slice < slices) {
-        const auto stage = memory + slice % kStages * Base::kStageBytes;
-        Base::copy_slice(ctx, left, left_rows, slice, stage);
-        Base::copy_slice(ctx, right, right_rows, slice, stage + kTile * kSlice);
-      }
-      ctx.commit_copies();
-    };
-    NTKFAST_UNROLL_DEVICE
-    for (int s = 0; s < kCopied; ++s) issue(s);
-    Sums part;
-    clear_sums(part);
-    // Loops within a loop: the compiler waits for products wherever a branch touches their sums.
-    NTKFAST_KEEP_LOOP
-    for (int begin = 0; begin < slices; begin += Products::kSummedSlices) {
-      const int left_over = slices - begin;
-      const int count = left_over < Products::kSummedSlices ? left_over : Products::kSummedSlices;
-      NTKFAST_KEEP_LOOP
-      for (int i = 0; i < count; ++i) {
-        const int slice = begin + i;
-        ctx.template wait_copies<kCopied - 1>();
-        ctx.publish_operands();
-        ctx.barrier();
-        start_slice(ctx, memory + slice % kStages * Base::kStageBytes, i > 0, part);
-        ctx.template wait_groups<1>();  // of the stage that is copied to now
-        issue(slice + kCopied);
-      }
-      ctx.wait_products(part);
-      add_to_sums(sums, part);
-    }
-    ctx.template wait_copies<0>();
-    ctx.barrier();
+    ctx.template wait_groups<1>();
+    const int before = ring.stage > 0 ? ring.stage - 1 : ring.stages - 1;
+    if (!first && ctx.thread() % 32 == 0) ctx.arrive(ring.multiplied + before);
+    ring.advance();
   }
 };
 

@@ -48,14 +48,24 @@ std::vector<T> kept(const std::vector<T>& matrix, int64_t cols, bool lower) {
   return result;
 }
 
-/// `wanted`: bytes of split rows at once.
+template <class Products>
+struct GramNumbers {  // of tensor cores
+  using Element = SourceElement<Products>;
+  using T = float;
+};
+template <class T_>
+struct GramNumbers<PlainProducts<T_>> {
+  using Element = T_;
+  using T = T_;
+};
+
+/// `wanted`: bytes of rows at once.
 template <class Products>
 void check_gram_add(int64_t n, int64_t m, int64_t depth, int gap, bool lower, int bits = 4,
                     double tolerance = 1e-6, emulation::Options options = {},
-                    int64_t wanted = SplitGram<Fp16Products>::kWantedBytes) {
-  constexpr bool kSplitRows = std::is_same<typename Products::Element, Float16>::value;
-  using Element = std::conditional_t<kSplitRows, float, typename Products::Element>;
-  using T = std::conditional_t<std::is_same<Element, double>::value, double, float>;
+                    int64_t wanted = GramOfRows<Fp16Products>::kWantedBytes) {
+  using Element = typename GramNumbers<Products>::Element;
+  using T = typename GramNumbers<Products>::T;
   const int64_t stride = round_to(depth, 8) + gap;
   const Numbers<Element> A(n, stride, 1, bits), B(m, stride, 2, bits);
   auto out = random_matrix<T>(n, m, 3);
@@ -71,15 +81,16 @@ void check_gram_add(int64_t n, int64_t m, int64_t depth, int gap, bool lower, in
   args.out = out.data();
   args.out_stride = m;
   args.lower = lower;
-  if constexpr (kSplitRows) {
-    const SplitGram<Products> split(n, m, depth, false, wanted);
-    const std::unique_ptr<void, decltype(&std::free)> memory(
-        std::aligned_alloc(256, static_cast<std::size_t>(split.bytes())), &std::free);
-    split.launch(launcher, A.data(), stride, B.data(), stride, memory.get(), args);
-  } else {
+  if constexpr (std::is_same<Products, PlainProducts<T>>::value) {
     args.left = tensor_operand(A.data(), stride, depth);
     args.right = tensor_operand(B.data(), stride, depth);
     launch_gram_add<Products>(launcher, args);
+  } else {
+    const GramOfRows<Products> gram(n, m, depth, false, wanted);
+    const std::unique_ptr<void, decltype(&std::free)> memory(
+        std::aligned_alloc(256, static_cast<std::size_t>(gram.bytes())), &std::free);
+    gram.launch(launcher, GramFactors<Element>{A.data(), B.data(), stride, stride}, memory.get(),
+                args);
   }
   expect_close(kept(out, m, lower), kept(expected, m, lower), tolerance, "gram_add");
 }

@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -135,7 +136,7 @@ struct Fiber {
   std::deque<std::vector<Copy>> copy_groups;
   std::vector<Product> open_products;
   std::deque<std::vector<Product>> product_groups;
-  int published = 0;  // how often
+  bool spins = false;  // at a barrier in shared memory
   void* fake_stack = nullptr;
 };
 
@@ -158,18 +159,24 @@ class Block {
     std::fill(memory_.begin(), memory_.end(), static_cast<unsigned char>(0xff));  // NaN
     epoch_ = 1;
     failure_.clear();
+    barriers_.clear();
     for (Fiber& fiber : fibers_) prepare(fiber);
     for (;;) {
       bool any = false;
       for (const int t : ready_fibers()) {
+        const Fiber& fiber = fibers_[static_cast<std::size_t>(t)];
+        const bool spun = fiber.spins;
         resume(t);
         if (!failure_.empty()) throw Failure(failure_);
-        any = true;
+        any = any || !spun || waits_ended_ > 0;
+        waits_ended_ = 0;
       }
       if (!any && !release()) break;
     }
     for (const Fiber& fiber : fibers_)
       if (fiber.state != Fiber::State::kDone) throw Failure("threads wait for ever: " + waiting());
+    for (const auto& barrier : barriers_)
+      if (!barrier.second.copies.empty()) throw Failure("nobody waits for a bulk copy");
     for (const Fiber& fiber : fibers_) {
       std::size_t open = fiber.open_copies.size();
       for (const auto& group : fiber.copy_groups) open += group.size();
@@ -208,18 +215,52 @@ class Block {
     std::memcpy(memory_.data() + offset, from, static_cast<std::size_t>(bytes));
   }
 
-  /// Four bytes of an operand of a warpgroup's product.
+  /// Four bytes of an operand of a warpgroup's product, which only bulk copies may have written: what
+  /// threads write, products do not see without a fence.
   std::uint32_t read_operand(int thread, int offset) {
     std::uint32_t word;
     read(thread, offset, 4, &word);
-    for (int i = offset; i < offset + 4; ++i) {
-      const Shadow& s = shadow_[static_cast<std::size_t>(i)];
-      if (fibers_[static_cast<std::size_t>(s.writer)].published <= s.published)
-        fail("multiplies what its writer has not published", thread, i, s.writer);
-    }
+    for (int i = offset; i < offset + 4; ++i)
+      if (shadow_[static_cast<std::size_t>(i)].writer != kCopier)
+        fail("multiplies what a thread has written", thread, i);
     return word;
   }
-  void publish(int thread) { ++fibers_[static_cast<std::size_t>(thread)].published; }
+
+  void open_barrier(int thread, int place, int count) {
+    if (barriers_.count(place)) fail("opens a barrier again", thread, place);
+    barriers_[place] = {count, count, 0, 0, epoch_, {}};
+  }
+  void arrive(int thread, int place, int bytes) {
+    Barrier& barrier = barrier_at(thread, place);
+    if (barrier.pending == 0) fail("arrives at a barrier too often", thread, place);
+    barrier.bytes += bytes;
+    --barrier.pending;
+    end_phase(barrier);
+  }
+  /// Waits until the phase of this parity has ended.
+  void wait_barrier(int thread, int place, int parity) {
+    Barrier& barrier = barrier_at(thread, place);
+    for (;;) {
+      if (options_.copies_land_at_wait) land_bulk(barrier);
+      if (barrier.phase % 2 != parity) break;
+      fibers_[static_cast<std::size_t>(thread)].spins = true;
+      fibers_[static_cast<std::size_t>(thread)].site = place;
+      yield(thread);
+    }
+    fibers_[static_cast<std::size_t>(thread)].spins = false;
+    ++waits_ended_;
+  }
+  void copy_bulk(int thread, int to, const void* from, int bytes, int place) {
+    Barrier& barrier = barrier_at(thread, place);
+    check_range(to, bytes);
+    for (int i = to; i < to + bytes; ++i) {
+      Shadow& s = shadow_[static_cast<std::size_t>(i)];
+      if (s.in_flight) fail("writes where an asynchronous copy is writing", thread, i);
+      s.in_flight = true;
+    }
+    barrier.copies.push_back({to, from, bytes});
+    if (!options_.copies_land_at_wait) land_bulk(barrier);
+  }
   void start_product(int thread, const Product& product) {
     if (options_.copies_land_at_wait) {
       fibers_[static_cast<std::size_t>(thread)].open_products.push_back(product);
@@ -259,7 +300,6 @@ class Block {
           s.in_flight = false;
           s.writer = thread;
           s.write_epoch = epoch_;
-          s.published = fiber.published;
         }
       }
     }
@@ -272,11 +312,36 @@ class Block {
   }
 
  private:
-  static constexpr int kManyThreads = -2;
+  static constexpr int kManyThreads = -2, kCopier = -3;
+  struct Barrier {
+    int count, pending, bytes, phase, opened;  // when, in epochs
+    std::vector<Copy> copies;
+  };
+  Barrier& barrier_at(int thread, int place) {
+    const auto found = barriers_.find(place);
+    if (found == barriers_.end() || found->second.opened == epoch_)
+      fail("uses a barrier that is not open to it", thread, place);
+    return found->second;
+  }
+  void end_phase(Barrier& barrier) {
+    if (barrier.pending > 0 || barrier.bytes > 0) return;
+    barrier.pending = barrier.count;
+    ++barrier.phase;
+  }
+  void land_bulk(Barrier& barrier) {
+    for (const Copy& copy : barrier.copies) {
+      std::memcpy(memory_.data() + copy.to, copy.from, static_cast<std::size_t>(copy.valid));
+      for (int i = copy.to; i < copy.to + copy.valid; ++i)
+        shadow_[static_cast<std::size_t>(i)] = {kCopier, -1, 0, 0, true, false};
+      barrier.bytes -= copy.valid;
+    }
+    const bool any = !barrier.copies.empty();
+    barrier.copies.clear();
+    if (any) end_phase(barrier);
+  }
   struct Shadow {
     int writer = -1, reader = -1;
     int write_epoch = 0, read_epoch = 0;
-    int published = 0;  // how often its writer had, before
     bool written = false, in_flight = false;
   };
 
@@ -304,7 +369,6 @@ class Block {
       s.write_epoch = epoch_;
       s.written = true;
       s.in_flight = in_flight;
-      s.published = fibers_[static_cast<std::size_t>(thread)].published;
     }
   }
   void land(const Copy& copy) {
@@ -359,12 +423,17 @@ class Block {
 
   std::string waiting() const {
     std::string text;
-    for (std::size_t t = 0; t < fibers_.size() && text.size() < 400; ++t) {
+    for (const auto& b : barriers_)
+      text += " [" + std::to_string(b.first) + ": phase " + std::to_string(b.second.phase) + ", " +
+              std::to_string(b.second.pending) + " arrivals and " +
+              std::to_string(b.second.bytes) + " bytes missing]";
+    for (std::size_t t = 0; t < fibers_.size() && text.size() < 1000; ++t) {
       const Fiber& fiber = fibers_[t];
       text += " " + std::to_string(t) + ":" +
               (fiber.state == Fiber::State::kDone      ? std::string("ended")
                : fiber.state == Fiber::State::kAtBlock ? "barrier " + std::to_string(fiber.site)
                : fiber.state == Fiber::State::kAtWarp  ? "warp " + std::to_string(fiber.site)
+               : fiber.spins                           ? "barrier at byte " + std::to_string(fiber.site)
                                                        : std::string("ready"));
     }
     return text;
@@ -386,7 +455,7 @@ class Block {
     fiber.copy_groups.clear();
     fiber.open_products.clear();
     fiber.product_groups.clear();
-    fiber.published = 0;
+    fiber.spins = false;
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
 #endif
@@ -445,6 +514,8 @@ class Block {
   std::vector<Fiber> fibers_;
   std::vector<unsigned char> memory_;
   std::vector<Shadow> shadow_;
+  std::map<int, Barrier> barriers_;
+  int waits_ended_ = 0;
   int epoch_ = 0, current_ = 0;
   std::string failure_;
   void (*body_)(Block&, int, const void*) = nullptr;
@@ -576,23 +647,52 @@ class Context {
     std::copy(operands.c, operands.c + 4, c);
   }
 
-  void publish_operands() const { block_.publish(thread_); }
-  void start_products() const {}
+  void open_barrier(Shared<std::uint64_t> barrier, int count) const {
+    block_.open_barrier(thread_, barrier.offset, count);
+  }
+  void arrive(Shared<std::uint64_t> barrier) const { block_.arrive(thread_, barrier.offset, 0); }
+  void expect_bytes(Shared<std::uint64_t> barrier, int bytes) const {
+    block_.arrive(thread_, barrier.offset, bytes);
+  }
+  void wait_barrier(Shared<std::uint64_t> barrier, int parity) const {
+    block_.wait_barrier(thread_, barrier.offset, parity);
+  }
+  void copy_bulk(Shared<unsigned char> to, const void* from, int bytes,
+                 Shared<std::uint64_t> barrier) const {
+    if (to.count < bytes || to.offset % 16 != 0 || bytes % 16 != 0 ||
+        reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+      block_.fail("issues a misaligned or overlong copy", thread_, to.offset);
+    block_.copy_bulk(thread_, to.offset, from, bytes, barrier.offset);
+  }
+  template <int>
+  void keep_registers() const {}
+  template <int>
+  void take_registers() const {}
+  void converge(int site = __builtin_LINE()) const { shuffle_xor(0, 0, site); }
+
+  // All lanes of a warp start products and wait for them together.
+  void start_products(int site = __builtin_LINE()) const { converge(site); }
+  Shared<unsigned char> operand(Shared<unsigned char> place) const {
+    if (place.offset % 1024 != 0) block_.fail("misaligned operand", thread_, place.offset);
+    return place;
+  }
+  Shared<unsigned char> moved(Shared<unsigned char> operand, int bytes) const {
+    return operand + bytes;
+  }
   void commit_products() const { block_.commit_products(thread_); }
   template <int kOpen>
-  void wait_groups() const {
+  void wait_groups(int site = __builtin_LINE()) const {
     block_.wait_products(thread_, kOpen);
+    converge(site);
   }
   template <class Sums>
-  void wait_products(Sums&) const {
+  void wait_products(Sums&, int site = __builtin_LINE()) const {
     block_.wait_products(thread_, 0);
+    converge(site);
   }
   template <class Type, class Sums>
   void multiply_shared(Type, Sums& sums, Shared<unsigned char> a, Shared<unsigned char> b,
                        bool accumulate) const {
-    for (const auto& operand : {a, b})
-      if (operand.offset % 32 != 0 || operand.offset % 1024 >= 128)
-        block_.fail("misaligned operand", thread_, operand.offset);
     block_.start_product(
         thread_, {[](Block& block, int thread, void* to, int first_a, int first_b, bool add) {
                     Sums& target = *static_cast<Sums*>(to);

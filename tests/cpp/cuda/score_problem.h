@@ -185,9 +185,9 @@ struct Problem {
 template <class T, class Launch>
 std::vector<double> run_score(const Problem& problem, ScoreArgs<T>& args, TileShape tile,
                               std::size_t element_bytes, Launch&& launch,
-                              const emulation::Options& options) {
+                              const emulation::Options& options, std::int64_t more_bytes = 0) {
   const auto bytes = static_cast<std::size_t>(
-      score_sizes(problem.criterion, problem.k, problem.Nc, problem.Nx,
+      more_bytes + score_sizes(problem.criterion, problem.k, problem.Nc, problem.Nx,
                   static_cast<int>(element_bytes), tile, args.wanted_blocks)
           .total());
   // A GPU allocation is aligned like this one; its end is the sanitizer's.

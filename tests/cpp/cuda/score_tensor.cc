@@ -37,8 +37,7 @@ class Memory {
 template <class Products, class Choice>
 std::vector<double> run_tensor(const Problem& problem, const emulation::Options& options,
                                int gap = 0, int64_t wanted_blocks = kWantedBlocks) {
-  constexpr bool kStored = std::is_same<typename Products::Element, BFloat16>::value;
-  using Element = std::conditional_t<kStored, BFloat16, float>;
+  using Element = SourceElement<Products>;
   constexpr int kPerChunk = 16 / int{sizeof(Element)};
   const int stride = (problem.d + kPerChunk - 1) / kPerChunk * kPerChunk + gap;
   const Memory psi(std::int64_t{problem.N} * stride * int{sizeof(Element)});
@@ -46,27 +45,16 @@ std::vector<double> run_tensor(const Problem& problem, const emulation::Options&
     for (int j = 0; j < problem.d; ++j)
       psi.as<Element>()[i * stride + j] =
           element_of<Element>(problem.psi[static_cast<std::size_t>(i * problem.d + j)]);
-  TensorScoreArgs args{};
-  args.score = problem.args<float>();
-  args.score.wanted_blocks = wanted_blocks;
-  const SplitScore split(args.score, problem.d, Products::kSplit);
-  const Memory halves(split.bytes());
-  emulation::Launcher splitter(options);
-  if constexpr (kStored) {
-    args.candidates = args.points = tensor_operand(psi.as<Element>(), stride, problem.d);
-    args.candidate_rows = args.score.candidates;
-    args.point_rows = args.score.evaluation;
-  } else {
-    split.launch<Products::kSplit>(splitter, psi.as<Element>(), stride, halves.as<void>(), args);
-  }
+  ScoreArgs<float> score = problem.args<float>();
+  score.wanted_blocks = wanted_blocks;
   return run_score(
-      problem, args.score, kTensorTiles, sizeof(float),
+      problem, score, kTensorTiles, sizeof(float),
       [&](auto& launcher, void* workspace) {
         launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K>(
-            launcher, args, workspace,
+            launcher, score, ScoreFeatures<Element>{psi.as<Element>(), stride, problem.d}, workspace,
             [&](const PrepareArgs<float>& prepared) { launch_prepare(launcher, prepared); });
       },
-      options);
+      options, ScoreOperands<Products>(score, problem.d).bytes());
 }
 
 /// A small ragged problem for the kernel unrolled for K classes, or the loop over any number.
@@ -121,44 +109,48 @@ NTKFAST_TEST(score_tensor_split_f16) {
     test::expect(worse, "float16 features were expected to lose bits");
   }
 }
+template <class Products>
+void check_rows(const std::vector<float>& row) {
+  constexpr bool kTwo = Products::kSplit;
+  const int depth = static_cast<int>(row.size());
+  const OperandRows sizes = operand_rows<Products>(1, depth);
+  float largest = 0;
+  for (const float x : row) largest = std::isfinite(x) ? std::max(largest, std::abs(x)) : INFINITY;
+  for (const bool packed : {false, true}) {
+    const Memory memory(sizes.bytes());
+    const OperandRows rows = sizes.at(memory.as<void>());
+    emulation::Launcher launcher;
+    launch_fill_rows<Products>(launcher, row.data(), depth, depth, nullptr, rows, packed);
+    const auto* halves = reinterpret_cast<const Float16*>(rows.data);
+    for (int j = 0; j < kSliceNumbers<Products>; ++j) {
+      double found = emulation::Context::to_float(halves[j]);
+      if (kTwo) found += emulation::Context::to_float(halves[32 + j]);
+      found *= rows.scale[0];
+      const double x = j < depth ? row[static_cast<std::size_t>(j)] : 0.0;
+      if (!std::isfinite(x)) {
+        test::expect(!std::isfinite(found), "an infinite number is lost");
+      } else {
+        const double bound = std::max({std::abs(x) * (kTwo ? 0x1p-22 : 0x1p-11), largest * 0x1p-38,
+                                       0x1p-149});
+        test::expect(std::abs(found - x) <= bound,
+                     std::to_string(x) + " became " + std::to_string(found));
+      }
+    }
+    for (int i = 1; i < 128; ++i) test::expect(rows.scale[i] == 0, "scale beyond the rows");
+    if (!packed) continue;
+    for (int i = 64; i < 128 * 64; ++i) test::expect(halves[i].bits == 0, "rows beyond the last");
+  }
+}
 /// Rows of any size keep their bits, but for numbers far below the largest of their row.
 NTKFAST_TEST(score_tensor_splits_rows) {
   const std::vector<float> rows[] = {
-      {1.0f, -0.3333333f, 1e-3f, 3.1e-5f},       {65519.0f, 70000.0f, 1e30f, -3e38f},
-      {1e-30f, -2.5e-38f, 1e-40f, 0.0f},         {0.0f, 0.0f, -0.0f, 0.0f},
-      {1.0f, 3.3e-6f, 1.23456e-12f, -7.77e-9f},  {2.0f, INFINITY, 1.0f, 0.5f},
+      {1.0f, -0.3333333f, 1e-3f, 3.1e-5f},      {65519.0f, 70000.0f, 1e30f, -3e38f},
+      {1e-30f, -2.5e-38f, 1e-40f, 0.0f},        {0.0f, 0.0f, -0.0f, 0.0f},
+      {1.0f, 3.3e-6f, 1.23456e-12f, -7.77e-9f}, {2.0f, INFINITY, 1.0f, 0.5f},
       {1.0f, NAN, 1.0f, 0.5f}};
   for (const std::vector<float>& row : rows) {
-    const int depth = static_cast<int>(row.size());
-    for (const bool two : {false, true}) {
-      const SplitOperand sizes = split_operand(1, depth, two);
-      const Memory memory(sizes.bytes());
-      const SplitOperand split = sizes.at(memory.as<void>());
-      emulation::Launcher launcher;
-      if (two) {
-        launch_split_rows<true>(launcher, row.data(), depth, depth, nullptr, split);
-      } else {
-        launch_split_rows<false>(launcher, row.data(), depth, depth, nullptr, split);
-      }
-      float largest = 0;
-      for (const float x : row) largest = std::isfinite(x) ? std::max(largest, std::abs(x)) : INFINITY;
-      const auto* halves = reinterpret_cast<const Float16*>(split.data);
-      for (int j = 0; j < 128 / 2 / (two ? 2 : 1); ++j) {
-        double found = emulation::Context::to_float(halves[j]);
-        if (two) found += emulation::Context::to_float(halves[32 + j]);
-        found *= split.scale[0];
-        const double x = j < depth ? row[static_cast<std::size_t>(j)] : 0.0;
-        if (!std::isfinite(x)) {
-          test::expect(!std::isfinite(found), "an infinite number is lost");
-        } else {
-          const double bound = std::max({std::abs(x) * (two ? 0x1p-22 : 0x1p-11),
-                                         largest * 0x1p-38, two ? 0x1p-150 : 0x1p-149});
-          test::expect(std::abs(found - x) <= bound,
-                       std::to_string(x) + " became " + std::to_string(found));
-        }
-      }
-      for (int i = 1; i < 128; ++i) test::expect(split.scale[i] == 0, "scale beyond the rows");
-    }
+    check_rows<Fp16Products>(row);
+    check_rows<SplitFp16Products>(row);
   }
 }
 NTKFAST_TEST(
@@ -174,34 +166,65 @@ NTKFAST_TEST(
   const Problem problem(kEntropy, 10, 300, 9, 290, 40);
   compare(problem, run_tensor<Bf16Products, Entropy>(problem, kNoWarpgroups, 0, 1), 2e-5);
 }
-/// The results of a warpgroup's kernel are the same however shared memory is used, whatever the
-/// groups: several items and tiles per block, and scores of one tile beside products of the next.
-NTKFAST_TEST(score_tensor_warpgroups_share_memory) {
-  using Kernel = ScorePairsWarpgroup<SplitFp16Products, Scalar<ExpectedEntropy>, 10, true>;
-  const Problem problem(kEntropy, 10, 700, 390, 640, 200);  // seven slices
-  struct Use {
-    int kilobytes, stages;
-    bool overlap;
-  };
+/// The results of a warpgroup's kernel are the same however shared memory is used: several items and
+/// tiles per block, scores of one tile beside products of the next, or after its own.
+template <class Choice, int kBesides>
+void check_shared_memory(int classes, int d) {
+  const Problem problem(kEntropy, classes, 700, 390, 640, d);
   std::vector<double> expected;
-  for (const Use use : {Use{227, 4, true}, {185, 3, true}, {160, 2, true}, {140, 3, false},
-                        {99, 2, false}}) {
-    const int kilobytes = use.kilobytes;
-    const WarpgroupPlan plan = warpgroup_plan<Kernel>(10, 7, kilobytes * 1024);
-    test::expect(plan.stages == use.stages && plan.overlap == use.overlap,
-                 "another use of " + std::to_string(kilobytes) + " KB");
-    emulation::Options options{kilobytes % 2 ? emulation::Order::kShuffled
-                                             : emulation::Order::kBackward,
-                               true, kilobytes * 1024};
-    options.least_for_warpgroups = 0;
-    const auto found = run_tensor<SplitFp16Products, Ten>(problem, options, 0, 9);
+  for (int way = 0; way < 4; ++way) {
+    const emulation::Options options{emulation::kOrders[way], way % 2 == 1};
+    const auto found = run_tensor<SplitFp16Products, Choice>(problem, options, 0, 9);
     if (expected.empty()) {
       expected = found;
       compare(problem, found, 2e-5);
     }
-    test::expect(found == expected, "the result depends on " + std::to_string(kilobytes) + " KB");
+    test::expect(found == expected, "the result depends on the order of threads");
   }
-  test::expect(!warpgroup_plan<Kernel>(10, 1, emulation::kLargeSharedMemory).overlap, "one slice");
+}
+NTKFAST_TEST(score_tensor_warpgroups_tiles_and_items) {
+  for (const int d : {20, 60, 200}) check_shared_memory<Ten, 1>(10, d);  // one, two, seven slices
+}
+template <Beside kBeside>
+std::vector<double> run_beside(const Problem& problem, const emulation::Options& options) {
+  using Products = SplitFp16Products;
+  const Memory psi(std::int64_t{problem.N} * problem.d * 4);
+  std::copy(problem.psi.begin(), problem.psi.end(), psi.as<float>());
+  ScoreArgs<float> score = problem.args<float>();
+  score.wanted_blocks = 9;
+  return run_score(
+      problem, score, kTensorTiles, sizeof(float),
+      [&](auto& launcher, void* workspace) {
+        WarpgroupScoreArgs args{};
+        args.tensor.score = score;
+        place_workspace(args.tensor.score, workspace, kTensorTiles);
+        launch_prepare(launcher, static_cast<const PrepareArgs<float>&>(args.tensor.score));
+        ScoreOperands<Products>(score, problem.d)
+            .launch(launcher, psi.as<float>(), problem.d, problem.d > 0 ? static_cast<unsigned char*>(workspace) + score_sizes(score, kTensorTiles).total() : nullptr, true, args);
+        args.items = static_cast<int>(div_up(score.num_candidates, kTensorTile) *
+                                      args.tensor.score.num_groups);
+        test::expect(launch_pairs_warpgroup<Products, Scalar<ExpectedEntropy>, kAnyClasses, kBeside>(
+                         launcher, args),
+                     "no room");
+        launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0,
+                                         args.tensor.score);
+      },
+      options, ScoreOperands<Products>(score, problem.d).bytes());
+}
+NTKFAST_TEST(score_tensor_warpgroups_share_memory) {
+  int count = 0;
+  for (const int d : {20, 60, 200}) {
+    const Problem problem(kEntropy, 5, 700, 260, 500, d);
+    const auto next = [&] {
+      ++count;
+      return emulation::Options{emulation::kOrders[count % 4], count % 3 > 0};
+    };
+    const auto expected = run_beside<Beside::kBoth>(problem, next());
+    compare(problem, expected, 2e-5);
+    test::expect(run_beside<Beside::kCovariances>(problem, next()) == expected, "planes in cache");
+    compare_values(run_beside<Beside::kPlanes>(problem, next()), expected, 1e-6,
+                   "covariances in registers");  // summed four pairs at a time
+  }
 }
 /// Half a tile per block where sums begin anew.
 NTKFAST_TEST(score_tensor_halves_of_tiles) {
