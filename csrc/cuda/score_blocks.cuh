@@ -17,7 +17,7 @@ namespace {
 constexpr int kBlockWarp = 32;
 /// Warps of ScoreUnrolledBlocks on a multiprocessor at a time.
 #if !defined(NTKFAST_UNROLLED_BLOCKS)
-#define NTKFAST_UNROLLED_BLOCKS 10
+#define NTKFAST_UNROLLED_BLOCKS 12
 #endif
 /// Rows of a candidate that a lane forms at a time.
 constexpr int kRowLanes = 4;
@@ -336,7 +336,7 @@ template <class T, class Criterion, int K>
 struct ScoreUnrolledBlocks {
   static constexpr int kThreads = kBlockWarp;
   /// As many as there are registers for, without spilling any.
-  static constexpr int kResidentBlocks = NTKFAST_UNROLLED_BLOCKS;
+  static constexpr int kResidentBlocks = Criterion::kRowwise ? NTKFAST_UNROLLED_BLOCKS : 8;
   static constexpr int kPadded = (K + kRowLanes - 1) / kRowLanes * kRowLanes;
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const BlockArgs<T>& args) {
@@ -361,31 +361,69 @@ struct ScoreUnrolledBlocks {
           NTKFAST_UNROLL_DEVICE
           for (int b = 0; b < K; ++b, across += args.num_evaluation) S[a][b] = *across;
         }
-        Pair<T> sum(T(0));
-        NTKFAST_KEEP_LOOP
-        for (int r = 0; r < count; r += 2) {
-          const T* z = candidate + r / kRowLanes * kRowLanes * K + r % kRowLanes;
-          UnrolledRow<T, K> row;
-          NTKFAST_UNROLL_DEVICE
-          for (int b = 0; b < K; ++b)
-            row.l[b] = Pair<T>(Criterion::kStarts ? point[(1 + b) * kBundle] : T(0));
-          NTKFAST_UNROLL_DEVICE
-          for (int a = 0; a < K; ++a) {
-            const Pair<T> factor = load_pair(z + a * kRowLanes);
-            NTKFAST_UNROLL_DEVICE
-            for (int b = 0; b < K; ++b) row.l[b] = fma_of(factor, Pair<T>(S[a][b]), row.l[b]);
-          }
-          NTKFAST_UNROLL_DEVICE
-          for (int b = 0; b < K; ++b) row.l[b] = bounded_row(row.l[b]);
-          sum = fma_of(load_pair(candidate + kPadded * K + r),
-                       Criterion::template row_value<Pair<T>>(
-                           K, row, BlockPlane<T, Pair<T>>{point + kBundle}),
-                       sum);
-        }
-        total += static_cast<double>(point[0]) * static_cast<double>(sum.v[0] + sum.v[1]);
+        total += static_cast<double>(point[0]) *
+                 static_cast<double>(value_of(S, count, candidate, point + kBundle));
       }
       total = sum_lanes<kBlockWarp>(ctx, total);
       if (lane == 0) args.partial[group * args.padded_candidates + c] = total;
+    }
+  }
+
+ private:
+  /// Rows r and r + 1 of the pair.
+  static NTKFAST_DEVICE UnrolledRow<T, K> rows_of(const T (&S)[K][K], int r, const T* candidate,
+                                                  const T* point) {
+    const T* z = candidate + r / kRowLanes * kRowLanes * K + r % kRowLanes;
+    UnrolledRow<T, K> row;
+    NTKFAST_UNROLL_DEVICE
+    for (int b = 0; b < K; ++b) row.l[b] = Pair<T>(Criterion::kStarts ? point[b * kBundle] : T(0));
+    NTKFAST_UNROLL_DEVICE
+    for (int a = 0; a < K; ++a) {
+      const Pair<T> factor = load_pair(z + a * kRowLanes);
+      NTKFAST_UNROLL_DEVICE
+      for (int b = 0; b < K; ++b) row.l[b] = fma_of(factor, Pair<T>(S[a][b]), row.l[b]);
+    }
+    NTKFAST_UNROLL_DEVICE
+    for (int b = 0; b < K; ++b) row.l[b] = bounded_row(row.l[b]);
+    return row;
+  }
+  static NTKFAST_DEVICE T value_of(const T (&S)[K][K], int count, const T* candidate,
+                                   const T* point) {
+    if constexpr (Criterion::kRowwise) {
+      Pair<T> sum(T(0));
+      NTKFAST_KEEP_LOOP
+      for (int r = 0; r < count; r += 2)
+        sum = fma_of(load_pair(candidate + kPadded * K + r),
+                     Criterion::template row_value<Pair<T>>(K, rows_of(S, r, candidate, point),
+                                                            BlockPlane<T, Pair<T>>{point}),
+                     sum);
+      return sum.v[0] + sum.v[1];
+    } else {
+      // M^T two rows at a time, each of which adds to U = M M^T at once. There are K of them, and
+      // zeros beyond.
+      constexpr int kTriangle = K * (K + 1) / 2;
+      T U[kTriangle], inverse[K], scaled[K];
+      NTKFAST_UNROLL_DEVICE
+      for (int e = 0; e < kTriangle; ++e) U[e] = T(0);
+      NTKFAST_KEEP_LOOP
+      for (int r = 0; r < K; r += 2) {
+        const UnrolledRow<T, K> row = rows_of(S, r, candidate, point);
+        Pair<T> M[K];
+        NTKFAST_UNROLL_DEVICE
+        for (int j = 0; j < K; ++j) {
+          M[j] = Pair<T>(T(0));
+          NTKFAST_UNROLL_DEVICE
+          for (int b = 0; b <= j; ++b)
+            M[j] = fma_of(row.l[b], Pair<T>(point[(j * (j + 1) / 2 + b) * kBundle]), M[j]);
+          NTKFAST_UNROLL_DEVICE
+          for (int m = 0; m <= j; ++m)
+            U[j * (j + 1) / 2 + m] =
+                fma_of(M[j].v[1], M[m].v[1], fma_of(M[j].v[0], M[m].v[0], U[j * (j + 1) / 2 + m]));
+        }
+      }
+      return Criterion::template value_of_product<K, T>(
+          K, U, BlockPlane<T, T>{point}, BlockFurther<T>{candidate + kPadded * (K + 1)}, inverse,
+          scaled);
     }
   }
 };
@@ -393,18 +431,15 @@ struct ScoreUnrolledBlocks {
 /// The kernel of the pairs. Ten outputs in float have one of their own.
 template <class Launcher, class T>
 void launch_block_pairs(Launcher& launcher, Grid grid, const BlockArgs<T>& args) {
-  bool done = false;
   if constexpr (sizeof(T) == 4) {
-    visit_block(args.criterion, [&](auto criterion) {
-      using Criterion = decltype(criterion);
-      if constexpr (Criterion::kRowwise) {
-        if (args.classes != 10) return;
-        launcher.template run<ScoreUnrolledBlocks<T, Criterion, 10>>(grid, 0, args);
-        done = true;
-      }
-    });
+    if (args.classes == 10) {
+      visit_block(args.criterion, [&](auto criterion) {
+        launcher.template run<ScoreUnrolledBlocks<T, decltype(criterion), 10>>(grid, 0, args);
+      });
+      return;
+    }
   }
-  if (!done) launcher.template run<ScoreBlockPairs<T>>(grid, 0, args);
+  launcher.template run<ScoreBlockPairs<T>>(grid, 0, args);
 }
 
 /// The whole call. `args` lacks its workspace, which is plan.total() bytes at `memory`.
