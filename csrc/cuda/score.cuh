@@ -366,18 +366,20 @@ struct ScoreRows {
     if (t + kAhead <= tiles.whole && tiles.even) {
       NTKFAST_UNROLL_DEVICE
       for (int u = 0; u < kAhead; ++u) out[u] = load_pair(first + u * kTile);
-    } else if (t + kAhead <= tiles.whole) {
-      NTKFAST_UNROLL_DEVICE
-      for (int u = 0; u < kAhead; ++u) {
+      return;
+    }
+    NTKFAST_UNROLL_DEVICE
+    for (int u = 0; u < kAhead; ++u) {
+      if (t + u < tiles.whole && tiles.even) {
+        out[u] = load_pair(first + u * kTile);
+      } else if (t + u < tiles.whole) {
         out[u].v[0] = first[u * kTile];
         out[u].v[1] = first[u * kTile + 1];
-      }
-    } else {
-      NTKFAST_UNROLL_DEVICE
-      for (int u = 0; u < kAhead; ++u)
+      } else {
         out[u] = t + u < tiles.count ? gathered(row, stride, tiles.first_x + (t + u) * kTile,
                                                 args.num_evaluation - 1, args.evaluation)
                                      : Pair<T>(T(0));
+      }
     }
   }
   /// Beyond the last point the last one is read again, and weighs nothing there.
