@@ -287,15 +287,15 @@ struct ScoreRows {
     const int lane = ctx.thread() % 32, warp = ctx.thread() / 32;
     const int64_t group = ctx.block_y(), begin = group * args.tiles_per_group;
     const int64_t left = div_up(args.num_evaluation, int64_t{kTile}) - begin;
-    Tiles tiles{begin * kTile + 2 * lane, 0, 0, pairs_lie_even(args)};
-    tiles.count = static_cast<int>(left < args.tiles_per_group ? left : args.tiles_per_group);
+    const int count = static_cast<int>(left < args.tiles_per_group ? left : args.tiles_per_group);
+    Tiles tiles{begin * kTile + 2 * lane, count, 0, 0};
     if (!args.evaluation && (args.depth == 0 || args.evaluation_factor.row_stride == 1)) {
       const int64_t whole = args.num_evaluation / kTile - begin;
-      tiles.whole = whole < tiles.count ? static_cast<int>(whole) : tiles.count;
+      tiles.whole = whole < count ? static_cast<int>(whole) : count;
+      tiles.paired = pairs_lie_even(args) ? tiles.whole : 0;
     }
     const int bundle = (1 + Criterion::point_size(args.classes)) * kBundle;
-    const T* points = args.points + begin / 2 * bundle + 2 * lane;
-    const int odd = static_cast<int>(begin % 2);
+    const int depth = static_cast<int>(args.depth);
     NTKFAST_KEEP_LOOP
     for (int r = warp; r < kTile; r += kWarps) {
       const int64_t i = ctx.block_x() * kTile + r;
@@ -311,29 +311,36 @@ struct ScoreRows {
         for (int j = 0; j < 2 + 3 * K; ++j)
           candidate.value[j] = j < Criterion::candidate_size(K) ? stored(j) : T(0);
       }
-      const T factor = args.depth > 0 ? factors[0] : T(0);
+      const T factor = depth > 0 ? factors[0] : T(0);
       double total = 0;
       Pair<T> next[kAhead], S[kAhead];
-      load(args, tiles, 0, row, 1, next);
+      // Pointers go along: computed anew, places would take more instructions than sums of squares.
+      const T *at = row + tiles.first_x, *factor_at = args.evaluation_factor.data + tiles.first_x;
+      const T* first = args.points + begin / 2 * bundle + begin % 2 * kTile + 2 * lane;
+      int odd = static_cast<int>(begin % 2);
+      load(args, tiles, 0, at, row, 1, next);
       NTKFAST_KEEP_LOOP
-      for (int t = 0; t < tiles.count; t += kAhead) {
+      for (int t = 0; t < count; t += kAhead) {
         NTKFAST_UNROLL_DEVICE
         for (int u = 0; u < kAhead; ++u) S[u] = next[u];
-        load(args, tiles, t + kAhead, row, 1, next);
-        if (args.depth > 0) add(args, tiles, t, factor, 0, S);
+        at += kAhead * kTile;
+        load(args, tiles, t + kAhead, at, row, 1, next);
+        if (depth > 0) add(args, tiles, t, factor, factor_at, 0, S);
         NTKFAST_KEEP_LOOP
-        for (int64_t k = 1; k < args.depth; ++k)
-          add(args, tiles, t, factors[k * args.candidate_factor.col_stride], k, S);
+        for (int k = 1; k < depth; ++k)
+          add(args, tiles, t, factors[k * args.candidate_factor.col_stride],
+              factor_at + k * args.evaluation_factor.col_stride, k, S);
+        factor_at += kAhead * kTile;
         Pair<T> sum(T(0));
-        const bool all = t + kAhead <= tiles.count;
+        const bool all = t + kAhead <= count;
         NTKFAST_UNROLL_DEVICE
         for (int u = 0; u < kAhead; ++u) {
-          if (!all && t + u >= tiles.count) break;
-          const int tile = odd + t + u;
-          const T* first = points + int64_t{tile / 2} * bundle + tile % 2 * kTile;
+          if (kAhead > 1 && !all && t + u >= count) break;
           const PointPair<const T*> point{first + kBundle};
           const Pair<T> value = value_of(args.classes, S[u], point, candidate, stored);
           sum = fma_of(load_pair(first), value, sum);
+          first += odd ? bundle - kTile : kTile;
+          odd = 1 - odd;
         }
         total += static_cast<double>(sum.v[0] + sum.v[1]);
       }
@@ -347,8 +354,8 @@ struct ScoreRows {
   struct Tiles {
     int64_t first_x;  // of this lane
     int count;
-    int whole;  // tiles, from the first one on, of neighbouring numbers
-    bool even;  // which lie at even places
+    int whole;   // tiles, from the first one on, of neighbouring numbers
+    int paired;  // of those, with all pairs at even places
   };
   static NTKFAST_DEVICE bool pairs_lie_even(const ScoreArgs<T>& args) {
     return lies_even(args.dense, args.dense_stride) &&
@@ -359,22 +366,22 @@ struct ScoreRows {
     return reinterpret_cast<uintptr_t>(p) % (2 * sizeof(T)) == 0 && stride % 2 == 0;
   }
 
-  /// Numbers of a row for tiles t, t + 1, ...; beyond the last tile there are zeros.
-  static NTKFAST_DEVICE void load(const ScoreArgs<T>& args, const Tiles& tiles, int t, const T* row,
-                                  int64_t stride, Pair<T> (&out)[kAhead]) {
-    const T* first = row + tiles.first_x + t * kTile;
-    if (t + kAhead <= tiles.whole && tiles.even) {
+  /// Numbers of a row for tiles t, t + 1, ..., which are at `at` where they are neighbours; beyond
+  /// the last tile there are zeros.
+  static NTKFAST_DEVICE void load(const ScoreArgs<T>& args, const Tiles& tiles, int t, const T* at,
+                                  const T* row, int64_t stride, Pair<T> (&out)[kAhead]) {
+    if (t + kAhead <= tiles.paired) {
       NTKFAST_UNROLL_DEVICE
-      for (int u = 0; u < kAhead; ++u) out[u] = load_pair(first + u * kTile);
+      for (int u = 0; u < kAhead; ++u) out[u] = load_pair(at + u * kTile);
       return;
     }
     NTKFAST_UNROLL_DEVICE
     for (int u = 0; u < kAhead; ++u) {
-      if (t + u < tiles.whole && tiles.even) {
-        out[u] = load_pair(first + u * kTile);
+      if (kAhead > 1 && t + u < tiles.paired) {
+        out[u] = load_pair(at + u * kTile);
       } else if (t + u < tiles.whole) {
-        out[u].v[0] = first[u * kTile];
-        out[u].v[1] = first[u * kTile + 1];
+        out[u].v[0] = at[u * kTile];
+        out[u].v[1] = at[u * kTile + 1];
       } else {
         out[u] = t + u < tiles.count ? gathered(row, stride, tiles.first_x + (t + u) * kTile,
                                                 args.num_evaluation - 1, args.evaluation)
@@ -395,9 +402,9 @@ struct ScoreRows {
   }
   /// S -+= term k of the product.
   static NTKFAST_DEVICE void add(const ScoreArgs<T>& args, const Tiles& tiles, int t, T factor,
-                                 int64_t k, Pair<T> (&S)[kAhead]) {
+                                 const T* at, int k, Pair<T> (&S)[kAhead]) {
     Pair<T> right[kAhead];
-    load(args, tiles, t, args.evaluation_factor.data + k * args.evaluation_factor.col_stride,
+    load(args, tiles, t, at, args.evaluation_factor.data + k * args.evaluation_factor.col_stride,
          args.evaluation_factor.row_stride, right);
     const Pair<T> left(args.subtract ? -factor : factor);
     NTKFAST_UNROLL_DEVICE
