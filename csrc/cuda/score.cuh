@@ -253,6 +253,14 @@ struct ScorePairs {
   }
 };
 
+/// Tiles of a row that ScoreRows asks for at a time where nothing but memory binds it, with two
+/// blocks a multiprocessor; 4, with three.
+#if defined(NTKFAST_ROWS_AHEAD)
+constexpr int kRowsAhead = NTKFAST_ROWS_AHEAD;
+#else
+constexpr int kRowsAhead = 8;
+#endif
+
 /// Numbers of a prepared candidate in registers, which only loops that are unrolled may ask for.
 template <class T, int kCount>
 struct CandidateRegisters {
@@ -275,9 +283,9 @@ struct ScoreRows {
   /// Tiles of a row that are asked for at a time.
   static constexpr int kAhead = has<Criterion>(kLookAhead)                             ? 1
                                 : sizeof(T) > 4 || has<Criterion>(kReadsPointVariance) ? 4
-                                                                                       : 8;
+                                                                                       : kRowsAhead;
   /// As many as there are registers for, without spilling any.
-  static constexpr int kResidentBlocks = sizeof(T) > 4 ? 1 : 2;
+  static constexpr int kResidentBlocks = sizeof(T) > 4 ? 1 : kAhead == 4 && kRowsAhead == 4 ? 3 : 2;
   /// Depths of the product up to here.
   static constexpr int kShallow = 8;
   static_assert(kTile == 2 * 32 && kBundle % kTile == 0, "a tile lies in one bundle");

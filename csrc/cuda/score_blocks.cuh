@@ -16,8 +16,10 @@ namespace {
 
 constexpr int kBlockWarp = 32;
 /// Warps of ScoreUnrolledBlocks on a multiprocessor at a time.
-#if !defined(NTKFAST_UNROLLED_BLOCKS)
-#define NTKFAST_UNROLLED_BLOCKS 12
+#if defined(NTKFAST_UNROLLED_BLOCKS)
+constexpr int kUnrolledBlocks = NTKFAST_UNROLLED_BLOCKS;
+#else
+constexpr int kUnrolledBlocks = 12;
 #endif
 /// Rows of a candidate that a lane forms at a time.
 constexpr int kRowLanes = 4;
@@ -336,7 +338,7 @@ template <class T, class Criterion, int K>
 struct ScoreUnrolledBlocks {
   static constexpr int kThreads = kBlockWarp;
   /// As many as there are registers for, without spilling any.
-  static constexpr int kResidentBlocks = Criterion::kRowwise ? NTKFAST_UNROLLED_BLOCKS : 8;
+  static constexpr int kResidentBlocks = Criterion::kRowwise ? kUnrolledBlocks : 8;
   static constexpr int kPadded = (K + kRowLanes - 1) / kRowLanes * kRowLanes;
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const BlockArgs<T>& args) {
