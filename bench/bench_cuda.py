@@ -297,6 +297,24 @@ def selection(
         ),
         bench.ours("quadratic_form"): (lambda: cuda_ops.quadratic_form(psi, gram), 1.0),
     }
+    if not bench.own:
+
+        def wide(chunk: int = 65536) -> torch.Tensor:
+            out = torch.zeros(d, d, dtype=torch.float64, device=DEVICE)
+            for i in range(0, N, chunk):
+                x = psi[i : i + chunk].double()
+                out.addmm_(x.T * ones[i : i + chunk], x)
+            return out
+
+        ones = torch.ones_like(noise)
+        providers["weighted_gram, torch in float64"] = (wide, 1.0)
+    exact = psi[:4096].double()
+    found = cuda_ops.weighted_gram(psi[:4096], 1.0 + noise[:4096])
+    expected = (exact.T * (1.0 + noise[:4096])) @ exact
+    error = float((found - expected).abs().max() / expected.abs().max())
+    bench.check("weighted_gram", error, 1e-12)
+    forms = ((exact @ gram) * exact).sum(1)
+    bench.check("quadratic_form", float(((q[:4096] - forms) / forms).abs().max()), 1e-12)
     rounds = 1 if bench.own else 3
     return bench.measure("cuda selection", f"{picks} picks, {N} x {d}", providers, rounds)
 

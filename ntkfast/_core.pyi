@@ -41,6 +41,7 @@ __all__: list[str] = [
     "cuda_squared_norms",
     "cuda_triangular_solve",
     "cuda_weighted_gram",
+    "cuda_weighted_gram_workspace",
     "cuda_whiten",
     "downdate_moments",
     "form_gradients",
@@ -213,8 +214,16 @@ def cuda_triangular_solve(
     L: View, B: View, transpose: bool, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def cuda_weighted_gram(
-    X: View, weights: View, G: View, stream: typing.SupportsInt | typing.SupportsIndex
+    X: View,
+    weights: View,
+    G: View,
+    workspace: View,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def cuda_weighted_gram_workspace(
+    num_points: typing.SupportsInt | typing.SupportsIndex,
+    num_features: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def cuda_whiten(
     features: View, W: View, psi: View, stream: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...

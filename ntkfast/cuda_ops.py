@@ -397,10 +397,15 @@ def weighted_gram(X: Array, weights: Array) -> Array:
     X (N, d) float32, float64 or bfloat16; weights (N,) float64.
     """
     library = _library("X", X)
-    _, d = _matrix("X", X)
+    N, d = _matrix("X", X)
     gram = library.empty((d, d), "float64")
+    workspace = _workspace(library, _core.cuda_weighted_gram_workspace(N, d))
     _core.cuda_weighted_gram(
-        _view("X", X), _view("weights", weights), _view("G", gram), library.stream()
+        _view("X", X),
+        _view("weights", weights),
+        _view("G", gram),
+        _view("workspace", workspace),
+        library.stream(),
     )
     return gram
 

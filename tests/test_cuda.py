@@ -501,6 +501,22 @@ def test_contractions(gpu, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bf16"])
+def test_moments_of_many_points(gpu, dtype):
+    """Points are shared out among blocks, features among tiles of 128."""
+    rng = np.random.default_rng(18)
+    for N, d in ((2500, 9), (1100, 131), (1, 1), (0, 3)):
+        x = features(rng.normal(size=(N, d + 1)), dtype, gpu)[:, 1:]
+        exact, weights = x.double().cpu().numpy(), rng.normal(size=N)
+        gram = cuda_ops.weighted_gram(x, torch.tensor(weights, device=gpu))
+        close(gram, reference.weighted_gram(exact, weights), 1e-12)
+        assert torch.equal(gram, gram.T)
+        G = rng.normal(size=(d, d))  # need not be symmetric
+        q = cuda_ops.quadratic_form(x, torch.tensor(G, device=gpu))
+        close(q, ((exact @ G) * exact).sum(1), 1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bf16"])
 @pytest.mark.parametrize("k", [1, 2, 3, 10, 16, 17])
 def test_product(gpu, dtype, k):
     """A few columns are multiplied in one pass over X, and in parts where they do not fit."""

@@ -29,6 +29,17 @@ struct LaneMask {
   bool v[N];
 };
 
+// Only the device pass of nvcc knows the instructions.
+NTKFAST_HD NTKFAST_INLINE float fast_sqrt(float x) {
+#if defined(__CUDA_ARCH__)
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+#else
+  return sqrtf(x);
+#endif
+}
+NTKFAST_HD NTKFAST_INLINE double fast_sqrt(double x) { return sqrt(x); }
+
 #define NTKFAST_EACH_LANE(expression) \
   NTKFAST_UNROLL_DEVICE               \
   for (int i = 0; i < N; ++i) expression
@@ -58,7 +69,7 @@ NTKFAST_BINARY(scale_by_power_of_two, scale_by_power_of_two(a.v[i], b.v[i]))
   }
 NTKFAST_UNARY(operator-, -a.v[i])
 NTKFAST_UNARY(abs_of, abs_of(a.v[i]))
-NTKFAST_UNARY(sqrt_of, sqrt_of(a.v[i]))
+NTKFAST_UNARY(sqrt_of, fast_sqrt(a.v[i]))
 NTKFAST_UNARY(log2_one_minus, log2_one_minus(a.v[i]))
 #undef NTKFAST_UNARY
 #define NTKFAST_COMPARE(op)                                             \
@@ -112,7 +123,6 @@ NTKFAST_LANES Lanes<T, N> split_fraction(Lanes<T, N> u, Lanes<T, N>* whole) {
   return r;
 }
 
-// Only the device pass of nvcc knows the instructions.
 NTKFAST_HD NTKFAST_INLINE float fast_exp2(float x) {
 #if defined(__CUDA_ARCH__)
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));

@@ -2,6 +2,7 @@
 // wherever the CPU engine has them.
 #pragma once
 
+#include "cuda/double_tile.cuh"
 #include "cuda/tile.cuh"
 
 namespace ntkfast {
@@ -9,11 +10,7 @@ namespace {
 
 // --- C = beta C + alpha A B^T ---
 
-enum class Part {
-  kAll,
-  kLower,
-  kMirrored
-};  // kMirrored: the lower part is computed and copied to the upper one
+enum class Part { kAll, kLower };
 
 template <class SA, class SB, class O>
 struct GemmArgs {
@@ -54,8 +51,6 @@ struct Gemm {
           // What C held, NaN included, is not read when it does not count.
           if (beta != T(0)) value = beta * static_cast<T>(out) + value;
           out = static_cast<O>(value);
-          if (args.part == Part::kMirrored)
-            args.out[c * args.out_row_stride + r * args.out_col_stride] = static_cast<O>(value);
         }
       }
     }
@@ -99,41 +94,62 @@ struct SquaredNorms {
   }
 };
 
-/// out[i] = x_i^T G x_i: a block takes 64 rows through all tiles of X G.
+/// out[i] = x_i^T G x_i: a block takes 128 rows through all tiles of X G.
 template <class S>
 struct QuadraticForm {
-  static constexpr int kThreads = kTileThreads;
+  static constexpr int kThreads = kDoubleThreads;
+  static constexpr int shared_bytes() {
+    return kDoubleTileBytes + 4 * kDoubleSize * int{sizeof(double)};
+  }
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const RowArgs<S>& args) {
-    const int64_t row0 = ctx.block_x() * kTileSize;
-    const int row = Tile<double>::row(ctx.thread()), col = Tile<double>::col(ctx.thread());
-    const Factor<S> X{args.X, args.row_stride, 1};
-    const Factor<double> G{args.G, 1, args.G_stride};  // columns of G
-    double sum[4] = {};
-    for (int64_t col0 = 0; col0 < args.cols; col0 += kTileSize) {
-      Tile<double> tile;
+    const int thread = ctx.thread();
+    const int64_t row0 = ctx.block_x() * kDoubleSize;
+    // Four warps share a row; their sums do not take registers from the tile.
+    const auto sums = ctx.template shared<double>(kDoubleTileBytes, 4 * kDoubleSize);
+    const int first = thread / 32 % 4 * kDoubleSize;
+    NTKFAST_KEEP_LOOP
+    for (int64_t col0 = 0; col0 < args.cols; col0 += kDoubleSize) {
+      DoubleTile tile;
       tile.clear();
-      multiply_tile(ctx, args.cols, X, row0, args.rows, G, col0, args.cols, tile);
+      multiply_doubles(ctx, 0, args.cols, RowByRow<S>{args.X, args.row_stride}, row0, args.rows,
+                       SideBySide<double>{args.G, args.G_stride}, col0, args.cols, tile);
       NTKFAST_UNROLL_DEVICE
-      for (int i = 0; i < 4; ++i) {
+      for (int m = 0; m < 4; ++m) {
         NTKFAST_UNROLL_DEVICE
-        for (int j = 0; j < 2; ++j) {
+        for (int h = 0; h < 2; ++h) {
+          const int row = DoubleTile::row(thread, m, 2 * h);
+          double sum = 0;
           NTKFAST_UNROLL_DEVICE
-          for (int lane = 0; lane < 2; ++lane)
-            sum[i] = fma(element<double>(X, row0 + row + 16 * i, args.rows,
-                                         col0 + col + 32 * j + lane, args.cols),
-                         tile.value[i][j].v[lane], sum[i]);
+          for (int n = 0; n < 4; ++n) {
+            NTKFAST_UNROLL_DEVICE
+            for (int e = 2 * h; e < 2 * h + 2; ++e) {
+              const int64_t c = col0 + DoubleTile::col(thread, n, e);
+              if (row0 + row < args.rows && c < args.cols)
+                sum = fma(number<double>(args.X[(row0 + row) * args.row_stride + c]),
+                          tile.value[m][n][e], sum);
+            }
+          }
+          sum = sum_lanes<4>(ctx, sum);
+          if (thread % 4 == 0)
+            sums[first + row] = col0 == 0 ? sum : static_cast<double>(sums[first + row]) + sum;
         }
       }
     }
-    NTKFAST_UNROLL_DEVICE
-    for (int i = 0; i < 4; ++i) {
-      const double total = sum_lanes<16>(ctx, sum[i]);
-      const int64_t r = row0 + row + 16 * i;
-      if (col == 0 && r < args.rows) args.out[r] = total;
-    }
+    ctx.barrier();
+    if (thread >= kDoubleSize || row0 + thread >= args.rows) return;
+    double total = 0;
+    for (int w = 0; w < 4 && args.cols > 0; ++w)
+      total += static_cast<double>(sums[w * kDoubleSize + thread]);
+    args.out[row0 + thread] = total;
   }
 };
+
+template <class Launcher, class S>
+void launch_quadratic_form(Launcher& launcher, const RowArgs<S>& args) {
+  launcher.template run<QuadraticForm<S>>({div_up(args.rows, kDoubleSize), 1},
+                                          QuadraticForm<S>::shared_bytes(), args);
+}
 
 // --- Triangles on the diagonal ---
 

@@ -72,8 +72,9 @@ void whiten_cuda(const TensorView& features, const TensorView& W, const TensorVi
                  void* stream);
 /// Y = X B, products and sums in double.
 void product_cuda(const TensorView& X, const TensorView& B, const TensorView& Y, void* stream);
+std::int64_t weighted_gram_cuda_workspace(std::int64_t num_points, std::int64_t num_features);
 void weighted_gram_cuda(const TensorView& X, const TensorView& weights, const TensorView& G,
-                        void* stream);
+                        const Workspace& workspace, void* stream);
 void quadratic_form_cuda(const TensorView& X, const TensorView& G, const TensorView& q,
                          void* stream);
 void squared_norms_cuda(const TensorView& X, const TensorView& s, void* stream);

@@ -12,9 +12,8 @@ void quadratic_form(const TensorView& X_view, const TensorView& G_view, const Te
   double* q = device_array<double>(q_view, "q", {X.rows});
   const DeviceGuard guard(common_device({&X_view, &G_view, &q_view}));
   Launcher launcher(stream_of(stream));
-  launcher.run<QuadraticForm<T>>(
-      {div_up(X.rows, kTileSize), 1}, tile_shared_bytes<double>(),
-      RowArgs<T>{X.data, X.row_stride, X.rows, X.cols, G.data, G.row_stride, q});
+  launch_quadratic_form(launcher,
+                        RowArgs<T>{X.data, X.row_stride, X.rows, X.cols, G.data, G.row_stride, q});
 }
 
 }  // namespace

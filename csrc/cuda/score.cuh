@@ -143,18 +143,18 @@ struct CandidateColumn {
   NTKFAST_DEVICE T operator()(int j) const { return first[j * kBundle]; }
 };
 
-/// The pairwise kernel without tensor cores, in float or double: the reference of the others and
-/// the one for dense covariances. A block scores 64 candidates against one group of tiles of 64
-/// points.
+/// The pairwise kernel without tensor cores, in float or double: the reference of the others. A
+/// block scores 64 candidates against one group of tiles of 64 points.
 template <class T, class Criterion, int K>
 struct ScorePairs {
   static constexpr int kThreads = kTileThreads;
   static constexpr int kTile = kTileSize;
   /// As many as there are registers for, without spilling any.
-  static constexpr int kResidentBlocks = sizeof(T) > 4 ? 1 : has<Criterion>(kLookAhead) ? 2 : 3;
+  static constexpr int kResidentBlocks =
+      sizeof(T) > 4                                                       ? 1
+      : has<Criterion>(kLookAhead) || has<Criterion>(kReadsPointVariance) ? 2
+                                                                          : 3;
   static_assert(kBundle % kTile == 0, "a tile lies in one bundle");
-  /// Depths up to here are summed from memory, without the detour through shared memory.
-  static constexpr int kShallow = 8;
 
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
@@ -171,12 +171,8 @@ struct ScorePairs {
       Tile<T> tile, dense;
       tile.clear();
       if (args.dense) load_dense(args, c0 + row, x0 + col, dense);
-      if (args.depth <= kShallow) {
-        add_shallow(args, c0 + row, x0 + col, tile);
-      } else {
-        multiply_tile(ctx, args.depth, args.candidate_factor, c0, args.num_candidates,
-                      args.evaluation_factor, x0, args.num_evaluation, tile);
-      }
+      multiply_tile(ctx, args.depth, args.candidate_factor, c0, args.num_candidates,
+                    args.evaluation_factor, x0, args.num_evaluation, tile);
       const T* points = args.points + bundle_place(x0, point_planes) + col;
       NTKFAST_UNROLL_DEVICE
       for (int i = 0; i < 4; ++i) {
@@ -255,28 +251,192 @@ struct ScorePairs {
       }
     }
   }
+};
 
-  /// tile += the products of this thread's rows, one number of the depth after another.
-  static NTKFAST_DEVICE void add_shallow(const ScoreArgs<T>& args, int64_t first_c, int64_t first_x,
-                                         Tile<T>& tile) {
+/// Tiles of a row that ScoreRows asks for at a time where nothing but memory binds it, with two
+/// blocks a multiprocessor; 4, with three.
+#if defined(NTKFAST_ROWS_AHEAD)
+constexpr int kRowsAhead = NTKFAST_ROWS_AHEAD;
+#else
+constexpr int kRowsAhead = 8;
+#endif
+
+/// Numbers of a prepared candidate in registers, which only loops that are unrolled may ask for.
+template <class T, int kCount>
+struct CandidateRegisters {
+  T value[kCount];
+  NTKFAST_DEVICE T operator()(int j) const { return value[j]; }
+};
+
+/// The pairwise kernel for a covariance in memory less or plus a product of few terms: the next
+/// numbers of a row are on their way while a warp works on those before. A block scores 64
+/// candidates against one group of tiles of 64 points; a warp takes one candidate after another
+/// through all points of the group, a lane two neighbouring points of a tile.
+template <class T, class Criterion, int K>
+struct ScoreRows {
+  static constexpr int kThreads = 256;
+  static constexpr int kWarps = kThreads / 32, kTile = kTileSize;
+  /// Classes are written out in registers once, not for each of several numbers: what a warp runs
+  /// through again and again has to fit the caches of instructions.
+  static constexpr bool kUnrolled = K > 0 && sizeof(T) == 4;
+  static constexpr bool kSoftmax = std::is_base_of<OfSoftmax, Criterion>::value;
+  /// Tiles of a row that are asked for at a time.
+  static constexpr int kAhead = has<Criterion>(kLookAhead)                             ? 1
+                                : sizeof(T) > 4 || has<Criterion>(kReadsPointVariance) ? 4
+                                                                                       : kRowsAhead;
+  /// As many as there are registers for, without spilling any.
+  static constexpr int kResidentBlocks = sizeof(T) > 4 ? 1 : kAhead == 4 && kRowsAhead == 4 ? 3 : 2;
+  /// Depths of the product up to here.
+  static constexpr int kShallow = 8;
+  static_assert(kTile == 2 * 32 && kBundle % kTile == 0, "a tile lies in one bundle");
+
+  template <class Ctx>
+  static NTKFAST_DEVICE void body(const Ctx& ctx, const ScoreArgs<T>& args) {
+    const int lane = ctx.thread() % 32, warp = ctx.thread() / 32;
+    const int64_t group = ctx.block_y(), begin = group * args.tiles_per_group;
+    const int64_t left = div_up(args.num_evaluation, int64_t{kTile}) - begin;
+    const int count = static_cast<int>(left < args.tiles_per_group ? left : args.tiles_per_group);
+    Tiles tiles{begin * kTile + 2 * lane, count, 0, 0};
+    if (!args.evaluation && (args.depth == 0 || args.evaluation_factor.row_stride == 1)) {
+      const int64_t whole = args.num_evaluation / kTile - begin;
+      tiles.whole = whole < count ? static_cast<int>(whole) : count;
+      tiles.paired = pairs_lie_even(args) ? tiles.whole : 0;
+    }
+    const int bundle = (1 + Criterion::point_size(args.classes)) * kBundle;
+    const int depth = static_cast<int>(args.depth);
     NTKFAST_KEEP_LOOP
-    for (int64_t k = 0; k < args.depth; ++k) {
-      Pair<T> right[2];
-      NTKFAST_UNROLL_DEVICE
-      for (int j = 0; j < 2; ++j) {
+    for (int r = warp; r < kTile; r += kWarps) {
+      const int64_t i = ctx.block_x() * kTile + r;
+      if (i >= args.num_candidates) break;  // the whole warp
+      const int64_t c = args.candidates ? args.candidates[i] : i;
+      const T* row = args.dense + c * args.dense_stride;
+      const T* factors = args.candidate_factor.data + c * args.candidate_factor.row_stride;
+      const CandidateColumn<T, const T*> stored{
+          args.prepared + bundle_place(i, Criterion::candidate_size(args.classes))};
+      CandidateRegisters<T, kUnrolled ? 2 + 3 * K : 1> candidate;
+      if constexpr (kUnrolled) {
         NTKFAST_UNROLL_DEVICE
-        for (int lane = 0; lane < 2; ++lane)
-          right[j].v[lane] = element<T>(args.evaluation_factor, first_x + 32 * j + lane,
-                                        args.num_evaluation, k, args.depth);
+        for (int j = 0; j < 2 + 3 * K; ++j)
+          candidate.value[j] = j < Criterion::candidate_size(K) ? stored(j) : T(0);
       }
-      NTKFAST_UNROLL_DEVICE
-      for (int i = 0; i < 4; ++i) {
-        const Pair<T> left(element<T>(args.candidate_factor, first_c + 16 * i, args.num_candidates,
-                                      k, args.depth));
+      const T factor = depth > 0 ? factors[0] : T(0);
+      double total = 0;
+      Pair<T> next[kAhead], S[kAhead];
+      // Pointers go along: computed anew, places would take more instructions than sums of squares.
+      const T *at = row + tiles.first_x, *factor_at = args.evaluation_factor.data + tiles.first_x;
+      const T* first = args.points + begin / 2 * bundle + begin % 2 * kTile + 2 * lane;
+      int odd = static_cast<int>(begin % 2);
+      load(args, tiles, 0, at, row, 1, next);
+      NTKFAST_KEEP_LOOP
+      for (int t = 0; t < count; t += kAhead) {
         NTKFAST_UNROLL_DEVICE
-        for (int j = 0; j < 2; ++j) tile.value[i][j] = fma_of(left, right[j], tile.value[i][j]);
+        for (int u = 0; u < kAhead; ++u) S[u] = next[u];
+        at += kAhead * kTile;
+        load(args, tiles, t + kAhead, at, row, 1, next);
+        if (depth > 0) add(args, tiles, t, factor, factor_at, 0, S);
+        NTKFAST_KEEP_LOOP
+        for (int k = 1; k < depth; ++k)
+          add(args, tiles, t, factors[k * args.candidate_factor.col_stride],
+              factor_at + k * args.evaluation_factor.col_stride, k, S);
+        factor_at += kAhead * kTile;
+        Pair<T> sum(T(0));
+        const bool all = t + kAhead <= count;
+        NTKFAST_UNROLL_DEVICE
+        for (int u = 0; u < kAhead; ++u) {
+          if (kAhead > 1 && !all && t + u >= count) break;
+          const PointPair<const T*> point{first + kBundle};
+          const Pair<T> value = value_of(args.classes, S[u], point, candidate, stored);
+          sum = fma_of(load_pair(first), value, sum);
+          first += odd ? bundle - kTile : kTile;
+          odd = 1 - odd;
+        }
+        total += static_cast<double>(sum.v[0] + sum.v[1]);
+      }
+      total = sum_lanes<32>(ctx, total);
+      if (lane == 0) args.partial[group * args.padded_candidates + i] = total;
+    }
+  }
+
+ private:
+  /// Of a group of points.
+  struct Tiles {
+    int64_t first_x;  // of this lane
+    int count;
+    int whole;   // tiles, from the first one on, of neighbouring numbers
+    int paired;  // of those, with all pairs at even places
+  };
+  static NTKFAST_DEVICE bool pairs_lie_even(const ScoreArgs<T>& args) {
+    return lies_even(args.dense, args.dense_stride) &&
+           (args.depth == 0 ||
+            lies_even(args.evaluation_factor.data, args.evaluation_factor.col_stride));
+  }
+  static NTKFAST_DEVICE bool lies_even(const T* p, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(p) % (2 * sizeof(T)) == 0 && stride % 2 == 0;
+  }
+
+  /// Numbers of a row for tiles t, t + 1, ..., which are at `at` where they are neighbours; beyond
+  /// the last tile there are zeros.
+  static NTKFAST_DEVICE void load(const ScoreArgs<T>& args, const Tiles& tiles, int t, const T* at,
+                                  const T* row, int64_t stride, Pair<T> (&out)[kAhead]) {
+    if (t + kAhead <= tiles.paired) {
+      NTKFAST_UNROLL_DEVICE
+      for (int u = 0; u < kAhead; ++u) out[u] = load_pair(at + u * kTile);
+      return;
+    }
+    NTKFAST_UNROLL_DEVICE
+    for (int u = 0; u < kAhead; ++u) {
+      if (kAhead > 1 && t + u < tiles.paired) {
+        out[u] = load_pair(at + u * kTile);
+      } else if (t + u < tiles.whole) {
+        out[u].v[0] = at[u * kTile];
+        out[u].v[1] = at[u * kTile + 1];
+      } else {
+        out[u] = t + u < tiles.count ? gathered(row, stride, tiles.first_x + (t + u) * kTile,
+                                                args.num_evaluation - 1, args.evaluation)
+                                     : Pair<T>(T(0));
       }
     }
+  }
+  /// Beyond the last point the last one is read again, and weighs nothing there.
+  static NTKFAST_DEVICE_CALL Pair<T> gathered(const T* row, int64_t stride, int64_t x, int64_t last,
+                                              const int64_t* index) {
+    Pair<T> out;
+    NTKFAST_UNROLL_DEVICE
+    for (int side = 0; side < 2; ++side) {
+      const int64_t e = x + side < last ? x + side : last;
+      out.v[side] = row[(index ? index[e] : e) * stride];
+    }
+    return out;
+  }
+  /// S -+= term k of the product.
+  static NTKFAST_DEVICE void add(const ScoreArgs<T>& args, const Tiles& tiles, int t, T factor,
+                                 const T* at, int k, Pair<T> (&S)[kAhead]) {
+    Pair<T> right[kAhead];
+    load(args, tiles, t, at, args.evaluation_factor.data + k * args.evaluation_factor.col_stride,
+         args.evaluation_factor.row_stride, right);
+    const Pair<T> left(args.subtract ? -factor : factor);
+    NTKFAST_UNROLL_DEVICE
+    for (int u = 0; u < kAhead; ++u) S[u] = fma_of(left, right[u], S[u]);
+  }
+
+  template <class Point, class Candidate, class Stored>
+  static NTKFAST_DEVICE Pair<T> value_of(int k, Pair<T> S, const Point& point,
+                                         const Candidate& candidate, const Stored& stored) {
+    if constexpr (!kUnrolled) {
+      return called_value(k, S, point, stored);
+    } else if constexpr (kSoftmax) {
+      if (Criterion::is_moderate(S, candidate))
+        return Criterion::template moderate_value<K>(K, S, point, candidate);
+      return called_value(k, S, point, stored);
+    } else {
+      return Criterion::template value<K>(K, S, point, candidate, static_cast<Pair<T>*>(nullptr));
+    }
+  }
+  template <class Point, class Candidate>
+  static NTKFAST_DEVICE_CALL Pair<T> called_value(int k, Pair<T> S, Point point,
+                                                  Candidate candidate) {
+    return Criterion::template value<kAnyClasses>(k, S, point, candidate,
+                                                  static_cast<Pair<T>*>(nullptr));
   }
 };
 
@@ -362,9 +522,12 @@ void launch_prepare(Launcher& launcher, const PrepareArgs<T>& args) {
 
 template <class T, class Criterion, int K, class Launcher>
 void launch_pairs(Launcher& launcher, const ScoreArgs<T>& args) {
-  launcher.template run<ScorePairs<T, Criterion, K>>(
-      {div_up(args.num_candidates, kTileSize), args.num_groups},
-      args.depth > ScorePairs<T, Criterion, K>::kShallow ? tile_shared_bytes<T>() : 0, args);
+  const Grid grid{div_up(args.num_candidates, kTileSize), args.num_groups};
+  if (args.dense && args.depth <= ScoreRows<T, Criterion, K>::kShallow) {
+    launcher.template run<ScoreRows<T, Criterion, K>>(grid, 0, args);
+  } else {
+    launcher.template run<ScorePairs<T, Criterion, K>>(grid, tile_shared_bytes<T>(), args);
+  }
 }
 
 /// Number of classes the kernels are unrolled for; every other number is a loop.

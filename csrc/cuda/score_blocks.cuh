@@ -15,6 +15,12 @@ namespace ntkfast {
 namespace {
 
 constexpr int kBlockWarp = 32;
+/// Warps of ScoreUnrolledBlocks on a multiprocessor at a time.
+#if defined(NTKFAST_UNROLLED_BLOCKS)
+constexpr int kUnrolledBlocks = NTKFAST_UNROLLED_BLOCKS;
+#else
+constexpr int kUnrolledBlocks = 12;
+#endif
 /// Rows of a candidate that a lane forms at a time.
 constexpr int kRowLanes = 4;
 /// Bytes that all threads together may have to work on; with many classes fewer of them run.
@@ -199,7 +205,14 @@ struct BlockPlane {
   NTKFAST_DEVICE V operator()(int j) const { return V(first[j * kBundle]); }
 };
 
-/// Number b of four rows of a pair. Bounded, so that infinities do not meet.
+/// So that infinities do not meet.
+template <class T, int N>
+NTKFAST_DEVICE Lanes<T, N> bounded_row(Lanes<T, N> l) {
+  using V = Lanes<T, N>;
+  return max_of(min_of(l, V(-logit_floor<T>())), V(logit_floor<T>()));
+}
+
+/// Number b of four rows of a pair.
 template <class T, bool kStarts>
 struct BlockRow {
   using V = Lanes<T, kRowLanes>;
@@ -212,7 +225,7 @@ struct BlockRow {
     const T* column = S + b * across;
     for (int a = 0; a < k; ++a, column += down)
       sum = fma_of(load_rows(z + a * kRowLanes), V(*column), sum);
-    return max_of(min_of(sum, V(-logit_floor<T>())), V(logit_floor<T>()));
+    return bounded_row(sum);
   }
 };
 
@@ -312,6 +325,125 @@ struct ScoreBlockPairs {
   }
 };
 
+/// Two rows of a pair, in registers, which only loops that are unrolled may ask for.
+template <class T, int K>
+struct UnrolledRow {
+  Pair<T> l[K];
+  NTKFAST_DEVICE Pair<T> operator()(int b) const { return l[b]; }
+};
+
+/// As ScoreBlockPairs, for K outputs: a lane asks for the whole block of a pair at once and keeps
+/// it. Otherwise it waits K^2 / 4 times for memory, and for the first-level cache at every product.
+template <class T, class Criterion, int K>
+struct ScoreUnrolledBlocks {
+  static constexpr int kThreads = kBlockWarp;
+  /// As many as there are registers for, without spilling any.
+  static constexpr int kResidentBlocks = Criterion::kRowwise ? kUnrolledBlocks : 8;
+  static constexpr int kPadded = (K + kRowLanes - 1) / kRowLanes * kRowLanes;
+  template <class Ctx>
+  static NTKFAST_DEVICE void body(const Ctx& ctx, const BlockArgs<T>& args) {
+    const int lane = ctx.thread();
+    const int64_t group = ctx.block_y(), num_tiles = div_up(args.num_evaluation, kBlockWarp);
+    const int64_t begin = group * args.tiles_per_group, stop = begin + args.tiles_per_group;
+    const int64_t end = stop < num_tiles ? stop : num_tiles;
+    for (int64_t c = ctx.block_x(); c < args.num_candidates; c += ctx.grid_x()) {
+      const int count = args.counts[c];
+      const T* candidate = args.prepared + c * args.candidate_size;
+      double total = count < 0 ? static_cast<double>(NAN) : 0.0;
+      NTKFAST_KEEP_LOOP
+      for (int64_t t = begin; t < end && count > 0; ++t) {
+        const int64_t i = t * kBlockWarp + lane;
+        const int64_t x = i < args.num_evaluation ? i : args.num_evaluation - 1;
+        const T* point = args.points + bundle_place(i, 1 + Criterion::point_size(K));
+        T S[K][K];
+        const T* down = args.covariance + c * K * args.covariance_stride + x;
+        NTKFAST_UNROLL_DEVICE
+        for (int a = 0; a < K; ++a, down += args.covariance_stride) {
+          const T* across = down;
+          NTKFAST_UNROLL_DEVICE
+          for (int b = 0; b < K; ++b, across += args.num_evaluation) S[a][b] = *across;
+        }
+        total += static_cast<double>(point[0]) *
+                 static_cast<double>(value_of(S, count, candidate, point + kBundle));
+      }
+      total = sum_lanes<kBlockWarp>(ctx, total);
+      if (lane == 0) args.partial[group * args.padded_candidates + c] = total;
+    }
+  }
+
+ private:
+  /// Rows r and r + 1 of the pair.
+  static NTKFAST_DEVICE UnrolledRow<T, K> rows_of(const T (&S)[K][K], int r, const T* candidate,
+                                                  const T* point) {
+    const T* z = candidate + r / kRowLanes * kRowLanes * K + r % kRowLanes;
+    UnrolledRow<T, K> row;
+    NTKFAST_UNROLL_DEVICE
+    for (int b = 0; b < K; ++b) row.l[b] = Pair<T>(Criterion::kStarts ? point[b * kBundle] : T(0));
+    NTKFAST_UNROLL_DEVICE
+    for (int a = 0; a < K; ++a) {
+      const Pair<T> factor = load_pair(z + a * kRowLanes);
+      NTKFAST_UNROLL_DEVICE
+      for (int b = 0; b < K; ++b) row.l[b] = fma_of(factor, Pair<T>(S[a][b]), row.l[b]);
+    }
+    NTKFAST_UNROLL_DEVICE
+    for (int b = 0; b < K; ++b) row.l[b] = bounded_row(row.l[b]);
+    return row;
+  }
+  static NTKFAST_DEVICE T value_of(const T (&S)[K][K], int count, const T* candidate,
+                                   const T* point) {
+    if constexpr (Criterion::kRowwise) {
+      Pair<T> sum(T(0));
+      NTKFAST_KEEP_LOOP
+      for (int r = 0; r < count; r += 2)
+        sum = fma_of(load_pair(candidate + kPadded * K + r),
+                     Criterion::template row_value<Pair<T>>(K, rows_of(S, r, candidate, point),
+                                                            BlockPlane<T, Pair<T>>{point}),
+                     sum);
+      return sum.v[0] + sum.v[1];
+    } else {
+      // M^T two rows at a time, each of which adds to U = M M^T at once. There are K of them, and
+      // zeros beyond.
+      constexpr int kTriangle = K * (K + 1) / 2;
+      T U[kTriangle], inverse[K], scaled[K];
+      NTKFAST_UNROLL_DEVICE
+      for (int e = 0; e < kTriangle; ++e) U[e] = T(0);
+      NTKFAST_KEEP_LOOP
+      for (int r = 0; r < K; r += 2) {
+        const UnrolledRow<T, K> row = rows_of(S, r, candidate, point);
+        Pair<T> M[K];
+        NTKFAST_UNROLL_DEVICE
+        for (int j = 0; j < K; ++j) {
+          M[j] = Pair<T>(T(0));
+          NTKFAST_UNROLL_DEVICE
+          for (int b = 0; b <= j; ++b)
+            M[j] = fma_of(row.l[b], Pair<T>(point[(j * (j + 1) / 2 + b) * kBundle]), M[j]);
+          NTKFAST_UNROLL_DEVICE
+          for (int m = 0; m <= j; ++m)
+            U[j * (j + 1) / 2 + m] =
+                fma_of(M[j].v[1], M[m].v[1], fma_of(M[j].v[0], M[m].v[0], U[j * (j + 1) / 2 + m]));
+        }
+      }
+      return Criterion::template value_of_product<K, T>(
+          K, U, BlockPlane<T, T>{point}, BlockFurther<T>{candidate + kPadded * (K + 1)}, inverse,
+          scaled);
+    }
+  }
+};
+
+/// The kernel of the pairs. Ten outputs in float have one of their own.
+template <class Launcher, class T>
+void launch_block_pairs(Launcher& launcher, Grid grid, const BlockArgs<T>& args) {
+  if constexpr (sizeof(T) == 4) {
+    if (args.classes == 10) {
+      visit_block(args.criterion, [&](auto criterion) {
+        launcher.template run<ScoreUnrolledBlocks<T, decltype(criterion), 10>>(grid, 0, args);
+      });
+      return;
+    }
+  }
+  launcher.template run<ScoreBlockPairs<T>>(grid, 0, args);
+}
+
 /// The whole call. `args` lacks its workspace, which is plan.total() bytes at `memory`.
 template <class Launcher, class T>
 void launch_score_blocks(Launcher& launcher, BlockArgs<T> args, const BlockPlan& plan,
@@ -333,7 +465,7 @@ void launch_score_blocks(Launcher& launcher, BlockArgs<T> args, const BlockPlan&
   args.num_groups = plan.num_groups;
   launcher.template run<PrepareBlockPoints<T>>({plan.point_blocks, 1}, 0, args);
   launcher.template run<PrepareBlockCandidates<T>>({plan.candidate_blocks, 1}, 0, args);
-  launcher.template run<ScoreBlockPairs<T>>({plan.pair_blocks, plan.num_groups}, 0, args);
+  launch_block_pairs(launcher, {plan.pair_blocks, plan.num_groups}, args);
   launcher.template run<SumGroups>({div_up(args.num_candidates, 128), 1}, 0, args);
 }
 

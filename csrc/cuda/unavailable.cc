@@ -34,7 +34,8 @@ void condition_features_cuda(View, View, View, const Workspace&, void*) { fail()
 void condition_dense_cuda(View, View, void*) { fail(); }
 void whiten_cuda(View, View, View, void*) { fail(); }
 void product_cuda(View, View, View, void*) { fail(); }
-void weighted_gram_cuda(View, View, View, void*) { fail(); }
+Size weighted_gram_cuda_workspace(Size, Size) { fail(); }
+void weighted_gram_cuda(View, View, View, const Workspace&, void*) { fail(); }
 void quadratic_form_cuda(View, View, View, void*) { fail(); }
 void squared_norms_cuda(View, View, void*) { fail(); }
 Size select_variance_reduction_cuda_workspace(Size, Size) { fail(); }

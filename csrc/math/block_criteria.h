@@ -333,7 +333,7 @@ struct Block<Criterion, OfCorrelation> : Criterion {
                                                 const Candidate& further, Memory scratch) {
     using T = scalar_of<V>;
     const int triangle = k * (k + 1) / 2;
-    const Memory U = scratch, inverse = scratch + triangle, scaled = inverse + k;
+    Memory U = scratch, inverse = scratch + triangle, scaled = inverse + k;
     // rows <- M^T, its last columns first: column j needs the first j + 1 of what was there.
     for (int i = 0; i < k; ++i)
       for (int j = k - 1; j >= 0; --j) {
@@ -348,25 +348,40 @@ struct Block<Criterion, OfCorrelation> : Criterion {
         for (int m = 0; m <= j; ++m)
           U[j * (j + 1) / 2 + m] = fma_of(left, rows.load(i, m), U[j * (j + 1) / 2 + m]);
       }
+    return value_of_product<0, V>(k, U, x, further, inverse, scaled);
+  }
+
+  /// From U = M M^T, its lower triangle row by row, which is overwritten; inverse, scaled: k values
+  /// each. K > 0: k, and all of them may be arrays in registers.
+  template <int K, class V, class Triangle, class Point, class Candidate, class Values>
+  static NTKFAST_HD NTKFAST_INLINE V value_of_product(int k, Triangle& U, const Point& x,
+                                                      const Candidate& further, Values& inverse,
+                                                      Values& scaled) {
+    using T = scalar_of<V>;
+    const int count = K > 0 ? K : k;
     const V least(T(1e-37));
     V sum(T(0));
-    for (int j = 0; j < k; ++j) {
-      const Memory row = U + j * (j + 1) / 2;
-      V taken = row[j];  // t_j
-      for (int m = 0; m < j; ++m) {
-        const Memory other = U + m * (m + 1) / 2;
-        V e = -row[m];
-        for (int i = 0; i < m; ++i) e = fma_of(-scaled[i], other[i], e);
+    NTKFAST_UNROLL_CLASSES_ON_GPU
+    for (int j = 0; j < count; ++j) {
+      const int row = j * (j + 1) / 2;
+      V taken = U[row + j];  // t_j
+      NTKFAST_UNROLL_CLASSES_ON_GPU
+      for (int m = 0; m < (K > 0 ? K : j); ++m) {  // bounds that the compiler knows: unrolled whole
+        if (K > 0 && m >= j) continue;
+        V e = -U[row + m];
+        NTKFAST_UNROLL_CLASSES_ON_GPU
+        for (int i = 0; i < (K > 0 ? K : m); ++i)
+          if (K <= 0 || i < m) e = fma_of(-scaled[i], U[m * (m + 1) / 2 + i], e);
         scaled[m] = e;  // U_jm d_m
-        row[m] = e * inverse[m];
-        taken = fma_of(scaled[m], row[m], taken);
+        U[row + m] = e * inverse[m];
+        taken = fma_of(scaled[m], U[row + m], taken);
       }
-      const V bound = fma_of(V(further(1)), x(triangle + j), V(further(0)));
+      const V bound = fma_of(V(further(1)), x(count * (count + 1) / 2 + j), V(further(0)));
       const V d = max_of(max_of(V(T(1)) - taken, bound), least);
       inverse[j] = reciprocal(d);
       sum = sum + Criterion::of(taken, d);
     }
-    return sum * reciprocal(V(T(k)));
+    return sum * reciprocal(V(T(count)));
   }
 };
 

@@ -77,7 +77,7 @@ struct ExpectedError : OfSoftmax {
   static constexpr const char* name = "expected_error";
   template <class V>
   static NTKFAST_HD NTKFAST_INLINE V of(const LabelSums<V>& l) {
-    return (l.top - l.Z) * reciprocal(l.Z);
+    return fma_of(l.top, reciprocal(l.Z), V(scalar_of<V>(-1)));
   }
 };
 

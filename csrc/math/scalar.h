@@ -36,9 +36,14 @@ using scalar_of = typename ScalarOf<V>::type;
 
 NTKFAST_HD NTKFAST_INLINE float fma_of(float a, float b, float c) { return fmaf(a, b, c); }
 NTKFAST_HD NTKFAST_INLINE double fma_of(double a, double b, double c) { return fma(a, b, c); }
+#if defined(__CUDA_ARCH__)  // one instruction instead of two, and for NaN the same but as `b`
+NTKFAST_HD NTKFAST_INLINE float max_of(float a, float b) { return fmaxf(a, b); }
+NTKFAST_HD NTKFAST_INLINE float min_of(float a, float b) { return fminf(a, b); }
+#else
 NTKFAST_HD NTKFAST_INLINE float max_of(float a, float b) { return a > b ? a : b; }
-NTKFAST_HD NTKFAST_INLINE double max_of(double a, double b) { return a > b ? a : b; }
 NTKFAST_HD NTKFAST_INLINE float min_of(float a, float b) { return a < b ? a : b; }
+#endif
+NTKFAST_HD NTKFAST_INLINE double max_of(double a, double b) { return a > b ? a : b; }
 NTKFAST_HD NTKFAST_INLINE double min_of(double a, double b) { return a < b ? a : b; }
 NTKFAST_HD NTKFAST_INLINE float abs_of(float a) { return fabsf(a); }
 NTKFAST_HD NTKFAST_INLINE double abs_of(double a) { return fabs(a); }

@@ -181,6 +181,28 @@ struct Scalar<Criterion, OfSoftmax> : Criterion {
   template <int K, class V, class Point, class Candidate>
   static NTKFAST_HD NTKFAST_INLINE V value(int k, V S, const Point& x, const Candidate& c,
                                            V* scratch) {
+    return value_of<K, false>(k, S, x, c, scratch);
+  }
+  /// Whether moderate_value is the value, for all lanes: nearly always.
+  template <class V, class Candidate>
+  static NTKFAST_HD NTKFAST_INLINE bool is_moderate(V S, const Candidate& c) {
+    return all_of(abs_of(label_step(S, c)) * bound<V>(c) <= V(moderate_step<scalar_of<V>>()));
+  }
+  template <int K, class V, class Point, class Candidate>
+  static NTKFAST_HD NTKFAST_INLINE V moderate_value(int k, V S, const Point& x,
+                                                    const Candidate& c) {
+    return value_of<K, true>(k, S, x, c, static_cast<V*>(nullptr));
+  }
+
+ private:
+  template <class V, class Candidate>
+  static NTKFAST_HD NTKFAST_INLINE V bound(const Candidate& c) {
+    // Squares double the step.
+    return has<Criterion>(kReadsSquares) ? V(c(1)) + V(c(1)) : V(c(1));
+  }
+  template <int K, bool kModerate, class V, class Point, class Candidate>
+  static NTKFAST_HD NTKFAST_INLINE V value_of(int k, V S, const Point& x, const Candidate& c,
+                                              V* scratch) {
     using T = scalar_of<V>;
     const int count = K > 0 ? K : k;
     const Shifted<V, Point> q{x, count};
@@ -193,9 +215,12 @@ struct Scalar<Criterion, OfSoftmax> : Criterion {
       for (int j = 0; j < count; ++j) base = fma_of(-A * B(j), q(j), base);
     }
     Body<V, Shifted<V, Candidate>, Shifted<V, Point>> body{P, q, base, A, V(T(0))};
-    // Squares double the step.
-    const V bound = has<Criterion>(kReadsSquares) ? V(c(1)) + V(c(1)) : V(c(1));
-    for_each_label<K>(k, A, bound, x, B, scratch, body);
+    if constexpr (kModerate) {
+      LabelScratch<K, V> kept(scratch, k);
+      moderate_labels<K>(k, A, x, B, kept, body);
+    } else {
+      for_each_label<K>(k, A, bound<V>(c), x, B, scratch, body);
+    }
     return body.sum;
   }
 };

@@ -111,6 +111,40 @@ struct TopTwo {
   }
 };
 
+/// The largest of all weights but one, for each of them in order. K > 0: from the largest before
+/// and after it, three maxima a label and no comparison with where the largest is.
+template <int K, class V>
+struct LargestOthers {
+  V from[K];  // the weights, then the largest from here on
+  V before;
+  NTKFAST_HD NTKFAST_INLINE void add(int j, V w) { from[j] = w; }
+  NTKFAST_HD NTKFAST_INLINE void close() {
+    NTKFAST_UNROLL_CLASSES
+    for (int j = K - 2; j >= 0; --j) from[j] = max_of(from[j], from[j + 1]);
+    before = V(scalar_of<V>(0));  // weights are positive
+  }
+  NTKFAST_HD NTKFAST_INLINE V without(int y, V w) {
+    const V others = y + 1 < K ? max_of(before, from[y + 1 < K ? y + 1 : 0]) : before;
+    before = max_of(before, w);
+    return others;
+  }
+};
+/// K <= 0: from the largest two; of several largest the second is one.
+template <class V>
+struct LargestTwo {
+  V first{scalar_of<V>(0)}, second{scalar_of<V>(0)};
+  NTKFAST_HD NTKFAST_INLINE void add(int, V w) {
+    second = max_of(second, min_of(first, w));
+    first = max_of(first, w);
+  }
+  NTKFAST_HD NTKFAST_INLINE void close() {}
+  NTKFAST_HD NTKFAST_INLINE V without(int, V w) { return select(w == first, second, first); }
+};
+template <class V>
+struct LargestOthers<0, V> : LargestTwo<V> {};
+template <class V>
+struct LargestOthers<kAnyClasses, V> : LargestTwo<V> {};
+
 /// |A| (1 + max |B|) up to which plain sums with reference 0 lose at most four bits.
 template <class T>
 NTKFAST_HD constexpr T moderate_step() {
@@ -130,7 +164,7 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
   const int count = K > 0 ? K : k;
   const Logits<V, Point, Candidate> logit{A, F, B};
   V S(T(0)), N0(T(0)), Q0(T(0));
-  TopTwo<V> top(TopTwo<V>::lowest());
+  LargestOthers<K, V> others;
   NTKFAST_UNROLL_CLASSES
   for (int j = 0; j < count; ++j) {
     const V u = logit(j);
@@ -138,10 +172,11 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
     S = S + w;
     N0 = fma_of(u, w, N0);
     Q0 = fma_of(w, w, Q0);
-    top.add(w, V(T(j)));
+    others.add(j, w);
     scratch.keep_logit(j, u);
     scratch.keep_weight(j, w);
   }
+  others.close();
   const V E = exp2_of(A);
   const V growth = E - V(T(1));
   const V square_growth = fma_of(E, E, V(T(-1)));
@@ -153,7 +188,7 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
     const V Z = fma_of(w, growth, S);
     const V N = fma_of(w, fma_of(u, growth, A_E), N0);
     const V squares = fma_of(w * w, square_growth, Q0);
-    const V largest = max_of(select(top.where == V(T(y)), top.second, top.first), w * E);
+    const V largest = max_of(others.without(y, w), w * E);
     body(y, LabelSums<V>{Z, N, squares, largest, V(T(0)), V(T(0))});
   }
 }

@@ -301,7 +301,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   gpu(m, "cuda_condition_dense", condition_dense_cuda, out("S"), "V", "stream");
   gpu(m, "cuda_whiten", whiten_cuda, "features", "W", out("psi"), "stream");
   gpu(m, "cuda_product", product_cuda, "X", "B", out("Y"), "stream");
-  gpu(m, "cuda_weighted_gram", weighted_gram_cuda, "X", "weights", out("G"), "stream");
+  gpu(m, "cuda_weighted_gram_workspace", weighted_gram_cuda_workspace, "num_points",
+      "num_features");
+  gpu(m, "cuda_weighted_gram", weighted_gram_cuda, "X", "weights", out("G"), "workspace", "stream");
   gpu(m, "cuda_quadratic_form", quadratic_form_cuda, "X", "G", out("q"), "stream");
   gpu(m, "cuda_squared_norms", squared_norms_cuda, "X", out("s"), "stream");
   gpu(m, "cuda_select_variance_reduction_workspace", select_variance_reduction_cuda_workspace,

@@ -741,6 +741,30 @@ class Context {
     return static_cast<float>(x.bits & 0x8000 ? -size : size);
   }
 
+  /// In double, exactly as multiply_fragments of csrc/cuda/double_tile.cuh says.
+  void multiply_fragments(double (&c)[4], const double (&a)[4], const double (&b)[2],
+                          int site) const {
+    struct Operands {
+      double c[4], a[4], b[2];
+    } operands{{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+    block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) {
+      const auto lane = [&](int l) -> Operands& { return *static_cast<Operands*>(lanes[l]); };
+      // PTX manual, matrix fragments of m16n8k8 with .f64: (row, k) of A is register row / 8 +
+      // 2 (k / 4) of lane 4 (row % 8) + k % 4; (k, column) of B is register k / 4 of lane
+      // 4 column + k % 4; (row, column) of C is register 2 (row / 8) + column % 2 of lane
+      // 4 (row % 8) + column / 2.
+      for (int row = 0; row < 16; ++row) {
+        for (int col = 0; col < 8; ++col) {
+          double& c = lane(4 * (row % 8) + col / 2).c[2 * (row / 8) + col % 2];
+          for (int k = 0; k < 8; ++k)
+            c = std::fma(lane(4 * (row % 8) + k % 4).a[row / 8 + 2 * (k / 4)],
+                         lane(4 * col + k % 4).b[k / 4], c);
+        }
+      }
+    });
+    std::copy(operands.c, operands.c + 4, c);
+  }
+
   float round_tf32(float x) const {
     const std::uint32_t bits = bits_of(x);
     return std::isfinite(x) ? float_of((bits + 0xfffu + (bits >> 13 & 1)) & ~0x1fffu) : x;
@@ -816,6 +840,11 @@ class Launcher {
   std::uint32_t seed_ = 1;
 };
 
+/// Found through the type of its argument.
+inline void multiply_fragments(const Context& ctx, double (&c)[4], const double (&a)[4],
+                               const double (&b)[2], int site = __builtin_LINE()) {
+  ctx.multiply_fragments(c, a, b, site);
+}
 /// Found next to the load_pair of real pointers through the type of its argument.
 template <class T>
 inline Lanes<T, 2> load_pair(const Shared<T>& p) {

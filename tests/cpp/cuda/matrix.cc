@@ -2,6 +2,7 @@
 #include "cuda/matrix.cuh"
 
 #include "cuda/moments.cuh"
+#include "cuda/weighted_gram.cuh"
 #include "emulation.h"
 #include "matrices.h"
 #include "test.h"
@@ -98,24 +99,47 @@ NTKFAST_TEST(whiten) {
   expect_close(psi, expected, 1e-7, "whiten");
 }
 
-NTKFAST_TEST(weighted_gram_and_quadratic_form) {
-  constexpr int64_t N = 67, d = 70;
-  const auto X = random_matrix<float>(N, d, 8);
-  const auto weights = random_matrix(1, N, 9);
-  std::vector<double> G(d * d, kNaN), expected(d * d);
-  for (int64_t i = 0; i < d; ++i)
-    for (int64_t j = 0; j < d; ++j)
-      for (int64_t x = 0; x < N; ++x)
+template <class T>
+void check_weighted_gram(int64_t N, int64_t d, int64_t wanted_blocks, bool shared_out) {
+  const int64_t stride = d + 3;
+  const auto X = random_matrix<T>(N, stride, 24);
+  const auto weights = random_matrix(1, N, 25);
+  std::vector<double> G(static_cast<std::size_t>(d * d), kNaN), expected(G.size());
+  for (int64_t x = 0; x < N; ++x)
+    for (int64_t i = 0; i < d; ++i)
+      for (int64_t j = 0; j < d; ++j)
         expected[static_cast<std::size_t>(i * d + j)] +=
-            weights[static_cast<std::size_t>(x)] * at(X, d, x, i) * at(X, d, x, j);
+            weights[static_cast<std::size_t>(x)] * at(X, stride, x, i) * at(X, stride, x, j);
+  std::vector<double> workspace(
+      static_cast<std::size_t>(weighted_gram_workspace(N, d, wanted_blocks) / 8), kNaN);
+  test::expect(workspace.empty() != shared_out, "points are shared out where one share would do");
+  WeightedGramArgs<T> args{};
+  args.X = X.data();
+  args.row_stride = stride;
+  args.points = N;
+  args.cols = d;
+  args.weights = weights.data();
+  args.G = G.data();
+  args.G_stride = d;
   emulation::Launcher launcher;
-  GemmArgs<float, float, double> args{
-      {X.data(), 1, d}, {X.data(), 1, d}, d, d, N, G.data(), d, 1, 1.0, 0.0};
-  args.left.depth_scale = weights.data();
-  args.part = Part::kMirrored;
-  launch_gemm<double>(launcher, args);
-  expect_close(G, expected, 1e-14, "weighted_gram");
+  launch_weighted_gram(launcher, args, workspace.data(), wanted_blocks);
+  expect_close(G, expected, 1e-12, "weighted_gram");
+  for (int64_t i = 0; i < d; ++i)
+    for (int64_t j = 0; j < i; ++j)
+      test::expect(at(G, d, i, j) == at(G, d, j, i), "weighted_gram: not symmetric");
+}
+NTKFAST_TEST(weighted_gram) {
+  check_weighted_gram<float>(67, 70, kGramBlocks, false);
+  check_weighted_gram<double>(40, 135, kGramBlocks, false);  // several tiles
+  check_weighted_gram<float>(2 * kGramShare + 5, 9, kGramBlocks, true);
+  check_weighted_gram<float>(kGramShare + 30, 130, 8, true);  // both
+  check_weighted_gram<float>(0, 5, kGramBlocks, false);
+}
 
+NTKFAST_TEST(quadratic_form_and_squared_norms) {
+  constexpr int64_t N = 131, d = 70;
+  const auto X = random_matrix<float>(N, d, 8);
+  const auto G = random_matrix(d, d, 9);  // not symmetric
   std::vector<double> q(N, kNaN), norms(N, kNaN), expected_q(N), expected_norms(N);
   for (int64_t x = 0; x < N; ++x) {
     for (int64_t i = 0; i < d; ++i) {
@@ -124,8 +148,8 @@ NTKFAST_TEST(weighted_gram_and_quadratic_form) {
         expected_q[static_cast<std::size_t>(x)] += at(X, d, x, i) * at(G, d, i, j) * at(X, d, x, j);
     }
   }
-  launcher.run<QuadraticForm<float>>({2, 1}, tile_shared_bytes<double>(),
-                                     RowArgs<float>{X.data(), d, N, d, G.data(), d, q.data()});
+  emulation::Launcher launcher;
+  launch_quadratic_form(launcher, RowArgs<float>{X.data(), d, N, d, G.data(), d, q.data()});
   expect_close(q, expected_q, 1e-13, "quadratic_form");
   launcher.run<SquaredNorms<float>>({div_up(N, 8), 1}, 0,
                                     RowArgs<float>{X.data(), d, N, d, nullptr, 0, norms.data()});
@@ -217,7 +241,7 @@ NTKFAST_TEST(features_in_bfloat16) {
         GemmArgs<S, double, double>{
             {features.data(), d, 1}, {B.data(), 1, k}, N, k, d, product.data(), k, 1, 1.0, 0.0});
     RowArgs<S> rows{features.data(), d, N, d, G.data(), d, q.data()};
-    launcher.run<QuadraticForm<S>>({2, 1}, tile_shared_bytes<double>(), rows);
+    launch_quadratic_form(launcher, rows);
     rows.out = norms.data();
     launcher.run<SquaredNorms<S>>({div_up(N, 8), 1}, 0, rows);
     launch_downdate_moments(

@@ -71,21 +71,25 @@ NTKFAST_TEST(score_features_empty) {
 }
 
 template <class T>
-std::vector<double> run_dense(const Problem& problem, int rank, double tolerance) {
+std::vector<double> run_dense(const Problem& problem, int rank, double tolerance,
+                              int64_t wanted_blocks = kWantedBlocks,
+                              const emulation::Options& options = {}) {
   const auto S = problem.covariance(0);
   std::vector<T> dense(S.begin(), S.end());
   const auto downdate = problem.downdate(rank);
   const std::vector<T> V(downdate.begin(), downdate.end());
   ScoreArgs<T> args = problem.args<T>();
+  args.wanted_blocks = wanted_blocks;
   args.dense = dense.data();
   args.dense_stride = problem.N;
   args.subtract = true;
   args.depth = rank;
-  args.candidate_factor = {V.data(), 1, problem.N, problem.candidates.data()};
-  args.evaluation_factor = {V.data(), 1, problem.N, problem.evaluation.data()};
+  if (problem.in_order) args.candidates = args.evaluation = nullptr;
+  args.candidate_factor = {V.data(), 1, problem.N, args.candidates};
+  args.evaluation_factor = {V.data(), 1, problem.N, args.evaluation};
   const auto result = run_score(
       problem, args, kPlainTile, sizeof(T),
-      [&](auto& launcher, void* workspace) { launch_score(launcher, args, workspace); }, {});
+      [&](auto& launcher, void* workspace) { launch_score(launcher, args, workspace); }, options);
   compare_values(result, problem.expected_dense(rank), tolerance, "dense");
   return result;
 }
@@ -94,7 +98,28 @@ NTKFAST_TEST(score_dense_with_downdate) {
     const int rank = criterion % 2 ? 3 : 0;
     run_dense<float>(Problem(criterion, 10, 70, 35, 61, 12), rank, 5e-5);
     run_dense<double>(Problem(criterion, 3, 70, 35, 61, 12), 3 - rank, 1e-11);
+    run_dense<float>(Problem(criterion, 10, 70, 35, 61, 12), 9, 5e-5);  // not a few terms
   }
+}
+NTKFAST_TEST(score_dense_all_points_in_order) {  // rows of whole tiles are read in pairs
+  for (int criterion = 0; criterion < Criteria::size; ++criterion) {
+    const int k = criterion % 2 ? 10 : 2;
+    for (const int N : {192, 70, 131}) {  // whole tiles, pairs at even places, at any place
+      for (const int64_t wanted_blocks : {int64_t{1}, kWantedBlocks}) {
+        run_dense<float>(Problem(criterion, k, N, 5, N, 6, 1.0, true), N % 3, 5e-5, wanted_blocks);
+        run_dense<double>(Problem(criterion, 3, N, 5, N, 6, 1.0, true), N % 2, 1e-11,
+                          wanted_blocks);
+      }
+    }
+    run_dense<float>(Problem(criterion, 10, 140, 5, 140, 9, 40.0, true), 1, 1e-4);  // large steps
+  }
+}
+NTKFAST_TEST(score_dense_any_order_of_threads) {
+  const Problem problem(kEntropy, 10, 200, 70, 200, 9, 1.0, true);
+  const auto expected = run_dense<float>(problem, 1, 5e-5, 1);
+  for (const emulation::Order order : emulation::kOrders)
+    test::expect(run_dense<float>(problem, 1, 5e-5, 1, {order, false}) == expected,
+                 "the result depends on the order of threads");
 }
 
 /// Utilities of the blocks K (x) I_k, which are worth what the scalar kernel K is.

@@ -43,7 +43,7 @@ struct Problem {
   int criterion, k, N, Nc, Nx, d;
   std::vector<double> psi, mean, outputs, variance, noise, probs, weights, targets, covered;
   std::vector<std::int64_t> candidates, evaluation;
-  bool cross_entropy;
+  bool cross_entropy, in_order;
   double label_scale, temperature, ridge = 0.3, residual_temperature = 1.7, radius = 1.1;
 
   Problem(int criterion, int k, int N, int Nc, int Nx, int d, double size = 1.0,
@@ -55,6 +55,7 @@ struct Problem {
         Nx(Nx),
         d(d),
         cross_entropy(k % 2 == 0),
+        in_order(in_order),
         label_scale(cross_entropy ? 2 * size : 1.0),
         temperature(cross_entropy ? 1.0 : 0.3 / size) {
     std::mt19937 random(static_cast<unsigned>(criterion * 1000 + k));
