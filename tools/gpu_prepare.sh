@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 carry=build/gpu-carry
 variants=(
   "base"
-  "two-pairs -DNTKFAST_SCORE_PAIRS=2"
+  "other -DNTKFAST_SCORE_PAIRS=2 -DNTKFAST_ROWS_AHEAD=4"
 )
 bin=$PWD/.venv/bin
 
