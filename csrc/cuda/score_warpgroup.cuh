@@ -2,12 +2,9 @@
 // forms the covariances of a tile while the special functions work on those of the tile before it.
 //
 // A block is alone on its multiprocessor and goes through its items, each a tile of candidates and a
-// group of tiles of points, without a break: one thread copies slices of psi, and what is prepared of
-// points and candidates, from tile to tile and from item to item; two warpgroups multiply and score.
-// The covariances of a finished tile go to shared memory, each thread's to a place of its own, and
-// with every slice of the next tile a few of them are scored. Where many classes leave no room, they
-// stay in registers, and products and scores take turns. Results depend neither on the number of
-// blocks nor on which of the two ways is taken.
+// group of tiles of points, without a break: slices of psi, and what is prepared of points and
+// candidates (planes), are copied from tile to tile and from item to item. Results do not depend on
+// the number of blocks.
 #pragma once
 
 #include "cuda/operand_rows.cuh"
@@ -16,6 +13,9 @@
 
 namespace ntkfast {
 namespace {
+
+/// Bytes of a plane: of a number of each row of a tile.
+constexpr int kPlaneBytes = kTensorTile * int{sizeof(float)};
 
 struct WarpgroupScoreArgs {
   TensorScoreArgs tensor;                // its rows play no part
@@ -57,19 +57,6 @@ struct TileWalk {
   }
 };
 
-/// How many pairs of many labels are scored at once. Which is faster, only a clock can tell:
-/// -DNTKFAST_SCORE_PAIRS=1 or 2.
-#if !defined(NTKFAST_SCORE_PAIRS)
-#define NTKFAST_SCORE_PAIRS 1
-#endif
-
-/// What lies in shared memory beside the slices.
-enum class Beside {
-  kBoth,          // covariances, and what is prepared of a tile's points and candidates
-  kPlanes,        // the latter; covariances stay in registers
-  kCovariances,  // the former; what is prepared is read from the first-level cache
-};
-
 /// `count` pairs of neighbouring points, 8 apart, as one point of 2 count lanes.
 template <class Pointer, int kCount>
 struct PointPairs {
@@ -86,31 +73,292 @@ struct PointPairs {
   }
 };
 
-template <class Products, class Criterion, int K, Beside kBeside>
-struct ScorePairsWarpgroup {
+/// The scores of a thread's pairs of one tile, kPairs at a time, and the totals of its two candidates.
+template <class Tile, class Criterion, int K, int kPairs>
+class TileScores {
+ public:
+  using Values = Lanes<float, 2 * kPairs>;
+  static constexpr int kPieces = Tile::kRows * Tile::kPairs / kPairs;
+
+  /// Adds a piece: kPairs pairs of the first of the thread's rows, and later of the second. Points and
+  /// candidates are the planes of the tile; S(i): covariance of pair i of the piece. All lanes of the
+  /// warp call it.
+  template <class Ctx, class Points, class Candidates, class Covariance>
+  NTKFAST_DEVICE void add(const Ctx& ctx, const ScoreArgs<float>& score, const TileWalk& of,
+                          int thread, int piece, Points points, Candidates candidates,
+                          const Covariance& S) {
+    constexpr int kHalf = kPieces / 2;
+    const int n = piece % kHalf * kPairs;
+    const bool second = piece >= kHalf;
+    const int row = Tile::row(thread) + (second ? 8 : 0), col = Tile::col(thread) + 8 * n;
+    if (of.c0() + row < score.num_candidates) {
+      Values covariance;
+      NTKFAST_UNROLL_DEVICE
+      for (int i = 0; i < kPairs; ++i) {
+        const Pair<float> pair = S(i);
+        covariance.v[2 * i] = pair.v[0];
+        covariance.v[2 * i + 1] = pair.v[1];
+      }
+      const auto first = points + col;
+      const PointPairs<decltype(first + 0), kPairs> weights{first + 0}, point{first + kBundle};
+      const CandidateColumn<float, decltype(candidates + 0)> candidate{candidates + row};
+      Values value = Criterion::template value<K>(score.classes, covariance, point, candidate,
+                                                  static_cast<Values*>(nullptr));
+      if (of.x0() + kTensorTile > score.num_evaluation) {
+        NTKFAST_UNROLL_DEVICE
+        for (int i = 0; i < 2 * kPairs; ++i)  // beyond the last point it may be anything
+          if (of.x0() + col + 8 * (i / 2) + i % 2 >= score.num_evaluation) value.v[i] = 0;
+      }
+      sum_ = fma_of(weights(0), value, sum_);
+    }
+    if ((n + kPairs) % 4 != 0) return;
+    float of_lane = 0;
+    NTKFAST_UNROLL_DEVICE
+    for (int i = 0; i < 2 * kPairs; ++i) of_lane += sum_.v[i];
+    const double total = static_cast<double>(sum_lanes<4>(ctx, of_lane));
+    first_ += second ? 0.0 : total;
+    second_ += second ? total : 0.0;
+    sum_ = Values(0.0f);
+  }
+  /// After the last piece of a tile: writes the totals at the end of an item.
+  NTKFAST_DEVICE void finish(const ScoreArgs<float>& score, const TileWalk& of, int thread) {
+    if (!of.last()) return;
+    if (thread % 4 == 0) {
+      double* const partial = score.partial + of.group * score.padded_candidates;
+      const int64_t c = of.c0() + Tile::row(thread);
+      if (c < score.num_candidates) partial[c] = first_;
+      if (c + 8 < score.num_candidates) partial[c + 8] = second_;
+    }
+    first_ = second_ = 0;
+  }
+
+ private:
+  Values sum_ = Values(0.0f);
+  double first_ = 0, second_ = 0;
+};
+
+/// sums = the covariances of a tile, slice by slice. after_slice() is called once a slice has been
+/// started, first_slice is whether it is the first of the ring.
+template <class Products, class Ctx, class Ring, class AfterSlice>
+NTKFAST_DEVICE void multiply_tile_by_warpgroups(const Ctx& ctx, Ring& ring, int slices,
+                                                bool& first_slice,
+                                                typename WarpgroupTile<Products>::Sums& sums,
+                                                typename WarpgroupTile<Products>::Sums& part,
+                                                const AfterSlice& after_slice) {
+  clear_sums(sums);
+  // Loops within a loop: the compiler waits for products wherever a branch touches their sums.
+  NTKFAST_KEEP_LOOP
+  for (int begin = 0; begin < slices; begin += Products::kSummedSlices) {
+    const int left = slices - begin;
+    const int count = left < Products::kSummedSlices ? left : Products::kSummedSlices;
+    NTKFAST_KEEP_LOOP
+    for (int i = 0; i < count; ++i) {
+      WarpgroupTile<Products>::multiply(ctx, ring, i > 0, first_slice, part);
+      after_slice();
+      first_slice = false;
+    }
+    ctx.wait_products(part);
+    add_to_sums(sums, part);
+  }
+}
+
+/// Copies planes of a tile's points, and with `candidates` of its candidates, which lie before them.
+template <class Criterion, class Ctx, class Memory, class Barrier>
+NTKFAST_DEVICE void copy_tile_planes(const Ctx& ctx, const ScoreArgs<float>& score,
+                                     const TileWalk& of, bool with_candidates, Memory to,
+                                     Barrier arrived) {
+  const int point_planes = 1 + Criterion::point_size(score.classes);
+  const int candidate_planes = Criterion::candidate_size(score.classes);
+  const int points = point_planes * kPlaneBytes, candidates = candidate_planes * kPlaneBytes;
+  ctx.expect_bytes(arrived, points + (with_candidates ? candidates : 0));
+  if (with_candidates)
+    ctx.copy_bulk(to, score.prepared + bundle_place(of.c0(), candidate_planes), candidates,
+                  arrived);
+  ctx.copy_bulk(to + candidates, score.points + bundle_place(of.x0(), point_planes), points,
+                arrived);
+}
+
+/// Two warpgroups multiply, and two others score what they have multiplied before. `kPlanes`: what is
+/// prepared of a tile's points and candidates lies in shared memory; else it is read from the
+/// first-level cache.
+template <class Products, class Criterion, int K, bool kPlanes>
+struct ScoreBesideProducts {
   using Tile = WarpgroupTile<Products>;
-  static constexpr int kThreads = Tile::kThreads;
+  static constexpr int kMultipliers = Tile::kMultipliers, kThreads = 2 * kMultipliers;
+  static constexpr int kMultiplierRegisters = 160, kScorerRegisters = 96;
+  static_assert(kMultipliers * (kMultiplierRegisters + kScorerRegisters) <= 65536, "");
   static constexpr int kTile = kTensorTile;
   static_assert(kTile == kBundle, "a tile is a bundle");
-  static constexpr bool kPlanes = kBeside != Beside::kCovariances;
-  static constexpr bool kCovariances = kBeside != Beside::kPlanes;
-  /// Pairs of a row that are scored at once: as many as registers hold.
-  static constexpr int kPairs = K > 2                                                ? NTKFAST_SCORE_PAIRS
-                                : K == 1 || (K == kAnyClasses && !kCovariances) ? 4
-                                                                                     : 2;
-  static constexpr int kPieces = Tile::kRows * Tile::kPairs / kPairs;
   static constexpr int kCovarianceBytes = kTile * kTile * int{sizeof(float)};
-  static constexpr int kPlaneBytes = kTile * int{sizeof(float)};
+  /// Of the barriers behind those of the slices: covariances are there, have been scored, and planes
+  /// are there, in either of their two places.
+  enum { kThere, kScored, kPlanesThere, kBarriers = kPlanesThere + 2 };
+  /// Pairs of a row that are scored at once: as many as registers hold.
+  static constexpr int kPairs = K == 1 ? 4 : K == kAnyClasses ? 2 : 1;
+  using Scores = TileScores<Tile, Criterion, K, kPairs>;
 
   static NTKFAST_HD int planes(int classes) {
     return kPlanes ? 1 + Criterion::point_size(classes) + Criterion::candidate_size(classes) : 0;
   }
-  static NTKFAST_HD int covariances_at(int stages) { return stages * Tile::kStageBytes; }
   static NTKFAST_HD int planes_at(int stages) {
-    return covariances_at(stages) + (kCovariances ? kCovarianceBytes : 0);
+    return stages * Tile::kStageBytes + kCovarianceBytes;
   }
   static NTKFAST_HD int barriers_at(int classes, int stages) {
-    return planes_at(stages) + planes(classes) * kPlaneBytes;
+    return planes_at(stages) + 2 * planes(classes) * kPlaneBytes;
+  }
+  static int shared_bytes(int classes, int stages) {
+    return barriers_at(classes, stages) + (2 * stages + kBarriers) * int{sizeof(uint64_t)};
+  }
+
+  template <class Ctx>
+  static NTKFAST_DEVICE void body(const Ctx& ctx, const WarpgroupScoreArgs& args) {
+    if constexpr (!kByWarpgroups) return;
+    const int stages = args.tensor.stages;
+    const int at = barriers_at(args.tensor.score.classes, stages);
+    auto ring = Tile::ring(ctx, stages, at);
+    const auto barriers =
+        ctx.template shared<uint64_t>(at + 2 * stages * int{sizeof(uint64_t)}, kBarriers);
+    if (ctx.thread() == 0) {
+      Tile::open(ctx, ring);
+      ctx.open_barrier(barriers + kThere, Tile::kWarps);
+      ctx.open_barrier(barriers + kScored, Tile::kWarps);
+      ctx.open_barrier(barriers + kPlanesThere, 1);
+      ctx.open_barrier(barriers + (kPlanesThere + 1), 1);
+    }
+    ctx.barrier();
+    const auto covariances =
+        ctx.template shared<float>(stages * Tile::kStageBytes, kTile * kTile);
+    if (ctx.thread() < kMultipliers) {
+      ctx.template take_registers<kMultiplierRegisters>();
+      multiply(ctx, args, ring, barriers, covariances);
+    } else {
+      ctx.template keep_registers<kScorerRegisters>();
+      score(ctx, args, barriers, covariances);
+    }
+  }
+
+ private:
+  template <class Ctx, class Ring, class Barriers, class Covariances>
+  static NTKFAST_DEVICE void multiply(const Ctx& ctx, const WarpgroupScoreArgs& args, Ring& ring,
+                                      Barriers barriers, Covariances covariances) {
+    const ScoreArgs<float>& score = args.tensor.score;
+    const int thread = ctx.thread(), slices = static_cast<int>(args.point_rows.slices);
+    const auto plane_memory = ctx.template shared<unsigned char>(
+        planes_at(args.tensor.stages), 2 * planes(score.classes) * kPlaneBytes);
+    // Thread 0 copies as well: the slice after those in the ring, once one has been multiplied.
+    auto copied = ring;
+    TileWalk next;
+    next.start(args, static_cast<int>(ctx.block_x()));
+    int next_slice = 0;
+    bool more = true;
+    const auto copy_next = [&] {
+      if (!more) return;
+      const int64_t left = int64_t{next.row} * slices + next_slice;
+      const int64_t right = int64_t{next.tile} * slices + next_slice;
+      Tile::copy(ctx, copied, args.candidate_rows.data + left * kPackedBytes,
+                 args.point_rows.data + right * kPackedBytes);
+      if (++next_slice < slices) return;
+      next_slice = 0;
+      more = next.next(args, ctx.grid_x());
+    };
+    TileWalk now = next;
+    if (thread == 0) {
+      NTKFAST_KEEP_LOOP
+      for (int s = 0; s < ring.stages; ++s) copy_next();
+    }
+    ctx.converge();
+    typename Tile::Sums sums, part;
+    clear_sums(part);
+    bool first_slice = true;
+    for (int parity = 1, set = 0;; parity ^= 1, set ^= 1) {
+      // The planes before the last tile's have been read: its covariances could not be written else.
+      if (kPlanes && thread == 0)
+        copy_tile_planes<Criterion>(ctx, score, now, true,
+                                    plane_memory + set * planes(score.classes) * kPlaneBytes,
+                                    barriers + (kPlanesThere + set));
+      ctx.converge();
+      multiply_tile_by_warpgroups<Products>(ctx, ring, slices, first_slice, sums, part, [&] {
+        if (thread == 0 && !first_slice) copy_next();
+        ctx.converge();
+      });
+      scale_sums<Tile>(args.tensor, now.c0(), now.x0(), thread, sums);
+      ctx.wait_barrier(barriers + kScored, parity);
+      NTKFAST_UNROLL_DEVICE
+      for (int r = 0; r < Tile::kRows; ++r) {
+        NTKFAST_UNROLL_DEVICE
+        for (int n = 0; n < Tile::kPairs; ++n) {
+          const auto own = covariances + place(r * Tile::kPairs + n, thread);
+          own[0] = sums[r][n].v[0];
+          own[1] = sums[r][n].v[1];
+        }
+      }
+      ctx.converge();
+      if (thread % 32 == 0) ctx.arrive(barriers + kThere);
+      if (!now.next(args, ctx.grid_x())) break;
+    }
+  }
+
+  template <class Ctx, class Barriers, class Covariances>
+  static NTKFAST_DEVICE void score(const Ctx& ctx, const WarpgroupScoreArgs& args,
+                                   Barriers barriers, Covariances covariances) {
+    const ScoreArgs<float>& score = args.tensor.score;
+    const int thread = ctx.thread() - kMultipliers;
+    const int point_planes = 1 + Criterion::point_size(score.classes);
+    const int candidate_planes = Criterion::candidate_size(score.classes);
+    const auto plane_memory = ctx.template shared<float>(planes_at(args.tensor.stages),
+                                                         2 * planes(score.classes) * kTile);
+    Scores scores;
+    TileWalk now;
+    now.start(args, static_cast<int>(ctx.block_x()));
+    for (int parity = 0, set = 0, set_parity = 0;; parity ^= 1) {
+      if (kPlanes) ctx.wait_barrier(barriers + (kPlanesThere + set), set_parity);
+      ctx.wait_barrier(barriers + kThere, parity);
+      NTKFAST_KEEP_LOOP
+      for (int piece = 0; piece < Scores::kPieces; ++piece) {
+        const auto S = [&](int i) {
+          return load_pair(covariances + place(piece * kPairs + i, thread));
+        };
+        if constexpr (kPlanes) {
+          const auto candidates = plane_memory + set * planes(score.classes) * kTile;
+          scores.add(ctx, score, now, thread, piece, candidates + candidate_planes * kTile,
+                     candidates, S);
+        } else {
+          scores.add(ctx, score, now, thread, piece,
+                     score.points + bundle_place(now.x0(), point_planes),
+                     score.prepared + bundle_place(now.c0(), candidate_planes), S);
+        }
+      }
+      ctx.converge();
+      if (thread % 32 == 0) ctx.arrive(barriers + kScored);
+      scores.finish(score, now, thread);
+      if (!now.next(args, ctx.grid_x())) break;
+      set_parity ^= set;
+      set ^= 1;
+    }
+  }
+
+  /// Where the covariances of a thread's pair lie.
+  static NTKFAST_DEVICE int place(int pair, int thread) {
+    return 2 * (pair * kMultipliers + thread);
+  }
+};
+
+/// For so many classes that shared memory holds slices and what is prepared of points and candidates,
+/// but no covariances: two warpgroups multiply a tile and score it from registers, in turns, while a
+/// thread of a third one copies.
+template <class Products, class Criterion, int K>
+struct ScoreAfterProducts {
+  using Tile = WarpgroupTile<Products>;
+  static constexpr int kThreads = Tile::kThreads;
+  static constexpr int kTile = kTensorTile;
+  static constexpr int kPairs = 4;
+  using Scores = TileScores<Tile, Criterion, K, kPairs>;
+
+  static NTKFAST_HD int planes(int classes) {
+    return 1 + Criterion::point_size(classes) + Criterion::candidate_size(classes);
+  }
+  static NTKFAST_HD int barriers_at(int classes, int stages) {
+    return stages * Tile::kStageBytes + planes(classes) * kPlaneBytes;
   }
   static int shared_bytes(int classes, int stages) {
     return barriers_at(classes, stages) + (2 * stages + 2) * int{sizeof(uint64_t)};
@@ -119,59 +367,40 @@ struct ScorePairsWarpgroup {
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const WarpgroupScoreArgs& args) {
     if constexpr (!kByWarpgroups) return;
-    const int stages = args.tensor.stages, classes = args.tensor.score.classes;
-    const int at = barriers_at(classes, stages);
+    const int stages = args.tensor.stages;
+    const int at = barriers_at(args.tensor.score.classes, stages);
     auto ring = Tile::ring(ctx, stages, at);
     // Of the planes: there, and read.
-    const auto planes_barriers =
-        ctx.template shared<uint64_t>(at + 2 * stages * int{sizeof(uint64_t)}, 2);
+    const auto barriers = ctx.template shared<uint64_t>(at + 2 * stages * int{sizeof(uint64_t)}, 2);
     if (ctx.thread() == 0) {
       Tile::open(ctx, ring);
-      ctx.open_barrier(planes_barriers + 0, 1);
-      ctx.open_barrier(planes_barriers + 1, Tile::kWarps);
+      ctx.open_barrier(barriers + 0, 1);
+      ctx.open_barrier(barriers + 1, Tile::kWarps);
     }
     ctx.barrier();
     if (ctx.thread() < Tile::kMultipliers) {
       ctx.template take_registers<Tile::kMultiplierRegisters>();
-      score(ctx, args, ring, planes_barriers);
+      score(ctx, args, ring, barriers);
     } else {
       ctx.template keep_registers<Tile::kCopierRegisters>();
-      if (ctx.thread() == Tile::kMultipliers) copy(ctx, args, ring, planes_barriers);
+      if (ctx.thread() == Tile::kMultipliers) copy(ctx, args, ring, barriers);
     }
   }
 
  private:
-  /// The copier: the slices of all tiles, and the planes of each once those before them are read.
+  /// The slices of all tiles, and the planes of each once those before them are read.
   template <class Ctx, class Ring, class Barriers>
   static NTKFAST_DEVICE void copy(const Ctx& ctx, const WarpgroupScoreArgs& args, Ring& ring,
-                                  Barriers planes_barriers) {
+                                  Barriers barriers) {
     const ScoreArgs<float>& score = args.tensor.score;
     const int64_t slices = args.point_rows.slices;
-    const int point_planes = 1 + Criterion::point_size(score.classes);
-    const int candidate_planes = Criterion::candidate_size(score.classes);
-    const auto memory = ctx.template shared<unsigned char>(planes_at(args.tensor.stages),
-                                                           planes(score.classes) * kPlaneBytes);
-    int parity = 1;
-    const auto copy_planes = [&](const TileWalk& of) {
-      ctx.wait_barrier(planes_barriers + 1, parity);
-      parity ^= 1;
-      const int points = point_planes * kPlaneBytes,
-                candidates = of.first ? candidate_planes * kPlaneBytes : 0;
-      ctx.expect_bytes(planes_barriers + 0, points + candidates);
-      if (of.first)
-        ctx.copy_bulk(memory + 0, score.prepared + bundle_place(of.c0(), candidate_planes),
-                      candidates, planes_barriers + 0);
-      ctx.copy_bulk(memory + candidate_planes * kPlaneBytes,
-                    score.points + bundle_place(of.x0(), point_planes), points,
-                    planes_barriers + 0);
-    };
+    const auto memory =
+        ctx.template shared<unsigned char>(args.tensor.stages * Tile::kStageBytes,
+                                           planes(score.classes) * kPlaneBytes);
     TileWalk now;
     now.start(args, static_cast<int>(ctx.block_x()));
-    // A tile is scored with the slices of the next one, or after its own.
-    TileWalk scored = now;
-    bool any = !kCovariances, more = true;
-    while (more) {
-      if (!kCovariances) scored = now;
+    int parity = 1;
+    do {
       const unsigned char* left = args.candidate_rows.data + now.row * slices * kPackedBytes;
       const unsigned char* right = args.point_rows.data + now.tile * slices * kPackedBytes;
       for (int64_t slice = 0; slice < slices; ++slice) {
@@ -179,155 +408,45 @@ struct ScorePairsWarpgroup {
         left += kPackedBytes;
         right += kPackedBytes;
         // Not first of all: slices would have to wait until the planes before are read.
-        if (kPlanes && any && slice == (slices > 1 ? 1 : 0)) copy_planes(scored);
+        if (slice != (slices > 1 ? 1 : 0)) continue;
+        ctx.wait_barrier(barriers + 1, parity);
+        parity ^= 1;
+        copy_tile_planes<Criterion>(ctx, score, now, now.first, memory, barriers + 0);
       }
-      if (kCovariances) scored = now;
-      any = true;
-      more = now.next(args, ctx.grid_x());
-    }
-    if (kPlanes && kCovariances) copy_planes(scored);
+    } while (now.next(args, ctx.grid_x()));
   }
 
   template <class Ctx, class Ring, class Barriers>
   static NTKFAST_DEVICE void score(const Ctx& ctx, const WarpgroupScoreArgs& args, Ring& ring,
-                                   Barriers planes_barriers) {
+                                   Barriers barriers) {
     const ScoreArgs<float>& score = args.tensor.score;
-    const int thread = ctx.thread();
-    const int slices = static_cast<int>(args.point_rows.slices);
-    const int point_planes = 1 + Criterion::point_size(score.classes);
-    const int candidate_planes = Criterion::candidate_size(score.classes);
-    const auto covariances = ctx.template shared<float>(covariances_at(args.tensor.stages),
-                                                        kCovariances ? kTile * kTile : 0);
-    const auto planes_memory = ctx.template shared<float>(planes_at(args.tensor.stages),
-                                                          planes(score.classes) * kTile);
+    const int thread = ctx.thread(), slices = static_cast<int>(args.point_rows.slices);
+    const auto candidates = ctx.template shared<float>(args.tensor.stages * Tile::kStageBytes,
+                                                       planes(score.classes) * kTile);
+    const auto points = candidates + Criterion::candidate_size(score.classes) * kTile;
     typename Tile::Sums sums, part;
     clear_sums(part);
-
-    // The tile that is scored, piece by piece.
-    TileWalk scored;
-    int piece = kPieces, parity = 0;
-    Lanes<float, 2 * kPairs> sum(0.0f);
-    double first_total = 0, second_total = 0;  // of this thread's two candidates
-    const auto start_scores = [&](const TileWalk& of) {
-      scored = of;
-      piece = 0;
-    };
-    const auto score_piece = [&] {
-      if (kPlanes && piece == 0) {
-        ctx.wait_barrier(planes_barriers + 0, parity);
-        parity ^= 1;
-      }
-      constexpr int kHalf = kPieces / 2;
-      const int n = piece % kHalf * kPairs;
-      const bool second = piece >= kHalf;
-      const int row = Tile::row(thread) + (second ? 8 : 0);
-      const int col = Tile::col(thread) + 8 * n;
-      if (scored.c0() + row < score.num_candidates) {
-        Lanes<float, 2 * kPairs> S;
-        NTKFAST_UNROLL_DEVICE
-        for (int i = 0; i < kPairs; ++i) {
-          const Pair<float> pair = kCovariances ? load_pair(covariances + place(piece * kPairs + i, thread))
-                                                : sums[0][i];
-          S.v[2 * i] = pair.v[0];
-          S.v[2 * i + 1] = pair.v[1];
-        }
-        const auto add = [&](auto points, auto candidates) {
-          const PointPairs<decltype(points + 0), kPairs> weights{points + 0},
-              point{points + kBundle};
-          const CandidateColumn<float, decltype(candidates + 0)> candidate{candidates + 0};
-          auto value = Criterion::template value<K>(
-              score.classes, S, point, candidate, static_cast<Lanes<float, 2 * kPairs>*>(nullptr));
-          if (scored.x0() + kTile > score.num_evaluation) {
-            NTKFAST_UNROLL_DEVICE
-            for (int i = 0; i < 2 * kPairs; ++i)  // beyond the last point it may be anything
-              if (scored.x0() + col + 8 * (i / 2) + i % 2 >= score.num_evaluation) value.v[i] = 0;
-          }
-          sum = fma_of(weights(0), value, sum);
-        };
-        if constexpr (kPlanes) {
-          add(planes_memory + (candidate_planes * kTile + col), planes_memory + row);
-        } else {
-          add(score.points + (bundle_place(scored.x0(), point_planes) + col),
-              score.prepared + (bundle_place(scored.c0(), candidate_planes) + row));
-        }
-      }
-      if ((n + kPairs) % 4 == 0) {
-        float of_lane = 0;
-        NTKFAST_UNROLL_DEVICE
-        for (int i = 0; i < 2 * kPairs; ++i) of_lane += sum.v[i];
-        const double total = static_cast<double>(sum_lanes<4>(ctx, of_lane));
-        first_total += second ? 0.0 : total;
-        second_total += second ? total : 0.0;
-        sum = Lanes<float, 2 * kPairs>(0.0f);
-      }
-      if (!kCovariances) rotate(sums);
-      if (++piece < kPieces) return;
-      if (kPlanes) {
-        ctx.converge();
-        if (thread % 32 == 0) ctx.arrive(planes_barriers + 1);
-      }
-      if (!scored.last()) return;
-      if (thread % 4 == 0) {
-        double* const partial = score.partial + scored.group * score.padded_candidates;
-        const int64_t c = scored.c0() + Tile::row(thread);
-        if (c < score.num_candidates) partial[c] = first_total;
-        if (c + 8 < score.num_candidates) partial[c + 8] = second_total;
-      }
-      first_total = second_total = 0;
-    };
-
+    Scores scores;
+    bool first_slice = true;
     TileWalk now;
     now.start(args, static_cast<int>(ctx.block_x()));
-    // Pieces are spread over all slices but the last, so that the next planes are there in time.
-    const int sharing = slices > 1 ? slices - 1 : 1;
-    bool first_slice = true;
-    for (;;) {
-      clear_sums(sums);
-      int due = 0;
-      // Loops within a loop: the compiler waits for products wherever a branch touches their sums.
-      NTKFAST_KEEP_LOOP
-      for (int begin = 0; begin < slices; begin += Products::kSummedSlices) {
-        const int left = slices - begin;
-        const int count = left < Products::kSummedSlices ? left : Products::kSummedSlices;
-        NTKFAST_KEEP_LOOP
-        for (int i = 0; i < count; ++i) {
-          Tile::multiply(ctx, ring, i > 0, first_slice, part);
-          first_slice = false;
-          if constexpr (kCovariances) {
-            due += kPieces;
-            NTKFAST_KEEP_LOOP
-            for (; due >= sharing; due -= sharing)
-              if (piece < kPieces) score_piece();
-          }
-        }
-        ctx.wait_products(part);
-        add_to_sums(sums, part);
-      }
+    for (int parity = 0;; parity ^= 1) {
+      multiply_tile_by_warpgroups<Products>(ctx, ring, slices, first_slice, sums, part, [] {});
       scale_sums<Tile>(args.tensor, now.c0(), now.x0(), thread, sums);
-      if constexpr (kCovariances) {
-        NTKFAST_UNROLL_DEVICE
-        for (int r = 0; r < Tile::kRows; ++r) {
-          NTKFAST_UNROLL_DEVICE
-          for (int n = 0; n < Tile::kPairs; ++n) {
-            const auto own = covariances + place(r * Tile::kPairs + n, thread);
-            own[0] = sums[r][n].v[0];
-            own[1] = sums[r][n].v[1];
-          }
-        }
-      }
-      start_scores(now);
-      const bool more = now.next(args, ctx.grid_x());
-      if (kCovariances && more) continue;
+      ctx.wait_barrier(barriers + 0, parity);
       NTKFAST_KEEP_LOOP
-      while (piece < kPieces) score_piece();
-      if (!more) break;
+      for (int piece = 0; piece < Scores::kPieces; ++piece) {
+        scores.add(ctx, score, now, thread, piece, points, candidates,
+                   [&](int i) { return sums[0][i]; });
+        rotate(sums);
+      }
+      ctx.converge();
+      if (thread % 32 == 0) ctx.arrive(barriers + 1);
+      scores.finish(score, now, thread);
+      if (!now.next(args, ctx.grid_x())) break;
     }
   }
 
-  /// Where this thread keeps the covariances of a pair.
-  static NTKFAST_DEVICE int place(int pair, int thread) {
-    return 2 * (pair * Tile::kMultipliers + thread);
-  }
   /// Registers cannot be indexed by the number of a piece: the next pairs come to the front.
   static NTKFAST_DEVICE void rotate(typename Tile::Sums& sums) {
     constexpr int kAll = Tile::kRows * Tile::kPairs;
@@ -339,9 +458,8 @@ struct ScorePairsWarpgroup {
 };
 
 /// False where this GPU cannot do it, or shared memory does not hold two slices.
-template <class Products, class Criterion, int K, Beside kBeside, class Launcher>
+template <class Kernel, class Launcher>
 bool launch_pairs_warpgroup(Launcher& launcher, WarpgroupScoreArgs args) {
-  using Kernel = ScorePairsWarpgroup<Products, Criterion, K, kBeside>;
   for (int stages = 4; stages >= 2; --stages) {
     const int bytes = Kernel::shared_bytes(args.tensor.score.classes, stages);
     if (bytes > launcher.shared_memory()) continue;
@@ -421,7 +539,7 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
     prepare(args.tensor.score);
     const int64_t items =
         div_up(score.num_candidates, kTensorTile) * args.tensor.score.num_groups;
-    using Kernel = ScorePairsWarpgroup<Products, Criterion, K, Beside::kBoth>;
+    using Kernel = ScoreBesideProducts<Products, Criterion, K, true>;
     const bool by_warpgroups =
         items <= INT32_MAX &&
         launcher.template multiplies_by_warpgroup<Kernel, WarpgroupScoreArgs>();
@@ -438,12 +556,10 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
     args.items = static_cast<int>(items);
     if (!by_warpgroups) {
       launch_pairs_tensor<Products, Criterion, K>(launcher, args.tensor);
+    } else if (launch_pairs_warpgroup<Kernel>(launcher, args)) {
     } else if constexpr (K == kAnyClasses) {
-      if (!launch_pairs_warpgroup<Products, Criterion, K, Beside::kBoth>(launcher, args) &&
-          !launch_pairs_warpgroup<Products, Criterion, K, Beside::kPlanes>(launcher, args))
-        launch_pairs_warpgroup<Products, Criterion, K, Beside::kCovariances>(launcher, args);
-    } else {
-      launch_pairs_warpgroup<Products, Criterion, K, Beside::kBoth>(launcher, args);
+      if (!launch_pairs_warpgroup<ScoreAfterProducts<Products, Criterion, K>>(launcher, args))
+        launch_pairs_warpgroup<ScoreBesideProducts<Products, Criterion, K, false>>(launcher, args);
     }
   }
   launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0, args.tensor.score);

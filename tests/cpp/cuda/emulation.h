@@ -137,6 +137,7 @@ struct Fiber {
   std::vector<Product> open_products;
   std::deque<std::vector<Product>> product_groups;
   bool spins = false;  // at a barrier in shared memory
+  int seen = 1;
   void* fake_stack = nullptr;
 };
 
@@ -203,9 +204,10 @@ class Block {
       Shadow& s = shadow_[static_cast<std::size_t>(i)];
       if (!s.written) fail("reads unwritten shared memory", thread, i);
       if (s.in_flight) fail("reads what an asynchronous copy is still writing", thread, i);
-      if (s.write_epoch == epoch_ && s.writer != thread)
+      if (s.write_epoch >= seen(thread) && s.writer != thread)
         fail("reads what another thread wrote since the last barrier", thread, i, s.writer);
-      s.reader = s.read_epoch == epoch_ && s.reader != thread ? kManyThreads : thread;
+      const bool others = s.read_epoch >= seen(thread) && s.reader != thread;
+      s.reader = others ? kManyThreads : thread;
       s.read_epoch = epoch_;
     }
     std::memcpy(to, memory_.data() + offset, static_cast<std::size_t>(bytes));
@@ -228,7 +230,7 @@ class Block {
 
   void open_barrier(int thread, int place, int count) {
     if (barriers_.count(place)) fail("opens a barrier again", thread, place);
-    barriers_[place] = {count, count, 0, 0, epoch_, {}};
+    barriers_[place] = {count, count, 0, 0, 0, epoch_, {}};
   }
   void arrive(int thread, int place, int bytes) {
     Barrier& barrier = barrier_at(thread, place);
@@ -247,7 +249,9 @@ class Block {
       fibers_[static_cast<std::size_t>(thread)].site = place;
       yield(thread);
     }
-    fibers_[static_cast<std::size_t>(thread)].spins = false;
+    Fiber& fiber = fibers_[static_cast<std::size_t>(thread)];
+    fiber.spins = false;
+    fiber.seen = std::max(fiber.seen, barrier.ended);
     ++waits_ended_;
   }
   void copy_bulk(int thread, int to, const void* from, int bytes, int place) {
@@ -255,7 +259,7 @@ class Block {
     check_range(to, bytes);
     for (int i = to; i < to + bytes; ++i) {
       Shadow& s = shadow_[static_cast<std::size_t>(i)];
-      if (s.in_flight) fail("writes where an asynchronous copy is writing", thread, i);
+      check_claim(thread, s, i);
       s.in_flight = true;
     }
     barrier.copies.push_back({to, from, bytes});
@@ -314,7 +318,8 @@ class Block {
  private:
   static constexpr int kManyThreads = -2, kCopier = -3;
   struct Barrier {
-    int count, pending, bytes, phase, opened;  // when, in epochs
+    int count, pending, bytes, phase;
+    int ended, opened;  // when its last phase ended, and it was opened, in epochs
     std::vector<Copy> copies;
   };
   Barrier& barrier_at(int thread, int place) {
@@ -327,12 +332,13 @@ class Block {
     if (barrier.pending > 0 || barrier.bytes > 0) return;
     barrier.pending = barrier.count;
     ++barrier.phase;
+    barrier.ended = ++epoch_;
   }
   void land_bulk(Barrier& barrier) {
     for (const Copy& copy : barrier.copies) {
       std::memcpy(memory_.data() + copy.to, copy.from, static_cast<std::size_t>(copy.valid));
       for (int i = copy.to; i < copy.to + copy.valid; ++i)
-        shadow_[static_cast<std::size_t>(i)] = {kCopier, -1, 0, 0, true, false};
+        shadow_[static_cast<std::size_t>(i)] = {kCopier, -1, epoch_, 0, true, false};
       barrier.bytes -= copy.valid;
     }
     const bool any = !barrier.copies.empty();
@@ -356,15 +362,20 @@ class Block {
     if (offset < 0 || offset + bytes > static_cast<int>(memory_.size()))
       fail("leaves the block's shared memory", current_, offset);
   }
+  /// The last end of a barrier that a thread knows of, in epochs: what was touched before it is its.
+  int seen(int thread) const { return fibers_[static_cast<std::size_t>(thread)].seen; }
+  void check_claim(int thread, const Shadow& s, int i) {
+    if (s.in_flight) fail("writes where an asynchronous copy is writing", thread, i);
+    if ((s.write_epoch >= seen(thread) && s.writer != thread) ||
+        (s.read_epoch >= seen(thread) && s.reader != thread))
+      fail("writes what another thread touched since the last barrier", thread, i,
+           s.write_epoch >= seen(thread) ? s.writer : s.reader);
+  }
   void claim(int thread, int offset, int bytes, bool in_flight) {
     check_range(offset, bytes);
     for (int i = offset; i < offset + bytes; ++i) {
       Shadow& s = shadow_[static_cast<std::size_t>(i)];
-      if (s.in_flight) fail("writes where an asynchronous copy is writing", thread, i);
-      if ((s.write_epoch == epoch_ && s.writer != thread) ||
-          (s.read_epoch == epoch_ && s.reader != thread))
-        fail("writes what another thread touched since the last barrier", thread, i,
-             s.write_epoch == epoch_ ? s.writer : s.reader);
+      check_claim(thread, s, i);
       s.writer = thread;
       s.write_epoch = epoch_;
       s.written = true;
@@ -417,7 +428,10 @@ class Block {
       if (fiber.site != fibers_[0].site)
         throw Failure("threads stand at different barriers: " + waiting());
     ++epoch_;
-    for (Fiber& fiber : fibers_) fiber.state = Fiber::State::kReady;
+    for (Fiber& fiber : fibers_) {
+      fiber.state = Fiber::State::kReady;
+      fiber.seen = epoch_;
+    }
     return true;
   }
 
@@ -456,6 +470,7 @@ class Block {
     fiber.open_products.clear();
     fiber.product_groups.clear();
     fiber.spins = false;
+    fiber.seen = 1;
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
 #endif

@@ -185,8 +185,8 @@ void check_shared_memory(int classes, int d) {
 NTKFAST_TEST(score_tensor_warpgroups_tiles_and_items) {
   for (const int d : {20, 60, 200}) check_shared_memory<Ten, 1>(10, d);  // one, two, seven slices
 }
-template <Beside kBeside>
-std::vector<double> run_beside(const Problem& problem, const emulation::Options& options) {
+template <class Kernel>
+std::vector<double> run_kernel_of(const Problem& problem, const emulation::Options& options) {
   using Products = SplitFp16Products;
   const Memory psi(std::int64_t{problem.N} * problem.d * 4);
   std::copy(problem.psi.begin(), problem.psi.end(), psi.as<float>());
@@ -203,9 +203,7 @@ std::vector<double> run_beside(const Problem& problem, const emulation::Options&
             .launch(launcher, psi.as<float>(), problem.d, problem.d > 0 ? static_cast<unsigned char*>(workspace) + score_sizes(score, kTensorTiles).total() : nullptr, true, args);
         args.items = static_cast<int>(div_up(score.num_candidates, kTensorTile) *
                                       args.tensor.score.num_groups);
-        test::expect(launch_pairs_warpgroup<Products, Scalar<ExpectedEntropy>, kAnyClasses, kBeside>(
-                         launcher, args),
-                     "no room");
+        test::expect(launch_pairs_warpgroup<Kernel>(launcher, args), "no room");
         launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0,
                                          args.tensor.score);
       },
@@ -219,11 +217,17 @@ NTKFAST_TEST(score_tensor_warpgroups_share_memory) {
       ++count;
       return emulation::Options{emulation::kOrders[count % 4], count % 3 > 0};
     };
-    const auto expected = run_beside<Beside::kBoth>(problem, next());
+    using Criterion = Scalar<ExpectedEntropy>;
+    using Products = SplitFp16Products;
+    const auto expected =
+        run_kernel_of<ScoreBesideProducts<Products, Criterion, kAnyClasses, true>>(problem, next());
     compare(problem, expected, 2e-5);
-    test::expect(run_beside<Beside::kCovariances>(problem, next()) == expected, "planes in cache");
-    compare_values(run_beside<Beside::kPlanes>(problem, next()), expected, 1e-6,
-                   "covariances in registers");  // summed four pairs at a time
+    const auto cached =
+        run_kernel_of<ScoreBesideProducts<Products, Criterion, kAnyClasses, false>>(problem, next());
+    test::expect(cached == expected, "planes in the first-level cache");
+    compare_values(
+        run_kernel_of<ScoreAfterProducts<Products, Criterion, kAnyClasses>>(problem, next()),
+        expected, 1e-6, "covariances in registers");  // summed four pairs at a time
   }
 }
 /// Half a tile per block where sums begin anew.
