@@ -6,7 +6,8 @@
 
 ceilings: what torch's libraries reach here: a copy, matrix products.
 a: 1e4 candidates x 1e4 points, d = 1000, 10 classes, float32-accurate products.
-b: 1e5 x 1e5, d = 5000, 100 classes, products of float16 numbers (the bits of tf32). b-part: its first 8448 candidates. b-small: 2048 x 20000 of it, for profiles.
+b: 1e5 x 1e5, d = 5000, 100 classes, products of float16 numbers (the bits of tf32). b-part: its
+    first 8448 candidates. b-small: 2048 x 20000 of it, for profiles.
 dense: score of a covariance in device memory less the row of a pick; N = 2e4, 10 classes.
 blocks: 1500 candidates x 1500 points, d = 1000, blocks of 10 x 10: covariances, then their score.
 selection: sequential variance_reduction, 1000 picks from 1e6 x 1024.

@@ -23,6 +23,7 @@ __all__: list[str] = [
     "cuda_condition_features_workspace",
     "cuda_emulated",
     "cuda_gram_add",
+    "cuda_gram_add_workspace",
     "cuda_gram_ghost",
     "cuda_problem",
     "cuda_product",
@@ -104,8 +105,10 @@ def cuda_gram_add(
     out: View,
     lower: bool,
     products: str,
+    workspace: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def cuda_gram_add_workspace(A: View, B: View, products: str) -> int: ...
 def cuda_gram_ghost(
     left: View,
     right: View,
@@ -159,13 +162,7 @@ def cuda_score_features(
     workspace: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
-def cuda_score_features_workspace(
-    criterion: str,
-    num_classes: typing.SupportsInt | typing.SupportsIndex,
-    num_candidates: typing.SupportsInt | typing.SupportsIndex,
-    num_evaluation: typing.SupportsInt | typing.SupportsIndex,
-    products: str,
-) -> int: ...
+def cuda_score_features_workspace(psi: View, call: dict[str, typing.Any], products: str) -> int: ...
 def cuda_select_variance_reduction(
     psi: View,
     candidates: View | None,

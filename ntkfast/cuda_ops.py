@@ -226,13 +226,13 @@ def score_features(
         S(x, x).
     products : {"fma32", "fma64", "bf16", "f16", "f16x3"}, optional
         How the products of features are formed. Without tensor cores: "fma32" of float32, "fma64"
-        of float64 features. On tensor cores: "bf16" of bfloat16 features; of float32 features "f16",
-        as float16 numbers with a power of two per row (11 significant bits, as many as tf32 has), and
-        "f16x3", as two such numbers each and three products of them: 22 bits down to 2^-18 of the
-        largest entry of a row, 2^-39 of that below. Sums on tensor cores, which cut bits off, are
-        short and added up outside, so that "f16x3" is as exact as "fma32". Default: "f16x3", "fma64"
-        or "bf16", by the features. Sums of products are float32 ("fma64": float64), those over points
-        float64.
+        of float64 features. On tensor cores: "bf16" of bfloat16 features; of float32 features
+        "f16", as float16 numbers with a power of two per row (11 significant bits, as many as tf32
+        has), and "f16x3", as two such numbers each and three products of them: 22 bits down to
+        2^-18 of the largest entry of a row, 2^-39 of that below. Sums on tensor cores, which cut
+        bits off, are short and added up outside, so that "f16x3" is as exact as "fma32". Default:
+        "f16x3", "fma64" or "bf16", by the features. Sums of products are float32 ("fma64":
+        float64), those over points float64.
 
     Returns
     -------
@@ -558,9 +558,9 @@ def gram_ghost(
     lower
         As in `gram_add`.
     products : {"fma32", "fma64", "bf16", "tf32", "tf32x3"}, optional
-        "fma32", "fma64" and "bf16" as in `score_features`; "tf32" of float32 numbers rounded to tf32,
-        "tf32x3" of two such numbers each, three products of them: as exact as "fma32". Default:
-        "tf32x3", "fma64" or "bf16".
+        "fma32", "fma64" and "bf16" as in `score_features`; "tf32" of float32 numbers rounded to
+        tf32, "tf32x3" of two such numbers each, three products of them: as exact as "fma32".
+        Default: "tf32x3", "fma64" or "bf16".
     """
     library = _library("left", left)
     _core.cuda_gram_ghost(

@@ -623,9 +623,9 @@ def test_every_operation_is_reproducible(gpu, monkeypatch):
 def test_small_shared_memory(gpu, monkeypatch, k, d):
     """GPUs made for graphics have 99 KB of it: fewer slices at a time, the same bits.
 
-    Other than those of compute capability 9.0 they multiply by warps, not by warpgroups, which adds up
-    in another order. Each criterion with each k and d; the products take turns, so that each meets
-    all of them.
+    Other than those of compute capability 9.0 they multiply by warps, not by warpgroups, which
+    adds up in another order. Each criterion with each k and d; the products take turns, so that
+    each meets all of them.
     """
     if not _core.cuda_emulated():
         pytest.skip("shared memory is as large as it is")

@@ -67,8 +67,8 @@ struct Tf32 {};
 struct Bf16 {};
 struct Fp16 {};
 
-/// What is compiled of kernels that multiply 16-bit numbers: by warpgroups for compute capability 9.0,
-/// by warps for all others. The emulation runs both.
+/// What is compiled of kernels that multiply 16-bit numbers: by warpgroups for compute
+/// capability 9.0, by warps for all others. The emulation runs both.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 constexpr bool kByWarpgroups = true, kByWarps = false;
 #elif defined(__CUDA_ARCH__)
@@ -89,18 +89,18 @@ extern __shared__ __align__(1024) unsigned char shared_memory[];
       NTKFAST_FOUR_SUMS(4), NTKFAST_FOUR_SUMS(5), NTKFAST_FOUR_SUMS(6), NTKFAST_FOUR_SUMS(7),   \
       NTKFAST_FOUR_SUMS(8), NTKFAST_FOUR_SUMS(9), NTKFAST_FOUR_SUMS(10), NTKFAST_FOUR_SUMS(11), \
       NTKFAST_FOUR_SUMS(12), NTKFAST_FOUR_SUMS(13), NTKFAST_FOUR_SUMS(14), NTKFAST_FOUR_SUMS(15)
-#define NTKFAST_WARPGROUP_PRODUCT(type)                                                          \
-  asm volatile(                                                                                  \
-      "{\n"                                                                                      \
-      ".reg .pred p;\n"                                                                          \
-      "setp.ne.b32 p, %66, 0;\n"                                                                 \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                               \
-      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "   \
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "     \
-      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "     \
-      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;\n"       \
-      "}\n"                                                                                      \
-      : NTKFAST_ALL_SUMS                                                                         \
+#define NTKFAST_WARPGROUP_PRODUCT(type)                                                         \
+  asm volatile(                                                                                 \
+      "{\n"                                                                                     \
+      ".reg .pred p;\n"                                                                         \
+      "setp.ne.b32 p, %66, 0;\n"                                                                \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                              \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "   \
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "   \
+      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;\n"      \
+      "}\n"                                                                                     \
+      : NTKFAST_ALL_SUMS                                                                        \
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
 struct Context {
@@ -181,9 +181,9 @@ struct Context {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
 
-  // Products of a warpgroup, four warps, from shared memory (compute capability 9.0 alone). They run
-  // behind the threads' back from multiply_shared to wait_products. Elsewhere the kernels that call
-  // them are never launched.
+  // Products of a warpgroup, four warps, from shared memory (compute capability 9.0 alone). They
+  // run behind the threads' back from multiply_shared to wait_products. Elsewhere the kernels that
+  // call them are never launched.
 
   /// Before the first of some products.
   NTKFAST_DEVICE void start_products() const {
@@ -200,8 +200,9 @@ struct Context {
   }
   /// So many bytes further along the rows, a multiple of 32.
   NTKFAST_DEVICE uint64_t moved(uint64_t operand, int bytes) const { return operand + bytes / 16; }
-  /// sums (64 x 128) = A (64 x 16) B^T (128 x 16), added to the old sums or not. Warp w of the group
-  /// holds rows 16 w on: sums[r][n] are row 8 r + lane / 4 of them, columns 8 n + 2 (lane % 4), + 1.
+  /// sums (64 x 128) = A (64 x 16) B^T (128 x 16), added to the old sums or not. Warp w of the
+  /// group holds rows 16 w on: sums[r][n] are row 8 r + lane / 4 of them, columns 8 n + 2 (lane %
+  /// 4), + 1.
   template <class Sums>
   NTKFAST_DEVICE void multiply_shared(Fp16, Sums& sums, uint64_t a, uint64_t b,
                                       bool accumulate) const {
@@ -236,8 +237,9 @@ struct Context {
 #endif
   }
 
-  // Barriers in shared memory, and copies that arrive at them (compute capability 9.0 alone). A phase
-  // of a barrier ends when `count` arrivals and all expected bytes have come; phases count from 0.
+  // Barriers in shared memory, and copies that arrive at them (compute capability 9.0 alone). A
+  // phase of a barrier ends when `count` arrivals and all expected bytes have come; phases count
+  // from 0.
 
   /// By one thread, before a barrier of the whole block.
   NTKFAST_DEVICE void open_barrier(uint64_t* barrier, int count) const {
@@ -257,14 +259,14 @@ struct Context {
   /// Arrives, and makes the phase wait for so many bytes.
   NTKFAST_DEVICE void expect_bytes(uint64_t* barrier, int bytes) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     shared_address(barrier)),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+        "r"(bytes)
+        : "memory");
 #endif
   }
-  /// Waits for the end of a phase of this parity: of the present one, or of the one before it, which
-  /// for a new barrier has ended.
+  /// Waits for the end of a phase of this parity: of the present one, or of the one before it,
+  /// which for a new barrier has ended.
   NTKFAST_DEVICE void wait_barrier(uint64_t* barrier, int parity) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile(
@@ -278,7 +280,8 @@ struct Context {
         : "memory");
 #endif
   }
-  /// Copies to shared memory, which arrives at the barrier; addresses and bytes are multiples of 16.
+  /// Copies to shared memory, which arrives at the barrier; addresses and bytes are multiples
+  /// of 16.
   NTKFAST_DEVICE void copy_bulk(void* to, const void* from, int bytes, uint64_t* barrier) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile(
@@ -288,8 +291,8 @@ struct Context {
         : "memory");
 #endif
   }
-  /// What all threads of a warpgroup keep of the registers of a thread, or take of those that others
-  /// have given back; once, where the roles of the warpgroups part.
+  /// What all threads of a warpgroup keep of the registers of a thread, or take of those that
+  /// others have given back; once, where the roles of the warpgroups part.
   template <int kRegisters>
   NTKFAST_DEVICE void keep_registers() const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

@@ -1,6 +1,5 @@
-#include "cuda/gram_add.cuh"
-
 #include "cuda/arguments.cuh"
+#include "cuda/gram_add.cuh"
 
 namespace ntkfast {
 namespace {
@@ -70,7 +69,8 @@ void gram_add_cuda(const TensorView& A, const TensorView& B, const TensorView& o
       using T = typename Products::T;
       const MatrixView<T> left = device_matrix<T>(A, "A", -1, -1);
       const MatrixView<T> right = device_matrix<T>(B, "B", -1, left.cols);
-      auto args = gram_args(left, right, device_matrix<T>(out, "out", left.rows, right.rows), lower);
+      auto args =
+          gram_args(left, right, device_matrix<T>(out, "out", left.rows, right.rows), lower);
       if (left.cols == 0) return;
       args.left = tensor_operand(left.data, left.row_stride, left.cols);
       args.right = tensor_operand(right.data, right.row_stride, right.cols);

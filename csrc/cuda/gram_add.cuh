@@ -142,8 +142,7 @@ class GramOfRows {
   GramOfRows(int64_t rows, int64_t cols, int64_t depth, bool same, int64_t wanted = kWantedBytes)
       : depth_(depth), same_(same) {
     constexpr int64_t kLeast = 1024;
-    const int64_t per_number =
-        (rows + (same ? 0 : cols)) * (kSliceBytes / kSliceNumbers<Products>);
+    const int64_t per_number = (rows + (same ? 0 : cols)) * (kSliceBytes / kSliceNumbers<Products>);
     const int64_t most = wanted / (per_number > 0 ? per_number : 1) / kLeast * kLeast;
     stretch_ = most < kLeast ? kLeast : most;
     if (stretch_ > depth) stretch_ = depth;
@@ -154,11 +153,11 @@ class GramOfRows {
 
   /// `args` without its operands; memory aligned to 256 bytes.
   template <class Launcher>
-  void launch(Launcher& launcher, const GramFactors<SourceElement<Products>>& factors,
-              void* memory, GramAddArgs<float> args) const {
+  void launch(Launcher& launcher, const GramFactors<SourceElement<Products>>& factors, void* memory,
+              GramAddArgs<float> args) const {
     constexpr bool kRound = std::is_same<SourceElement<Products>, float>::value;
-    const bool packed = launcher.template multiplies_by_warpgroup<GramAddWarpgroup<Products>,
-                                                                  GramWarpgroupArgs>();
+    const bool packed =
+        launcher.template multiplies_by_warpgroup<GramAddWarpgroup<Products>, GramWarpgroupArgs>();
     if (!packed && !kRound) {  // as they are
       args.left = tensor_operand(factors.left, factors.left_stride, depth_);
       args.right = tensor_operand(factors.right, factors.right_stride, depth_);

@@ -102,8 +102,8 @@ class Launcher {
     return count;
   }
   /// Whether this kernel, which multiplies by warpgroups, can run on the current device: one of
-  /// compute capability 9.0, with code for it. Elsewhere nothing is left of the kernel, and it has few
-  /// registers; PTX of older GPUs, compiled by the driver, is such a case.
+  /// compute capability 9.0, with code for it. Elsewhere nothing is left of the kernel, and it has
+  /// few registers; PTX of older GPUs, compiled by the driver, is such a case.
   template <class Kernel, class Args>
   bool multiplies_by_warpgroup() {
     static std::atomic<std::uint64_t> known{0}, able{0};  // a bit per device, for this kernel

@@ -1,17 +1,17 @@
 // Rows as the tensor cores multiply them: 16-bit numbers in slices of 128 bytes, zeros at the end.
 //
 // bfloat16 numbers are taken as they are. A float32 number becomes one float16 number, with the 11
-// significant bits of tf32, or two, a large and a small part, with 22 bits: a slice holds 64 numbers,
-// or the large and then the small parts of 32. A row of float32 numbers is multiplied by a power of
-// two that brings its largest entry to [2^14, 2^15), near the end of float16's range; what is formed
-// of its products is multiplied by the inverse. An entry keeps all its bits down to 2^-18 of the row's
-// largest (two numbers) or 2^-28 (one); below, it is rounded to 2^-39 of the largest. A row with an
-// infinite entry or NaN gives NaN.
+// significant bits of tf32, or two, a large and a small part, with 22 bits: a slice holds 64
+// numbers, or the large and then the small parts of 32. A row of float32 numbers is multiplied by a
+// power of two that brings its largest entry to [2^14, 2^15), near the end of float16's range; what
+// is formed of its products is multiplied by the inverse. An entry keeps all its bits down to 2^-18
+// of the row's largest (two numbers) or 2^-28 (one); below, it is rounded to 2^-39 of the largest.
+// A row with an infinite entry or NaN gives NaN.
 //
-// Rows lie one after the other for warps, which copy them piece by piece (tensor_tile.cuh), or packed
-// for warpgroups (warpgroup_tile.cuh): 128 rows of one slice together, the rest of the slices of these
-// rows behind them, then the next 128 rows. Chunk c of 16 bytes of row r then lies at place
-// c ^ (r % 8), and the last 128 rows are filled up with zeros.
+// Rows lie one after the other for warps, which copy them piece by piece (tensor_tile.cuh), or
+// packed for warpgroups (warpgroup_tile.cuh): 128 rows of one slice together, the rest of the
+// slices of these rows behind them, then the next 128 rows. Chunk c of 16 bytes of row r then lies
+// at place c ^ (r % 8), and the last 128 rows are filled up with zeros.
 #pragma once
 
 #include "cuda/tensor_tile.cuh"
@@ -49,9 +49,7 @@ struct OperandRows {
     return {rows, slices, static_cast<float*>(memory),
             static_cast<unsigned char*>(memory) + scale_bytes()};
   }
-  TensorOperand operand() const {
-    return {data, slices * kSliceBytes, slices * kSliceBytes, true};
-  }
+  TensorOperand operand() const { return {data, slices * kSliceBytes, slices * kSliceBytes, true}; }
 };
 template <class Products>
 OperandRows operand_rows(int64_t rows, int64_t depth) {
@@ -87,8 +85,10 @@ struct FillRows {
     const bool is_row = row < args.to.rows;
     const int64_t depth = is_row ? args.depth : 0;
     if (row >= args.to.padded_rows()) return;
-    const Element* from =
-        args.data + (!is_row ? 0 : args.index ? args.index[row] : row) * args.stride;
+    const Element* from = args.data + (!is_row      ? 0
+                                       : args.index ? args.index[row]
+                                                    : row) *
+                                          args.stride;
     float scale = 1;
     if constexpr (kRound) {
       scale = scale_of(ctx, from, depth, lane);
@@ -98,10 +98,9 @@ struct FillRows {
     if (!is_row && !args.packed) return;
     const int64_t tile = row / kTensorTile, end = args.to.slices * kNumbers;
     const int swizzle = args.packed ? static_cast<int>(row % 8) : 0;
-    unsigned char* const to =
-        args.to.data + (args.packed ? tile * args.to.slices * kPackedBytes +
-                                          row % kTensorTile * kSliceBytes
-                                    : row * args.to.slices * kSliceBytes);
+    unsigned char* const to = args.to.data + (args.packed ? tile * args.to.slices * kPackedBytes +
+                                                                row % kTensorTile * kSliceBytes
+                                                          : row * args.to.slices * kSliceBytes);
     const int64_t step = args.packed ? kPackedBytes : kSliceBytes;
     NTKFAST_UNROLL_TWICE
     for (int64_t j = lane * kWide; j < end; j += 32 * kWide) {

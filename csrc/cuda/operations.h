@@ -31,11 +31,11 @@ struct Workspace {
 };
 
 /// `products` says how the products of features are formed. Without tensor cores: "fma32" of
-/// float32 and "fma64" of float64 features. On tensor cores: "bf16" of bfloat16 features; of float32
-/// features "f16", as float16 numbers with a power of two per row (the bits of tf32), and "f16x3" as
-/// two such numbers each, three products of them: as exact as "fma32", relative to the largest entry
-/// of a row. Sums of products are float32, or float64 for "fma64"; sums over points are float64
-/// always.
+/// float32 and "fma64" of float64 features. On tensor cores: "bf16" of bfloat16 features; of
+/// float32 features "f16", as float16 numbers with a power of two per row (the bits of tf32), and
+/// "f16x3" as two such numbers each, three products of them: as exact as "fma32", relative to the
+/// largest entry of a row. Sums of products are float32, or float64 for "fma64"; sums over points
+/// are float64 always.
 std::int64_t score_features_cuda_workspace(const TensorView& psi, const ScoreCall& call,
                                            const std::string& products);
 /// Candidates and evaluation with ndim 0 stand for all points in order. Indices are not checked:
@@ -96,14 +96,14 @@ void select_variance_reduction_cuda(const TensorView& psi, const TensorView& can
 void cholesky_cuda(const TensorView& L, const TensorView& failed, void* stream);
 void triangular_solve_cuda(const TensorView& L, const TensorView& X, bool transpose, void* stream);
 
-/// `products` as for scoring; sums in float32, or float64 for "fma64". See cpu/gram_add.h. A and B of
-/// the same place are split once.
+/// `products` as for scoring; sums in float32, or float64 for "fma64". See cpu/gram_add.h. A and B
+/// of the same place are split once.
 std::int64_t gram_add_cuda_workspace(const TensorView& A, const TensorView& B,
                                      const std::string& products);
 void gram_add_cuda(const TensorView& A, const TensorView& B, const TensorView& out, bool lower,
                    const std::string& products, const Workspace& workspace, void* stream);
-/// Products "fma32", "fma64" and "bf16" as for scoring; "tf32" of float32 numbers rounded to tf32, and
-/// "tf32x3" of two such numbers each, as exact as "fma32". See cpu/gram_ghost.h.
+/// Products "fma32", "fma64" and "bf16" as for scoring; "tf32" of float32 numbers rounded to tf32,
+/// and "tf32x3" of two such numbers each, as exact as "fma32". See cpu/gram_ghost.h.
 void gram_ghost_cuda(const TensorView& left, const TensorView& right, const TensorView& left2,
                      const TensorView& right2, const TensorView& out, bool lower,
                      const std::string& products, void* stream);

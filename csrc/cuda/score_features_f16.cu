@@ -3,7 +3,7 @@
 namespace ntkfast {
 
 void score_features_f16_cuda(const TensorView& psi, const ScoreCall& call,
-                              const Workspace& workspace, void* stream) {
+                             const Workspace& workspace, void* stream) {
   score_features_tensor<Fp16Products>(psi, call, workspace, stream);
 }
 

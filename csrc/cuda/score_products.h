@@ -22,9 +22,9 @@ void prepare_scores_cuda(const PrepareArgs<float>& args, void* stream);
 void score_features_bf16_cuda(const TensorView& psi, const ScoreCall& call,
                               const Workspace& workspace, void* stream);
 void score_features_f16_cuda(const TensorView& psi, const ScoreCall& call,
-                              const Workspace& workspace, void* stream);
+                             const Workspace& workspace, void* stream);
 void score_features_f16x3_cuda(const TensorView& psi, const ScoreCall& call,
-                                const Workspace& workspace, void* stream);
+                               const Workspace& workspace, void* stream);
 /// The kernels without tensor cores live with score_dense's, which are the same.
 void score_features_plain_cuda(const TensorView& psi, const ScoreCall& call,
                                const Workspace& workspace, void* stream);

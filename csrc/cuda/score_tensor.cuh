@@ -76,8 +76,8 @@ constexpr TileShape kTensorTiles{kTensorTile, kTensorTile};
 
 template <class Products, class Criterion, int K>
 struct ScorePairsTensor {
-  /// Two blocks on a multiprocessor bound the registers of a thread to 128. Sums that begin anew take
-  /// as many registers again: such blocks hold half a tile each.
+  /// Two blocks on a multiprocessor bound the registers of a thread to 128. Sums that begin anew
+  /// take as many registers again: such blocks hold half a tile each.
   static constexpr int kResidentBlocks = 2;
   using Tile = TensorTile<Products, Products::kSplit ? 32 : 64>;
   static constexpr int kThreads = Tile::kThreads;
@@ -182,9 +182,9 @@ struct ScorePairsTensor {
         ctx.barrier();
         // Everybody has finished the previous slice, and before the first one the previous tile.
         if (kPlanesShared && slice == 0)
-          copy_planes<kColumns, kThreads>(ctx,
-                                plane_bytes + candidate_planes * kTile * int64_t{sizeof(float)},
-                                points, point_planes);
+          copy_planes<kColumns, kThreads>(
+              ctx, plane_bytes + candidate_planes * kTile * int64_t{sizeof(float)}, points,
+              point_planes);
         if (step + stages - 1 < steps) issue();
         ctx.commit_copies();
         const auto stage = slice_memory + this_stage * Tile::kStageBytes;

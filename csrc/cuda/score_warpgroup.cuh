@@ -1,8 +1,8 @@
 // Feature-space scoring on the tensor cores of compute capability 9.0: wgmma (warpgroup_tile.cuh)
 // forms the covariances of a tile while the special functions work on those of the tile before it.
 //
-// A block is alone on its multiprocessor and goes through its items, each a tile of candidates and a
-// group of tiles of points, without a break: slices of psi, and what is prepared of points and
+// A block is alone on its multiprocessor and goes through its items, each a tile of candidates and
+// a group of tiles of points, without a break: slices of psi, and what is prepared of points and
 // candidates (planes), are copied from tile to tile and from item to item. Results do not depend on
 // the number of blocks.
 #pragma once
@@ -18,7 +18,7 @@ namespace {
 constexpr int kPlaneBytes = kTensorTile * int{sizeof(float)};
 
 struct WarpgroupScoreArgs {
-  TensorScoreArgs tensor;                // its rows play no part
+  TensorScoreArgs tensor;                  // its rows play no part
   OperandRows candidate_rows, point_rows;  // packed, in the order of candidates and points
   int items;
 };
@@ -73,16 +73,17 @@ struct PointPairs {
   }
 };
 
-/// The scores of a thread's pairs of one tile, kPairs at a time, and the totals of its two candidates.
+/// The scores of a thread's pairs of one tile, kPairs at a time, and the totals of its two
+/// candidates.
 template <class Tile, class Criterion, int K, int kPairs>
 class TileScores {
  public:
   using Values = Lanes<float, 2 * kPairs>;
   static constexpr int kPieces = Tile::kRows * Tile::kPairs / kPairs;
 
-  /// Adds a piece: kPairs pairs of the first of the thread's rows, and later of the second. Points and
-  /// candidates are the planes of the tile; S(i): covariance of pair i of the piece. All lanes of the
-  /// warp call it.
+  /// Adds a piece: kPairs pairs of the first of the thread's rows, and later of the second. Points
+  /// and candidates are the planes of the tile; S(i): covariance of pair i of the piece. All lanes
+  /// of the warp call it.
   template <class Ctx, class Points, class Candidates, class Covariance>
   NTKFAST_DEVICE void add(const Ctx& ctx, const ScoreArgs<float>& score, const TileWalk& of,
                           int thread, int piece, Points points, Candidates candidates,
@@ -162,7 +163,8 @@ NTKFAST_DEVICE void multiply_tile_by_warpgroups(const Ctx& ctx, Ring& ring, int 
   }
 }
 
-/// Copies planes of a tile's points, and with `candidates` of its candidates, which lie before them.
+/// Copies planes of a tile's points, and with `candidates` of its candidates, which lie before
+/// them.
 template <class Criterion, class Ctx, class Memory, class Barrier>
 NTKFAST_DEVICE void copy_tile_planes(const Ctx& ctx, const ScoreArgs<float>& score,
                                      const TileWalk& of, bool with_candidates, Memory to,
@@ -178,8 +180,8 @@ NTKFAST_DEVICE void copy_tile_planes(const Ctx& ctx, const ScoreArgs<float>& sco
                 arrived);
 }
 
-/// Two warpgroups multiply, and two others score what they have multiplied before. `kPlanes`: what is
-/// prepared of a tile's points and candidates lies in shared memory; else it is read from the
+/// Two warpgroups multiply, and two others score what they have multiplied before. `kPlanes`: what
+/// is prepared of a tile's points and candidates lies in shared memory; else it is read from the
 /// first-level cache.
 template <class Products, class Criterion, int K, bool kPlanes>
 struct ScoreBesideProducts {
@@ -190,8 +192,8 @@ struct ScoreBesideProducts {
   static constexpr int kTile = kTensorTile;
   static_assert(kTile == kBundle, "a tile is a bundle");
   static constexpr int kCovarianceBytes = kTile * kTile * int{sizeof(float)};
-  /// Of the barriers behind those of the slices: covariances are there, have been scored, and planes
-  /// are there, in either of their two places.
+  /// Of the barriers behind those of the slices: covariances are there, have been scored, and
+  /// planes are there, in either of their two places.
   enum { kThere, kScored, kPlanesThere, kBarriers = kPlanesThere + 2 };
   /// Pairs of a row that are scored at once: as many as registers hold.
   static constexpr int kPairs = K == 1 ? 4 : K == kAnyClasses ? 2 : 1;
@@ -226,8 +228,7 @@ struct ScoreBesideProducts {
       ctx.open_barrier(barriers + (kPlanesThere + 1), 1);
     }
     ctx.barrier();
-    const auto covariances =
-        ctx.template shared<float>(stages * Tile::kStageBytes, kTile * kTile);
+    const auto covariances = ctx.template shared<float>(stages * Tile::kStageBytes, kTile * kTile);
     if (ctx.thread() < kMultipliers) {
       ctx.template take_registers<kMultiplierRegisters>();
       multiply(ctx, args, ring, barriers, covariances);
@@ -271,7 +272,8 @@ struct ScoreBesideProducts {
     clear_sums(part);
     bool first_slice = true;
     for (int parity = 1, set = 0;; parity ^= 1, set ^= 1) {
-      // The planes before the last tile's have been read: its covariances could not be written else.
+      // The planes before the last tile's have been read: its covariances could not be written
+      // else.
       if (kPlanes && thread == 0)
         copy_tile_planes<Criterion>(ctx, score, now, true,
                                     plane_memory + set * planes(score.classes) * kPlaneBytes,
@@ -343,9 +345,9 @@ struct ScoreBesideProducts {
   }
 };
 
-/// For so many classes that shared memory holds slices and what is prepared of points and candidates,
-/// but no covariances: two warpgroups multiply a tile and score it from registers, in turns, while a
-/// thread of a third one copies.
+/// For so many classes that shared memory holds slices and what is prepared of points and
+/// candidates, but no covariances: two warpgroups multiply a tile and score it from registers, in
+/// turns, while a thread of a third one copies.
 template <class Products, class Criterion, int K>
 struct ScoreAfterProducts {
   using Tile = WarpgroupTile<Products>;
@@ -394,9 +396,8 @@ struct ScoreAfterProducts {
                                   Barriers barriers) {
     const ScoreArgs<float>& score = args.tensor.score;
     const int64_t slices = args.point_rows.slices;
-    const auto memory =
-        ctx.template shared<unsigned char>(args.tensor.stages * Tile::kStageBytes,
-                                           planes(score.classes) * kPlaneBytes);
+    const auto memory = ctx.template shared<unsigned char>(args.tensor.stages * Tile::kStageBytes,
+                                                           planes(score.classes) * kPlaneBytes);
     TileWalk now;
     now.start(args, static_cast<int>(ctx.block_x()));
     int parity = 1;
@@ -537,8 +538,7 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
   place_workspace(args.tensor.score, workspace, kTensorTiles);
   if (score.num_evaluation > 0) {
     prepare(args.tensor.score);
-    const int64_t items =
-        div_up(score.num_candidates, kTensorTile) * args.tensor.score.num_groups;
+    const int64_t items = div_up(score.num_candidates, kTensorTile) * args.tensor.score.num_groups;
     using Kernel = ScoreBesideProducts<Products, Criterion, K, true>;
     const bool by_warpgroups =
         items <= INT32_MAX &&
@@ -549,8 +549,8 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
       args.tensor.candidate_rows = score.candidates;
     } else {
       const ScoreOperands<Products> operands(score, psi.depth);
-      unsigned char* const memory = static_cast<unsigned char*>(workspace) +
-                                    score_sizes(score, kTensorTiles).total();
+      unsigned char* const memory =
+          static_cast<unsigned char*>(workspace) + score_sizes(score, kTensorTiles).total();
       operands.launch(launcher, psi.data, psi.stride, memory, by_warpgroups, args);
     }
     args.items = static_cast<int>(items);

@@ -117,8 +117,7 @@ struct TensorTile {
   static constexpr int kRows = WarpRows / 8, kPairs = 4;
   static constexpr int kRowStep = 8, kColStep = 8;
   /// Float16 numbers come from operand_rows.cuh.
-  static constexpr bool kAlwaysAligned =
-      std::is_same<typename Products::Element, Float16>::value;
+  static constexpr bool kAlwaysAligned = std::is_same<typename Products::Element, Float16>::value;
   /// sums[r][n]: row 8 r + lane / 4, columns 8 n + 2 (lane % 4), + 1 of the warp's part.
   using Sums = Pair<float>[kRows][kPairs];
   static NTKFAST_DEVICE int row(int thread) {
@@ -185,7 +184,8 @@ struct TensorTile {
                                             Sums& sums) {
     const int row = lane % 8, matrix = lane / 8;
     // 32 bytes of 16 rows, and where they are split also the small parts.
-    const auto load = [&](Memory from, int r, int chunk, uint32_t(&value)[4], uint32_t(&small)[4]) {
+    const auto load = [&](Memory from, int r, int chunk, uint32_t (&value)[4],
+                          uint32_t (&small)[4]) {
       ctx.load_matrices(from + (r * kSlice + (chunk ^ row) * 16), value);
       if constexpr (kStoredParts) {
         ctx.load_matrices(from + (r * kSlice + ((chunk + kChunks / 2) ^ row) * 16), small);

@@ -1,10 +1,10 @@
-// The matrix product on the tensor cores of compute capability 9.0: wgmma fed by bulk copies, a tile
-// of 128 x 128 float32 sums in the registers of two warpgroups. Both operands are read from shared
-// memory; no thread loads fragments or computes addresses, and products go on while threads do
-// something else. One thread more, the copier, keeps the slices coming.
+// The matrix product on the tensor cores of compute capability 9.0: wgmma fed by bulk copies, a
+// tile of 128 x 128 float32 sums in the registers of two warpgroups. Both operands are read from
+// shared memory; no thread loads fragments or computes addresses, and products go on while threads
+// do something else. One thread more, the copier, keeps the slices coming.
 //
-// Operands are packed (operand_rows.cuh): the 128 rows of a tile in a slice of 128 bytes are 16 KB that
-// lie together in global memory, as shared memory wants them.
+// Operands are packed (operand_rows.cuh): the 128 rows of a tile in a slice of 128 bytes are 16 KB
+// that lie together in global memory, as shared memory wants them.
 #pragma once
 
 #include "cuda/operand_rows.cuh"
@@ -12,11 +12,11 @@
 namespace ntkfast {
 namespace {
 
-/// Slices in shared memory, and the barriers by which the copier and the warpgroups tell one another
-/// which of them are full and which have been multiplied.
+/// Slices in shared memory, and the barriers by which the copier and the warpgroups tell one
+/// another which of them are full and which have been multiplied.
 template <class Memory, class Barriers>
 struct SliceRing {
-  Memory memory;             // stages of kStageBytes
+  Memory memory;              // stages of kStageBytes
   Barriers full, multiplied;  // one of each per stage
   int stages;
   int stage, parity;  // where its owner is
@@ -76,7 +76,8 @@ struct WarpgroupTile {
   }
 
   /// Starts sums += A B^T over the next slice once it is there; without `accumulate` the sums begin
-  /// anew. Then the slice before it has been multiplied: the copier learns of it, but for the first.
+  /// anew. Then the slice before it has been multiplied: the copier learns of it, but for the
+  /// first.
   template <class Ctx, class Ring>
   static NTKFAST_DEVICE void multiply(const Ctx& ctx, Ring& ring, bool accumulate, bool first,
                                       Sums& sums) {

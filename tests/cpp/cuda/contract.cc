@@ -110,7 +110,7 @@ NTKFAST_TEST(gram_add_tensor) {
       check_gram_add<Fp16Products>(130, 37, 75, gap, false, 4, 1e-6, options);
     }
     check_gram_add<Fp16Products>(140, 140, 8, 0, true, 4, 1e-6, options);
-    check_gram_add<Bf16Products>(9, 5, 2100, 0, false, 4, 1e-6, options);  // summed in two parts
+    check_gram_add<Bf16Products>(9, 5, 2100, 0, false, 4, 1e-6, options);     // summed in two parts
     check_gram_add<Fp16Products>(9, 5, 2500, 0, false, 4, 1e-6, options, 1);  // and in three calls
     // Sixteen bits: two float16 numbers hold them, one does not.
     check_gram_add<SplitFp16Products>(20, 30, 400, 0, false, 16, 1e-6, options);

@@ -217,8 +217,8 @@ class Block {
     std::memcpy(memory_.data() + offset, from, static_cast<std::size_t>(bytes));
   }
 
-  /// Four bytes of an operand of a warpgroup's product, which only bulk copies may have written: what
-  /// threads write, products do not see without a fence.
+  /// Four bytes of an operand of a warpgroup's product, which only bulk copies may have written:
+  /// what threads write, products do not see without a fence.
   std::uint32_t read_operand(int thread, int offset) {
     std::uint32_t word;
     read(thread, offset, 4, &word);
@@ -362,7 +362,8 @@ class Block {
     if (offset < 0 || offset + bytes > static_cast<int>(memory_.size()))
       fail("leaves the block's shared memory", current_, offset);
   }
-  /// The last end of a barrier that a thread knows of, in epochs: what was touched before it is its.
+  /// The last end of a barrier that a thread knows of, in epochs: what was touched before it is
+  /// its.
   int seen(int thread) const { return fibers_[static_cast<std::size_t>(thread)].seen; }
   void check_claim(int thread, const Shadow& s, int i) {
     if (s.in_flight) fail("writes where an asynchronous copy is writing", thread, i);
@@ -439,16 +440,16 @@ class Block {
     std::string text;
     for (const auto& b : barriers_)
       text += " [" + std::to_string(b.first) + ": phase " + std::to_string(b.second.phase) + ", " +
-              std::to_string(b.second.pending) + " arrivals and " +
-              std::to_string(b.second.bytes) + " bytes missing]";
+              std::to_string(b.second.pending) + " arrivals and " + std::to_string(b.second.bytes) +
+              " bytes missing]";
     for (std::size_t t = 0; t < fibers_.size() && text.size() < 1000; ++t) {
       const Fiber& fiber = fibers_[t];
       text += " " + std::to_string(t) + ":" +
               (fiber.state == Fiber::State::kDone      ? std::string("ended")
                : fiber.state == Fiber::State::kAtBlock ? "barrier " + std::to_string(fiber.site)
                : fiber.state == Fiber::State::kAtWarp  ? "warp " + std::to_string(fiber.site)
-               : fiber.spins                           ? "barrier at byte " + std::to_string(fiber.site)
-                                                       : std::string("ready"));
+               : fiber.spins ? "barrier at byte " + std::to_string(fiber.site)
+                             : std::string("ready"));
     }
     return text;
   }
@@ -728,8 +729,7 @@ class Context {
                         for (int r = 0; r < 2; ++r) {
                           float& c = target[r][n].v[i];
                           double sum = add ? double{c} : 0.0;
-                          for (int w = 0; w < 8; ++w)
-                            sum += product(Type{}, left[r][w], right[w]);
+                          for (int w = 0; w < 8; ++w) sum += product(Type{}, left[r][w], right[w]);
                           c = cut_off(sum);
                         }
                       }
@@ -744,7 +744,8 @@ class Context {
     if (std::isnan(x)) return {static_cast<std::uint16_t>(sign | 0x7e00u)};
     if (size >= 65520.0f) return {static_cast<std::uint16_t>(sign | 0x7c00u)};
     if (size < 0x1p-14f)  // multiples of 2^-24
-      return {static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>(std::nearbyint(size * 0x1p24f)))};
+      return {static_cast<std::uint16_t>(
+          sign | static_cast<std::uint32_t>(std::nearbyint(size * 0x1p24f)))};
     const std::uint32_t rounded = (bits & 0x7fffffffu) + 0xfffu + (bits >> 13 & 1);
     return {static_cast<std::uint16_t>(sign | (rounded - (112u << 23)) >> 13)};
   }

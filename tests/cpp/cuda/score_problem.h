@@ -189,8 +189,8 @@ std::vector<double> run_score(const Problem& problem, ScoreArgs<T>& args, TileSh
                               const emulation::Options& options, std::int64_t more_bytes = 0) {
   const auto bytes = static_cast<std::size_t>(
       more_bytes + score_sizes(problem.criterion, problem.k, problem.Nc, problem.Nx,
-                  static_cast<int>(element_bytes), tile, args.wanted_blocks)
-          .total());
+                               static_cast<int>(element_bytes), tile, args.wanted_blocks)
+                       .total());
   // A GPU allocation is aligned like this one; its end is the sanitizer's.
   const std::unique_ptr<unsigned char, decltype(&std::free)> workspace(
       static_cast<unsigned char*>(std::aligned_alloc(256, std::max<std::size_t>(bytes, 256))),

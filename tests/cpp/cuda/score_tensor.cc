@@ -1,6 +1,5 @@
 // The tensor-core kernels in each kind of products against the CPU engine in float64.
 #include "cuda/score_warpgroup.cuh"
-
 #include "matrices.h"
 #include "score_problem.h"
 
@@ -51,7 +50,8 @@ std::vector<double> run_tensor(const Problem& problem, const emulation::Options&
       problem, score, kTensorTiles, sizeof(float),
       [&](auto& launcher, void* workspace) {
         launch_score_tensor_as<Products, typename Choice::Criterion, Choice::K>(
-            launcher, score, ScoreFeatures<Element>{psi.as<Element>(), stride, problem.d}, workspace,
+            launcher, score, ScoreFeatures<Element>{psi.as<Element>(), stride, problem.d},
+            workspace,
             [&](const PrepareArgs<float>& prepared) { launch_prepare(launcher, prepared); });
       },
       options, ScoreOperands<Products>(score, problem.d).bytes());
@@ -70,7 +70,7 @@ void check_every_criterion(int classes, int d, const emulation::Options& options
   for (int i = 0; i < Criteria::size; ++i) visit_scalar(i, check);
 }
 const emulation::Options kNoWarpgroups{emulation::Order::kForward, false,
-                                  emulation::kLargeSharedMemory, false};
+                                       emulation::kLargeSharedMemory, false};
 // The problems' features have eight significant bits: every kind of products is exact.
 NTKFAST_TEST(score_tensor_bf16) {
   check_every_criterion<Bf16Products, kAnyClasses>(3, 19, kNoWarpgroups);
@@ -130,8 +130,8 @@ void check_rows(const std::vector<float>& row) {
       if (!std::isfinite(x)) {
         test::expect(!std::isfinite(found), "an infinite number is lost");
       } else {
-        const double bound = std::max({std::abs(x) * (kTwo ? 0x1p-22 : 0x1p-11), largest * 0x1p-38,
-                                       0x1p-149});
+        const double bound =
+            std::max({std::abs(x) * (kTwo ? 0x1p-22 : 0x1p-11), largest * 0x1p-38, 0x1p-149});
         test::expect(std::abs(found - x) <= bound,
                      std::to_string(x) + " became " + std::to_string(found));
       }
@@ -143,11 +143,13 @@ void check_rows(const std::vector<float>& row) {
 }
 /// Rows of any size keep their bits, but for numbers far below the largest of their row.
 NTKFAST_TEST(score_tensor_splits_rows) {
-  const std::vector<float> rows[] = {
-      {1.0f, -0.3333333f, 1e-3f, 3.1e-5f},      {65519.0f, 70000.0f, 1e30f, -3e38f},
-      {1e-30f, -2.5e-38f, 1e-40f, 0.0f},        {0.0f, 0.0f, -0.0f, 0.0f},
-      {1.0f, 3.3e-6f, 1.23456e-12f, -7.77e-9f}, {2.0f, INFINITY, 1.0f, 0.5f},
-      {1.0f, NAN, 1.0f, 0.5f}};
+  const std::vector<float> rows[] = {{1.0f, -0.3333333f, 1e-3f, 3.1e-5f},
+                                     {65519.0f, 70000.0f, 1e30f, -3e38f},
+                                     {1e-30f, -2.5e-38f, 1e-40f, 0.0f},
+                                     {0.0f, 0.0f, -0.0f, 0.0f},
+                                     {1.0f, 3.3e-6f, 1.23456e-12f, -7.77e-9f},
+                                     {2.0f, INFINITY, 1.0f, 0.5f},
+                                     {1.0f, NAN, 1.0f, 0.5f}};
   for (const std::vector<float>& row : rows) {
     check_rows<Fp16Products>(row);
     check_rows<SplitFp16Products>(row);
@@ -166,8 +168,8 @@ NTKFAST_TEST(
   const Problem problem(kEntropy, 10, 300, 9, 290, 40);
   compare(problem, run_tensor<Bf16Products, Entropy>(problem, kNoWarpgroups, 0, 1), 2e-5);
 }
-/// The results of a warpgroup's kernel are the same however shared memory is used: several items and
-/// tiles per block, scores of one tile beside products of the next, or after its own.
+/// The results of a warpgroup's kernel are the same however shared memory is used: several items
+/// and tiles per block, scores of one tile beside products of the next, or after its own.
 template <class Choice, int kBesides>
 void check_shared_memory(int classes, int d) {
   const Problem problem(kEntropy, classes, 700, 390, 640, d);
@@ -200,7 +202,11 @@ std::vector<double> run_kernel_of(const Problem& problem, const emulation::Optio
         place_workspace(args.tensor.score, workspace, kTensorTiles);
         launch_prepare(launcher, static_cast<const PrepareArgs<float>&>(args.tensor.score));
         ScoreOperands<Products>(score, problem.d)
-            .launch(launcher, psi.as<float>(), problem.d, problem.d > 0 ? static_cast<unsigned char*>(workspace) + score_sizes(score, kTensorTiles).total() : nullptr, true, args);
+            .launch(launcher, psi.as<float>(), problem.d,
+                    problem.d > 0 ? static_cast<unsigned char*>(workspace) +
+                                        score_sizes(score, kTensorTiles).total()
+                                  : nullptr,
+                    true, args);
         args.items = static_cast<int>(div_up(score.num_candidates, kTensorTile) *
                                       args.tensor.score.num_groups);
         test::expect(launch_pairs_warpgroup<Kernel>(launcher, args), "no room");
@@ -222,8 +228,8 @@ NTKFAST_TEST(score_tensor_warpgroups_share_memory) {
     const auto expected =
         run_kernel_of<ScoreBesideProducts<Products, Criterion, kAnyClasses, true>>(problem, next());
     compare(problem, expected, 2e-5);
-    const auto cached =
-        run_kernel_of<ScoreBesideProducts<Products, Criterion, kAnyClasses, false>>(problem, next());
+    const auto cached = run_kernel_of<ScoreBesideProducts<Products, Criterion, kAnyClasses, false>>(
+        problem, next());
     test::expect(cached == expected, "planes in the first-level cache");
     compare_values(
         run_kernel_of<ScoreAfterProducts<Products, Criterion, kAnyClasses>>(problem, next()),

@@ -27,8 +27,8 @@ class DeviceGuard {
 
 /// Threads and blocks run in the order named by NTKFAST_EMULATION_ORDER, a number below four
 /// (emulation::kOrders); asynchronous copies land at the wait in all orders but the first.
-/// NTKFAST_EMULATION_SHARED_MEMORY is what a block may have, in bytes; NTKFAST_EMULATION_WARPGROUPS=0
-/// takes products of warpgroups away.
+/// NTKFAST_EMULATION_SHARED_MEMORY is what a block may have, in bytes;
+/// NTKFAST_EMULATION_WARPGROUPS=0 takes products of warpgroups away.
 inline emulation::Options emulation_options() {
   emulation::Options options;
   if (const char* order = std::getenv("NTKFAST_EMULATION_ORDER")) {
