@@ -6,13 +6,14 @@
 #
 # usage: tools/gpu_check.sh OUTPUT COMMIT STAGE [SECONDS]        PYTHON=python3
 #
-# STAGE is `first`, `second`, or names of steps with commas between them. SECONDS are what the script may take in all
-# (first 360, second 240): steps for which none are left are skipped. OUTPUT gets at most eight files:
+# STAGE is `first` (is it right, how fast, what binds), `second` (every case with its opponents), or names of steps with
+# commas between them. SECONDS are what the script may take in all: steps for which none are left are skipped. OUTPUT
+# gets at most eight files:
 #   log  steps.tsv  rows.csv (for bench/results)  smoke.tsv  profile.txt  profile-source.csv.gz
 #
 # The two calls, after `tools/gpu_prepare.sh` here (build/gpu-carry has to travel too, .git need not):
-#   tools/gpu_check.sh OUTPUT COMMIT first 360      then give the machine back, and read
-#   tools/gpu_check.sh OUTPUT COMMIT second 240
+#   tools/gpu_check.sh OUTPUT COMMIT first 300      then give the machine back, and read
+#   tools/gpu_check.sh OUTPUT COMMIT second 300
 # Rehearsal without a GPU, some minutes: tools/gpu_prepare.sh emulated, and the same calls with PYTHON=.venv/bin/python;
 # SLOWER=5 makes the limits of all steps five times as long.
 set -uo pipefail
@@ -31,8 +32,8 @@ python=${PYTHON:-python3}
 export python
 export PYTHONUNBUFFERED=1 NTKFAST_REQUIRE_GPU=1 OMP_NUM_THREADS=1
 case $3 in
-  first) steps="machine link smoke bench variants profile tests memcheck" budget=${4:-360} ;;
-  second) steps="link racecheck opponents resnet opponents-b profile-dense" budget=${4:-240} ;;
+  first) steps="machine link checks bench variants profile" budget=${4:-300} ;;
+  second) steps="link rest opponents opponents-b resnet profile-dense" budget=${4:-300} ;;
   *) steps=${3//,/ } budget=${4:-240} ;;
 esac
 export log=$out/log carry=$root/build/gpu-carry built=$root/build/gpu-linked
@@ -157,13 +158,16 @@ look() {
   fi
 }
 
-look
-for step in $steps; do
-  case $step in
+step() { # NAME
+  case $1 in
     machine) run machine 20 bash -c machine ;;
     link)
       run link 100 bash -c link || run "build from source" 170 bash -c build
       look
+      ;;
+    checks) # none of them measures time: side by side
+      for each in smoke tests memcheck racecheck; do step "$each" & done
+      wait
       ;;
     smoke) run smoke 60 "$python" tools/gpu_smoke.py --out "$out/smoke.tsv" ;;
     bench) bench bench 100 base --own --only ceilings a b-part dense b selection gram contract blocks ;;
@@ -175,7 +179,7 @@ for step in $steps; do
       ;;
     tests)
       workers=()
-      ! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 8)
+      ! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 12)
       if [ "${#tiny[@]}" -gt 0 ]; then
         run tests 105 "${pytest[@]}" "$root/tests/test_cuda.py" -m gpu -k "$few"
       else
@@ -189,13 +193,17 @@ for step in $steps; do
       ;;
     profile-dense) run "profile of dense" 45 bash -c 'profile dense ScorePairs' ;;
     profile-gram) run "profile of gram" 45 bash -c 'profile gram GramAdd' ;;
-    memcheck | racecheck | synccheck) sanitize "$step" 60 ;;
+    memcheck | racecheck | synccheck) sanitize "$1" 75 ;;
+    rest) bench "bench of the rest" 60 base --rounds 5 --only ceilings dense selection gram contract blocks ;;
     opponents) bench "opponents of a" 110 base --only a --chunks 64 256 ;;
     opponents-b) bench "opponents of b-part" 100 base --only b-part --chunks 64 ;;
     resnet) bench resnet 100 base --own --only resnet ;;
-    *) echo "gpu_check: no step '$step'" | tee -a "$log" ;;
+    *) echo "gpu_check: no step '$1'" | tee -a "$log" ;;
   esac
-done
+}
+
+look
+for name in $steps; do step "$name"; done
 
 # The end of the output is all that comes back at once.
 {
