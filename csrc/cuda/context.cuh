@@ -103,6 +103,26 @@ extern __shared__ __align__(1024) unsigned char shared_memory[];
       : NTKFAST_ALL_SUMS                                                                        \
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
+/// Whether a thread's sums are those of 64 columns, eight pairs in a row.
+template <class Sums>
+constexpr bool kHalfTile = sizeof(Sums) == 2 * 8 * 2 * sizeof(float);
+/// The same of half as many columns.
+#define NTKFAST_HALF_SUMS                                                                 \
+  NTKFAST_FOUR_SUMS(0), NTKFAST_FOUR_SUMS(1), NTKFAST_FOUR_SUMS(2), NTKFAST_FOUR_SUMS(3), \
+      NTKFAST_FOUR_SUMS(4), NTKFAST_FOUR_SUMS(5), NTKFAST_FOUR_SUMS(6), NTKFAST_FOUR_SUMS(7)
+#define NTKFAST_HALF_PRODUCT(type)                                                              \
+  asm volatile(                                                                                 \
+      "{\n"                                                                                     \
+      ".reg .pred p;\n"                                                                         \
+      "setp.ne.b32 p, %34, 0;\n"                                                                \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                               \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, "   \
+      "0, 0;\n"                                                                                 \
+      "}\n"                                                                                     \
+      : NTKFAST_HALF_SUMS                                                                       \
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+
 struct Context {
   NTKFAST_DEVICE int thread() const { return static_cast<int>(threadIdx.x); }
   NTKFAST_DEVICE int64_t block_x() const { return blockIdx.x; }
@@ -200,21 +220,29 @@ struct Context {
   }
   /// So many bytes further along the rows, a multiple of 32.
   NTKFAST_DEVICE uint64_t moved(uint64_t operand, int bytes) const { return operand + bytes / 16; }
-  /// sums (64 x 128) = A (64 x 16) B^T (128 x 16), added to the old sums or not. Warp w of the
-  /// group holds rows 16 w on: sums[r][n] are row 8 r + lane / 4 of them, columns 8 n + 2 (lane %
-  /// 4), + 1.
+  /// sums (64 x 128) = A (64 x 16) B^T (128 x 16), or of 64 rows of B, added to the old sums or
+  /// not. Warp w of the group holds rows 16 w on: sums[r][n] are row 8 r + lane / 4 of them,
+  /// columns 8 n + 2 (lane % 4), + 1.
   template <class Sums>
   NTKFAST_DEVICE void multiply_shared(Fp16, Sums& sums, uint64_t a, uint64_t b,
                                       bool accumulate) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    NTKFAST_WARPGROUP_PRODUCT("f16");
+    if constexpr (kHalfTile<Sums>) {
+      NTKFAST_HALF_PRODUCT("f16");
+    } else {
+      NTKFAST_WARPGROUP_PRODUCT("f16");
+    }
 #endif
   }
   template <class Sums>
   NTKFAST_DEVICE void multiply_shared(Bf16, Sums& sums, uint64_t a, uint64_t b,
                                       bool accumulate) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    NTKFAST_WARPGROUP_PRODUCT("bf16");
+    if constexpr (kHalfTile<Sums>) {
+      NTKFAST_HALF_PRODUCT("bf16");
+    } else {
+      NTKFAST_WARPGROUP_PRODUCT("bf16");
+    }
 #endif
   }
   NTKFAST_DEVICE void commit_products() const {
@@ -233,7 +261,11 @@ struct Context {
   template <class Sums>
   NTKFAST_DEVICE void wait_products(Sums& sums) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    asm volatile("wgmma.wait_group.sync.aligned 0;" : NTKFAST_ALL_SUMS::"memory");
+    if constexpr (kHalfTile<Sums>) {
+      asm volatile("wgmma.wait_group.sync.aligned 0;" : NTKFAST_HALF_SUMS::"memory");
+    } else {
+      asm volatile("wgmma.wait_group.sync.aligned 0;" : NTKFAST_ALL_SUMS::"memory");
+    }
 #endif
   }
 

@@ -14,16 +14,14 @@
 namespace ntkfast {
 namespace {
 
-/// Bytes of a plane: of a number of each row of a tile.
-constexpr int kPlaneBytes = kTensorTile * int{sizeof(float)};
-
 struct WarpgroupScoreArgs {
   TensorScoreArgs tensor;                  // its rows play no part
   OperandRows candidate_rows, point_rows;  // packed, in the order of candidates and points
   int items;
 };
 
-/// Where a block is among its tiles.
+/// Where a block is among its tiles, of kColumns points each.
+template <int kColumns>
 struct TileWalk {
   int item, row, group, tile, end;  // row and tile: of candidates and points, in tiles
   bool first;                       // of its item
@@ -35,15 +33,15 @@ struct TileWalk {
     item = at;
     row = static_cast<int>(place.row);
     group = static_cast<int>(place.col);
-    const int tiles = static_cast<int>(div_up(score.num_evaluation, kTensorTile));
-    tile = static_cast<int>(place.col * score.tiles_per_group);
-    end = tile + static_cast<int>(score.tiles_per_group);
-    end = end < tiles ? end : tiles;
+    const int tiles = static_cast<int>(div_up(score.num_evaluation, kColumns));
+    const int of_group = static_cast<int>(score.tiles_per_group * (kTensorTile / kColumns));
+    tile = group * of_group;
+    end = tile + of_group < tiles ? tile + of_group : tiles;
     first = true;
   }
   NTKFAST_DEVICE bool last() const { return tile + 1 == end; }
   NTKFAST_DEVICE int64_t c0() const { return int64_t{row} * kTensorTile; }
-  NTKFAST_DEVICE int64_t x0() const { return int64_t{tile} * kTensorTile; }
+  NTKFAST_DEVICE int64_t x0() const { return int64_t{tile} * kColumns; }
   /// False at the end.
   NTKFAST_DEVICE bool next(const WarpgroupScoreArgs& args, int64_t blocks) {
     if (!last()) {
@@ -57,15 +55,16 @@ struct TileWalk {
   }
 };
 
-/// `count` pairs of neighbouring points, 8 apart, as one point of 2 count lanes.
-template <class Pointer, int kCount>
+/// kCount pairs of neighbouring points, 8 apart, as one point of 2 kCount lanes; planes are kStride
+/// numbers apart.
+template <class Pointer, int kCount, int kStride>
 struct PointPairs {
   Pointer first;
   NTKFAST_DEVICE Lanes<float, 2 * kCount> operator()(int j) const {
     Lanes<float, 2 * kCount> result;
     NTKFAST_UNROLL_DEVICE
     for (int i = 0; i < kCount; ++i) {
-      const Pair<float> pair = load_pair(first + (j * kBundle + 8 * i));
+      const Pair<float> pair = load_pair(first + (j * kStride + 8 * i));
       result.v[2 * i] = pair.v[0];
       result.v[2 * i + 1] = pair.v[1];
     }
@@ -74,10 +73,11 @@ struct PointPairs {
 };
 
 /// The scores of a thread's pairs of one tile, kPairs at a time, and the totals of its two
-/// candidates.
-template <class Tile, class Criterion, int K, int kPairs>
+/// candidates. Planes of points are kStride numbers apart.
+template <class Tile, class Criterion, int K, int kPairs, int kStride>
 class TileScores {
  public:
+  using Walk = TileWalk<Tile::kColumns>;
   using Values = Lanes<float, 2 * kPairs>;
   static constexpr int kPieces = Tile::kRows * Tile::kPairs / kPairs;
 
@@ -85,9 +85,8 @@ class TileScores {
   /// and candidates are the planes of the tile; S(i): covariance of pair i of the piece. All lanes
   /// of the warp call it.
   template <class Ctx, class Points, class Candidates, class Covariance>
-  NTKFAST_DEVICE void add(const Ctx& ctx, const ScoreArgs<float>& score, const TileWalk& of,
-                          int thread, int piece, Points points, Candidates candidates,
-                          const Covariance& S) {
+  NTKFAST_DEVICE void add(const Ctx& ctx, const ScoreArgs<float>& score, const Walk& of, int thread,
+                          int piece, Points points, Candidates candidates, const Covariance& S) {
     constexpr int kHalf = kPieces / 2;
     const int n = piece % kHalf * kPairs;
     const bool second = piece >= kHalf;
@@ -101,11 +100,12 @@ class TileScores {
         covariance.v[2 * i + 1] = pair.v[1];
       }
       const auto first = points + col;
-      const PointPairs<decltype(first + 0), kPairs> weights{first + 0}, point{first + kBundle};
+      const PointPairs<decltype(first + 0), kPairs, kStride> weights{first + 0},
+          point{first + kStride};
       const CandidateColumn<float, decltype(candidates + 0)> candidate{candidates + row};
       Values value = Criterion::template value<K>(score.classes, covariance, point, candidate,
                                                   static_cast<Values*>(nullptr));
-      if (of.x0() + kTensorTile > score.num_evaluation) {
+      if (of.x0() + Tile::kColumns > score.num_evaluation) {
         NTKFAST_UNROLL_DEVICE
         for (int i = 0; i < 2 * kPairs; ++i)  // beyond the last point it may be anything
           if (of.x0() + col + 8 * (i / 2) + i % 2 >= score.num_evaluation) value.v[i] = 0;
@@ -122,7 +122,7 @@ class TileScores {
     sum_ = Values(0.0f);
   }
   /// After the last piece of a tile: writes the totals at the end of an item.
-  NTKFAST_DEVICE void finish(const ScoreArgs<float>& score, const TileWalk& of, int thread) {
+  NTKFAST_DEVICE void finish(const ScoreArgs<float>& score, const Walk& of, int thread) {
     if (!of.last()) return;
     if (thread % 4 == 0) {
       double* const partial = score.partial + of.group * score.padded_candidates;
@@ -138,75 +138,37 @@ class TileScores {
   double first_ = 0, second_ = 0;
 };
 
-/// sums = the covariances of a tile, slice by slice. after_slice() is called once a slice has been
-/// started, first_slice is whether it is the first of the ring.
-template <class Products, class Ctx, class Ring, class AfterSlice>
-NTKFAST_DEVICE void multiply_tile_by_warpgroups(const Ctx& ctx, Ring& ring, int slices,
-                                                bool& first_slice,
-                                                typename WarpgroupTile<Products>::Sums& sums,
-                                                typename WarpgroupTile<Products>::Sums& part,
-                                                const AfterSlice& after_slice) {
-  clear_sums(sums);
-  // Loops within a loop: the compiler waits for products wherever a branch touches their sums.
-  NTKFAST_KEEP_LOOP
-  for (int begin = 0; begin < slices; begin += Products::kSummedSlices) {
-    const int left = slices - begin;
-    const int count = left < Products::kSummedSlices ? left : Products::kSummedSlices;
-    NTKFAST_KEEP_LOOP
-    for (int i = 0; i < count; ++i) {
-      WarpgroupTile<Products>::multiply(ctx, ring, i > 0, first_slice, part);
-      after_slice();
-      first_slice = false;
-    }
-    ctx.wait_products(part);
-    add_to_sums(sums, part);
-  }
-}
-
-/// Copies planes of a tile's points, and with `candidates` of its candidates, which lie before
-/// them.
-template <class Criterion, class Ctx, class Memory, class Barrier>
-NTKFAST_DEVICE void copy_tile_planes(const Ctx& ctx, const ScoreArgs<float>& score,
-                                     const TileWalk& of, bool with_candidates, Memory to,
-                                     Barrier arrived) {
-  const int point_planes = 1 + Criterion::point_size(score.classes);
-  const int candidate_planes = Criterion::candidate_size(score.classes);
-  const int points = point_planes * kPlaneBytes, candidates = candidate_planes * kPlaneBytes;
-  ctx.expect_bytes(arrived, points + (with_candidates ? candidates : 0));
-  if (with_candidates)
-    ctx.copy_bulk(to, score.prepared + bundle_place(of.c0(), candidate_planes), candidates,
-                  arrived);
-  ctx.copy_bulk(to + candidates, score.points + bundle_place(of.x0(), point_planes), points,
-                arrived);
-}
-
-/// Two warpgroups multiply, and two others score what they have multiplied before. `kPlanes`: what
-/// is prepared of a tile's points and candidates lies in shared memory; else it is read from the
-/// first-level cache.
-template <class Products, class Criterion, int K, bool kPlanes>
-struct ScoreBesideProducts {
-  using Tile = WarpgroupTile<Products>;
+/// Two warpgroups multiply, and two others score what they have multiplied before; thread 0 copies
+/// as well. A tile has kColumns points. In shared memory there are kSets sets of what is prepared
+/// of a tile's points and candidates; without any it is read from the first-level cache.
+template <class Products, class Criterion, int K, int kColumns, int kSets>
+struct ScorePairsWarpgroup {
+  using Tile = WarpgroupTile<Products, kColumns>;
+  using Walk = TileWalk<kColumns>;
   static constexpr int kMultipliers = Tile::kMultipliers, kThreads = 2 * kMultipliers;
   static constexpr int kMultiplierRegisters = 160, kScorerRegisters = 96;
   static_assert(kMultipliers * (kMultiplierRegisters + kScorerRegisters) <= 65536, "");
-  static constexpr int kTile = kTensorTile;
-  static_assert(kTile == kBundle, "a tile is a bundle");
-  static constexpr int kCovarianceBytes = kTile * kTile * int{sizeof(float)};
+  static_assert(kTensorTile == kBundle, "a tile of candidates is a bundle");
+  static constexpr int kCovariances = kTensorTile * kColumns;
   /// Of the barriers behind those of the slices: covariances are there, have been scored, and
-  /// planes are there, in either of their two places.
+  /// planes of either set are there.
   enum { kThere, kScored, kPlanesThere, kBarriers = kPlanesThere + 2 };
   /// Pairs of a row that are scored at once: as many as registers hold.
   static constexpr int kPairs = K == 1 ? 4 : K == kAnyClasses ? 2 : 1;
-  using Scores = TileScores<Tile, Criterion, K, kPairs>;
+  using Scores = TileScores<Tile, Criterion, K, kPairs, kSets ? kColumns : kBundle>;
 
-  static NTKFAST_HD int planes(int classes) {
-    return kPlanes ? 1 + Criterion::point_size(classes) + Criterion::candidate_size(classes) : 0;
+  /// Numbers of a set: of candidates, and behind them of points.
+  static NTKFAST_HD int candidate_numbers(int classes) {
+    return Criterion::candidate_size(classes) * kTensorTile;
   }
-  static NTKFAST_HD int planes_at(int stages) {
-    return stages * Tile::kStageBytes + kCovarianceBytes;
+  static NTKFAST_HD int set_numbers(int classes) {
+    return kSets ? candidate_numbers(classes) + (1 + Criterion::point_size(classes)) * kColumns : 0;
+  }
+  static NTKFAST_HD int sets_at(int stages) {
+    return stages * Tile::kStageBytes + kCovariances * int{sizeof(float)};
   }
   static NTKFAST_HD int barriers_at(int classes, int stages) {
-    return planes_at(stages) + 2 * planes(classes) * kPlaneBytes;
+    return sets_at(stages) + kSets * set_numbers(classes) * int{sizeof(float)};
   }
   static int shared_bytes(int classes, int stages) {
     return barriers_at(classes, stages) + (2 * stages + kBarriers) * int{sizeof(uint64_t)};
@@ -228,7 +190,7 @@ struct ScoreBesideProducts {
       ctx.open_barrier(barriers + (kPlanesThere + 1), 1);
     }
     ctx.barrier();
-    const auto covariances = ctx.template shared<float>(stages * Tile::kStageBytes, kTile * kTile);
+    const auto covariances = ctx.template shared<float>(stages * Tile::kStageBytes, kCovariances);
     if (ctx.thread() < kMultipliers) {
       ctx.template take_registers<kMultiplierRegisters>();
       multiply(ctx, args, ring, barriers, covariances);
@@ -242,49 +204,58 @@ struct ScoreBesideProducts {
   template <class Ctx, class Ring, class Barriers, class Covariances>
   static NTKFAST_DEVICE void multiply(const Ctx& ctx, const WarpgroupScoreArgs& args, Ring& ring,
                                       Barriers barriers, Covariances covariances) {
-    const ScoreArgs<float>& score = args.tensor.score;
     const int thread = ctx.thread(), slices = static_cast<int>(args.point_rows.slices);
-    const auto plane_memory = ctx.template shared<unsigned char>(
-        planes_at(args.tensor.stages), 2 * planes(score.classes) * kPlaneBytes);
-    // Thread 0 copies as well: the slice after those in the ring, once one has been multiplied.
+    // The copier: the slice after those in the ring, once one has been multiplied.
     auto copied = ring;
-    TileWalk next;
+    Walk next;
     next.start(args, static_cast<int>(ctx.block_x()));
     int next_slice = 0;
     bool more = true;
     const auto copy_next = [&] {
       if (!more) return;
       const int64_t left = int64_t{next.row} * slices + next_slice;
-      const int64_t right = int64_t{next.tile} * slices + next_slice;
-      Tile::copy(ctx, copied, args.candidate_rows.data + left * kPackedBytes,
-                 args.point_rows.data + right * kPackedBytes);
+      const int64_t right = next.x0() / kTensorTile * slices + next_slice;
+      Tile::copy(
+          ctx, copied, args.candidate_rows.data + left * kPackedBytes,
+          args.point_rows.data + right * kPackedBytes + next.x0() % kTensorTile * kSliceBytes);
       if (++next_slice < slices) return;
       next_slice = 0;
       more = next.next(args, ctx.grid_x());
     };
-    TileWalk now = next;
+    Walk now = next;
     if (thread == 0) {
       NTKFAST_KEEP_LOOP
       for (int s = 0; s < ring.stages; ++s) copy_next();
     }
-    ctx.converge();
     typename Tile::Sums sums, part;
     clear_sums(part);
     bool first_slice = true;
-    for (int parity = 1, set = 0;; parity ^= 1, set ^= 1) {
-      // The planes before the last tile's have been read: its covariances could not be written
-      // else.
-      if (kPlanes && thread == 0)
-        copy_tile_planes<Criterion>(ctx, score, now, true,
-                                    plane_memory + set * planes(score.classes) * kPlaneBytes,
-                                    barriers + (kPlanesThere + set));
+    for (int parity = 1, set = 0;; parity ^= 1) {
+      if (kSets == 2 && thread == 0) {
+        // The set's last planes have been read: the last covariances could not be written else.
+        copy_planes(ctx, args, now, set, barriers);
+        set ^= 1;
+      }
       ctx.converge();
-      multiply_tile_by_warpgroups<Products>(ctx, ring, slices, first_slice, sums, part, [&] {
-        if (thread == 0 && !first_slice) copy_next();
-        ctx.converge();
-      });
+      clear_sums(sums);
+      // Loops within a loop: the compiler waits for products wherever a branch touches their sums.
+      NTKFAST_KEEP_LOOP
+      for (int begin = 0; begin < slices; begin += Products::kSummedSlices) {
+        const int left = slices - begin;
+        const int count = left < Products::kSummedSlices ? left : Products::kSummedSlices;
+        NTKFAST_KEEP_LOOP
+        for (int i = 0; i < count; ++i) {
+          Tile::multiply(ctx, ring, i > 0, first_slice, part);
+          if (thread == 0 && !first_slice) copy_next();
+          ctx.converge();
+          first_slice = false;
+        }
+        ctx.wait_products(part);
+        add_to_sums(sums, part);
+      }
       scale_sums<Tile>(args.tensor, now.c0(), now.x0(), thread, sums);
       ctx.wait_barrier(barriers + kScored, parity);
+      if (kSets == 1 && thread == 0) copy_planes(ctx, args, now, 0, barriers);
       NTKFAST_UNROLL_DEVICE
       for (int r = 0; r < Tile::kRows; ++r) {
         NTKFAST_UNROLL_DEVICE
@@ -300,161 +271,78 @@ struct ScoreBesideProducts {
     }
   }
 
+  /// Planes of a tile's points, and of its candidates where the set does not hold them yet.
+  template <class Ctx, class Barriers>
+  static NTKFAST_DEVICE void copy_planes(const Ctx& ctx, const WarpgroupScoreArgs& args,
+                                         const Walk& of, int set, Barriers barriers) {
+    const ScoreArgs<float>& score = args.tensor.score;
+    const int k = score.classes, planes = 1 + Criterion::point_size(k);
+    constexpr int kPlaneBytes = kColumns * int{sizeof(float)};
+    const bool with_candidates = kSets == 2 || of.first;
+    const int candidates = candidate_numbers(k) * int{sizeof(float)};
+    const auto arrived = barriers + (kPlanesThere + set);
+    const auto to = ctx.template shared<unsigned char>(
+        sets_at(args.tensor.stages) + set * set_numbers(k) * int{sizeof(float)},
+        set_numbers(k) * int{sizeof(float)});
+    ctx.expect_bytes(arrived, planes * kPlaneBytes + (with_candidates ? candidates : 0));
+    if (with_candidates)
+      ctx.copy_bulk(to + 0, score.prepared + bundle_place(of.c0(), Criterion::candidate_size(k)),
+                    candidates, arrived);
+    const float* const from = score.points + bundle_place(of.x0(), planes);
+    if constexpr (kColumns == kBundle) {
+      ctx.copy_bulk(to + candidates, from, planes * kPlaneBytes, arrived);
+    } else {
+      NTKFAST_KEEP_LOOP
+      for (int j = 0; j < planes; ++j)
+        ctx.copy_bulk(to + (candidates + j * kPlaneBytes), from + j * kBundle, kPlaneBytes,
+                      arrived);
+    }
+  }
+
   template <class Ctx, class Barriers, class Covariances>
   static NTKFAST_DEVICE void score(const Ctx& ctx, const WarpgroupScoreArgs& args,
                                    Barriers barriers, Covariances covariances) {
     const ScoreArgs<float>& score = args.tensor.score;
-    const int thread = ctx.thread() - kMultipliers;
-    const int point_planes = 1 + Criterion::point_size(score.classes);
-    const int candidate_planes = Criterion::candidate_size(score.classes);
-    const auto plane_memory = ctx.template shared<float>(planes_at(args.tensor.stages),
-                                                         2 * planes(score.classes) * kTile);
+    const int thread = ctx.thread() - kMultipliers, k = score.classes;
+    const auto sets =
+        ctx.template shared<float>(sets_at(args.tensor.stages), kSets * set_numbers(k));
     Scores scores;
-    TileWalk now;
+    Walk now;
     now.start(args, static_cast<int>(ctx.block_x()));
     for (int parity = 0, set = 0, set_parity = 0;; parity ^= 1) {
-      if (kPlanes) ctx.wait_barrier(barriers + (kPlanesThere + set), set_parity);
+      if (kSets) ctx.wait_barrier(barriers + (kPlanesThere + set), set_parity);
       ctx.wait_barrier(barriers + kThere, parity);
       NTKFAST_KEEP_LOOP
       for (int piece = 0; piece < Scores::kPieces; ++piece) {
         const auto S = [&](int i) {
           return load_pair(covariances + place(piece * kPairs + i, thread));
         };
-        if constexpr (kPlanes) {
-          const auto candidates = plane_memory + set * planes(score.classes) * kTile;
-          scores.add(ctx, score, now, thread, piece, candidates + candidate_planes * kTile,
-                     candidates, S);
+        if constexpr (kSets > 0) {
+          const auto candidates = sets + set * set_numbers(k);
+          scores.add(ctx, score, now, thread, piece, candidates + candidate_numbers(k), candidates,
+                     S);
         } else {
           scores.add(ctx, score, now, thread, piece,
-                     score.points + bundle_place(now.x0(), point_planes),
-                     score.prepared + bundle_place(now.c0(), candidate_planes), S);
+                     score.points + bundle_place(now.x0(), 1 + Criterion::point_size(k)),
+                     score.prepared + bundle_place(now.c0(), Criterion::candidate_size(k)), S);
         }
       }
       ctx.converge();
       if (thread % 32 == 0) ctx.arrive(barriers + kScored);
       scores.finish(score, now, thread);
       if (!now.next(args, ctx.grid_x())) break;
-      set_parity ^= set;
-      set ^= 1;
+      if (kSets == 2) {
+        set_parity ^= set;
+        set ^= 1;
+      } else {
+        set_parity ^= 1;
+      }
     }
   }
 
   /// Where the covariances of a thread's pair lie.
   static NTKFAST_DEVICE int place(int pair, int thread) {
     return 2 * (pair * kMultipliers + thread);
-  }
-};
-
-/// For so many classes that shared memory holds slices and what is prepared of points and
-/// candidates, but no covariances: two warpgroups multiply a tile and score it from registers, in
-/// turns, while a thread of a third one copies.
-template <class Products, class Criterion, int K>
-struct ScoreAfterProducts {
-  using Tile = WarpgroupTile<Products>;
-  static constexpr int kThreads = Tile::kThreads;
-  static constexpr int kTile = kTensorTile;
-  static constexpr int kPairs = 4;
-  using Scores = TileScores<Tile, Criterion, K, kPairs>;
-
-  static NTKFAST_HD int planes(int classes) {
-    return 1 + Criterion::point_size(classes) + Criterion::candidate_size(classes);
-  }
-  static NTKFAST_HD int barriers_at(int classes, int stages) {
-    return stages * Tile::kStageBytes + planes(classes) * kPlaneBytes;
-  }
-  static int shared_bytes(int classes, int stages) {
-    return barriers_at(classes, stages) + (2 * stages + 2) * int{sizeof(uint64_t)};
-  }
-
-  template <class Ctx>
-  static NTKFAST_DEVICE void body(const Ctx& ctx, const WarpgroupScoreArgs& args) {
-    if constexpr (!kByWarpgroups) return;
-    const int stages = args.tensor.stages;
-    const int at = barriers_at(args.tensor.score.classes, stages);
-    auto ring = Tile::ring(ctx, stages, at);
-    // Of the planes: there, and read.
-    const auto barriers = ctx.template shared<uint64_t>(at + 2 * stages * int{sizeof(uint64_t)}, 2);
-    if (ctx.thread() == 0) {
-      Tile::open(ctx, ring);
-      ctx.open_barrier(barriers + 0, 1);
-      ctx.open_barrier(barriers + 1, Tile::kWarps);
-    }
-    ctx.barrier();
-    if (ctx.thread() < Tile::kMultipliers) {
-      ctx.template take_registers<Tile::kMultiplierRegisters>();
-      score(ctx, args, ring, barriers);
-    } else {
-      ctx.template keep_registers<Tile::kCopierRegisters>();
-      if (ctx.thread() == Tile::kMultipliers) copy(ctx, args, ring, barriers);
-    }
-  }
-
- private:
-  /// The slices of all tiles, and the planes of each once those before them are read.
-  template <class Ctx, class Ring, class Barriers>
-  static NTKFAST_DEVICE void copy(const Ctx& ctx, const WarpgroupScoreArgs& args, Ring& ring,
-                                  Barriers barriers) {
-    const ScoreArgs<float>& score = args.tensor.score;
-    const int64_t slices = args.point_rows.slices;
-    const auto memory = ctx.template shared<unsigned char>(args.tensor.stages * Tile::kStageBytes,
-                                                           planes(score.classes) * kPlaneBytes);
-    TileWalk now;
-    now.start(args, static_cast<int>(ctx.block_x()));
-    int parity = 1;
-    do {
-      const unsigned char* left = args.candidate_rows.data + now.row * slices * kPackedBytes;
-      const unsigned char* right = args.point_rows.data + now.tile * slices * kPackedBytes;
-      for (int64_t slice = 0; slice < slices; ++slice) {
-        Tile::copy(ctx, ring, left, right);
-        left += kPackedBytes;
-        right += kPackedBytes;
-        // Not first of all: slices would have to wait until the planes before are read.
-        if (slice != (slices > 1 ? 1 : 0)) continue;
-        ctx.wait_barrier(barriers + 1, parity);
-        parity ^= 1;
-        copy_tile_planes<Criterion>(ctx, score, now, now.first, memory, barriers + 0);
-      }
-    } while (now.next(args, ctx.grid_x()));
-  }
-
-  template <class Ctx, class Ring, class Barriers>
-  static NTKFAST_DEVICE void score(const Ctx& ctx, const WarpgroupScoreArgs& args, Ring& ring,
-                                   Barriers barriers) {
-    const ScoreArgs<float>& score = args.tensor.score;
-    const int thread = ctx.thread(), slices = static_cast<int>(args.point_rows.slices);
-    const auto candidates = ctx.template shared<float>(args.tensor.stages * Tile::kStageBytes,
-                                                       planes(score.classes) * kTile);
-    const auto points = candidates + Criterion::candidate_size(score.classes) * kTile;
-    typename Tile::Sums sums, part;
-    clear_sums(part);
-    Scores scores;
-    bool first_slice = true;
-    TileWalk now;
-    now.start(args, static_cast<int>(ctx.block_x()));
-    for (int parity = 0;; parity ^= 1) {
-      multiply_tile_by_warpgroups<Products>(ctx, ring, slices, first_slice, sums, part, [] {});
-      scale_sums<Tile>(args.tensor, now.c0(), now.x0(), thread, sums);
-      ctx.wait_barrier(barriers + 0, parity);
-      NTKFAST_KEEP_LOOP
-      for (int piece = 0; piece < Scores::kPieces; ++piece) {
-        scores.add(ctx, score, now, thread, piece, points, candidates,
-                   [&](int i) { return sums[0][i]; });
-        rotate(sums);
-      }
-      ctx.converge();
-      if (thread % 32 == 0) ctx.arrive(barriers + 1);
-      scores.finish(score, now, thread);
-      if (!now.next(args, ctx.grid_x())) break;
-    }
-  }
-
-  /// Registers cannot be indexed by the number of a piece: the next pairs come to the front.
-  static NTKFAST_DEVICE void rotate(typename Tile::Sums& sums) {
-    constexpr int kAll = Tile::kRows * Tile::kPairs;
-    NTKFAST_UNROLL_DEVICE
-    for (int i = 0; i + kPairs < kAll; ++i)
-      sums[i / Tile::kPairs][i % Tile::kPairs] =
-          sums[(i + kPairs) / Tile::kPairs][(i + kPairs) % Tile::kPairs];
   }
 };
 
@@ -539,7 +427,7 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
   if (score.num_evaluation > 0) {
     prepare(args.tensor.score);
     const int64_t items = div_up(score.num_candidates, kTensorTile) * args.tensor.score.num_groups;
-    using Kernel = ScoreBesideProducts<Products, Criterion, K, true>;
+    using Kernel = ScorePairsWarpgroup<Products, Criterion, K, kTensorTile, 2>;
     const bool by_warpgroups =
         items <= INT32_MAX &&
         launcher.template multiplies_by_warpgroup<Kernel, WarpgroupScoreArgs>();
@@ -557,9 +445,12 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
     if (!by_warpgroups) {
       launch_pairs_tensor<Products, Criterion, K>(launcher, args.tensor);
     } else if (launch_pairs_warpgroup<Kernel>(launcher, args)) {
-    } else if constexpr (K == kAnyClasses) {
-      if (!launch_pairs_warpgroup<ScoreAfterProducts<Products, Criterion, K>>(launcher, args))
-        launch_pairs_warpgroup<ScoreBesideProducts<Products, Criterion, K, false>>(launcher, args);
+    } else if constexpr (K ==
+                         kAnyClasses) {  // many: half a tile of points, or none in shared memory
+      if (!launch_pairs_warpgroup<ScorePairsWarpgroup<Products, Criterion, K, kTensorTile / 2, 1>>(
+              launcher, args))
+        launch_pairs_warpgroup<ScorePairsWarpgroup<Products, Criterion, K, kTensorTile, 0>>(
+            launcher, args);
     }
   }
   launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0, args.tensor.score);

@@ -28,19 +28,21 @@ struct SliceRing {
   }
 };
 
-template <class Products>
+/// `Columns`: 128, or 64 for half a tile of the right operand.
+template <class Products, int Columns = kTensorTile>
 struct WarpgroupTile {
   using Operand = typename Products::Operand;
-  static constexpr int kTile = kTensorTile;
+  static constexpr int kTile = kTensorTile, kColumns = Columns;
   static constexpr int kSlice = kSliceBytes;
-  static constexpr int kStageBytes = 2 * kPackedBytes;
+  static constexpr int kRightBytes = kColumns * kSliceBytes;
+  static constexpr int kStageBytes = kPackedBytes + kRightBytes;
   /// Registers are taken and given back by warpgroups: the copier is a thread of a third one.
   static constexpr int kMultipliers = 256, kThreads = kMultipliers + 128;
   static constexpr int kMultiplierRegisters = 240, kCopierRegisters = 24;
   static_assert(kMultipliers * kMultiplierRegisters + 128 * kCopierRegisters <= 65536, "");
   static constexpr int kWarps = kMultipliers / 32;
   static_assert(sizeof(typename Products::Element) == 2, "wgmma cuts float32 off to tf32");
-  static constexpr int kRows = 2, kPairs = 16, kRowStep = 8, kColStep = 8;
+  static constexpr int kRows = 2, kPairs = kColumns / 8, kRowStep = 8, kColStep = 8;
   /// sums[r][n]: row 8 r, columns 8 n, + 1 of what row() and col() say.
   using Sums = Pair<float>[kRows][kPairs];
   static NTKFAST_DEVICE int row(int thread) { return 16 * (thread / 32) + thread % 32 / 4; }
@@ -62,7 +64,7 @@ struct WarpgroupTile {
       ctx.open_barrier(ring.multiplied + s, kWarps);
     }
   }
-  /// By the copier: the next slice, of one tile of each operand.
+  /// By the copier: the next slice, of one tile of each operand, or half a tile of the right one.
   template <class Ctx, class Ring>
   static NTKFAST_DEVICE void copy(const Ctx& ctx, Ring& ring, const unsigned char* left,
                                   const unsigned char* right) {
@@ -71,7 +73,7 @@ struct WarpgroupTile {
     const auto to = ring.memory + ring.stage * kStageBytes;
     ctx.expect_bytes(full, kStageBytes);
     ctx.copy_bulk(to, left, kPackedBytes, full);
-    ctx.copy_bulk(to + kPackedBytes, right, kPackedBytes, full);
+    ctx.copy_bulk(to + kPackedBytes, right, kRightBytes, full);
     ring.advance();
   }
 

@@ -721,7 +721,8 @@ class Context {
                     for (int r = 0; r < 2; ++r)
                       for (int w = 0; w < 8; ++w)
                         left[r][w] = word(first_a, 16 * warp + 8 * r + lane / 4, w);
-                    for (int n = 0; n < 16; ++n) {
+                    for (int n = 0; n < static_cast<int>(sizeof(target[0]) / sizeof(target[0][0]));
+                         ++n) {
                       for (int i = 0; i < 2; ++i) {
                         std::uint32_t right[8];
                         for (int w = 0; w < 8; ++w)

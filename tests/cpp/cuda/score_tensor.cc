@@ -223,17 +223,18 @@ NTKFAST_TEST(score_tensor_warpgroups_share_memory) {
       ++count;
       return emulation::Options{emulation::kOrders[count % 4], count % 3 > 0};
     };
-    using Criterion = Scalar<ExpectedEntropy>;
     using Products = SplitFp16Products;
+    using Criterion = Scalar<ExpectedEntropy>;
+    constexpr int kAny = kAnyClasses;
     const auto expected =
-        run_kernel_of<ScoreBesideProducts<Products, Criterion, kAnyClasses, true>>(problem, next());
+        run_kernel_of<ScorePairsWarpgroup<Products, Criterion, kAny, 128, 2>>(problem, next());
     compare(problem, expected, 2e-5);
-    const auto cached = run_kernel_of<ScoreBesideProducts<Products, Criterion, kAnyClasses, false>>(
-        problem, next());
+    const auto cached =
+        run_kernel_of<ScorePairsWarpgroup<Products, Criterion, kAny, 128, 0>>(problem, next());
     test::expect(cached == expected, "planes in the first-level cache");
-    compare_values(
-        run_kernel_of<ScoreAfterProducts<Products, Criterion, kAnyClasses>>(problem, next()),
-        expected, 1e-6, "covariances in registers");  // summed four pairs at a time
+    const auto halves =
+        run_kernel_of<ScorePairsWarpgroup<Products, Criterion, kAny, 64, 1>>(problem, next());
+    compare_values(halves, expected, 1e-6, "half tiles");  // summed in another order
   }
 }
 /// Half a tile per block where sums begin anew.
