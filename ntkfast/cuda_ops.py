@@ -232,7 +232,8 @@ def score_features(
         2^-18 of the largest entry of a row, 2^-39 of that below. Sums on tensor cores, which cut
         bits off, are short and added up outside, so that "f16x3" is as exact as "fma32". Default:
         "f16x3", "fma64" or "bf16", by the features. Sums of products are float32 ("fma64":
-        float64), those over points float64.
+        float64), those over points float64. Workspace holds the numbers of the tensor cores: of
+        all points once, or of candidates and evaluation points.
 
     Returns
     -------

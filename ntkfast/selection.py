@@ -767,11 +767,13 @@ def utilities(
         Of what is computed for pairs; sums are float64 always. "auto": the type of the features or
         of S; float64 where the criterion's `float32_limit` is exceeded, or where variances, ridge
         or noises lie beyond 1e-30 to 1e30, which "float32" refuses; "tf32" for float32 features on
-        a GPU and criteria without a `float32_limit`. "float32": as exact as float32 on any device
-        (a GPU multiplies features on its tensor cores, three times in tf32). "tf32" and "bf16",
-        which rounds a copy of the features (torch only), need features on a GPU. Coverage: "auto"
-        is the type of the features, and float64 for radii below 0.05, for which distances computed
-        in float32 are too coarse.
+        a GPU and criteria without a `float32_limit`. "float32": as exact as float32 on any device.
+        "tf32": features with the 11 significant bits of tf32. On its tensor cores a GPU multiplies
+        copies of the features of candidates and points, float16 numbers with a power of two per
+        row: one each for "tf32", two for "float32" (4 bytes a number, as the features). "tf32" and
+        "bf16", which rounds a copy of the features (torch only), need features on a GPU. Coverage:
+        "auto" is the type of the features, and float64 for radii below 0.05, for which distances
+        computed in float32 are too coarse.
     similarity : {"rbf", "cosine"}, optional
         k of the criteria called herding, of features of length one. "rbf" (default):
         exp(-|x - c|^2 / radius^2). "cosine": the normalised kernel

@@ -2,7 +2,7 @@
 # Builds what tools/gpu_check.sh takes to a machine with a GPU: static libraries for an H100 or H200, so that one call of
 # g++ is left to do there, and the headers and the library which that call needs. Needs nvcc and `make install`, no GPU.
 #
-# usage: tools/gpu_prepare.sh [emulated]
+# usage: tools/gpu_prepare.sh [emulated | VARIANT...]
 #
 # build/gpu-carry gets libntkfast_cpu.a and <variant>/libntkfast_cuda.a. The variants are what only a clock can decide:
 # csrc/cuda reads their macros. `emulated` builds kernels that run on the CPU: gpu_check.sh is rehearsed with them.
@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 carry=build/gpu-carry
 variants=(
   "base"
-  "other -DNTKFAST_SCORE_PAIRS=2 -DNTKFAST_ROWS_AHEAD=4"
+  "blocks-16 -DNTKFAST_UNROLLED_BLOCKS=16"
 )
 bin=$PWD/.venv/bin
 
@@ -42,6 +42,7 @@ if [ "${1:-}" = emulated ]; then
 else
   for variant in "${variants[@]}"; do
     read -r name flags <<<"$variant"
+    [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
     targets=(ntkfast_cuda)
     [ "$name" != base ] || targets+=(ntkfast_cpu)
     build "$name" -DNTKFAST_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90a-real -DCMAKE_CUDA_FLAGS="$flags" -- "${targets[@]}"

@@ -253,14 +253,6 @@ struct ScorePairs {
   }
 };
 
-/// Tiles of a row that ScoreRows asks for at a time where nothing but memory binds it, with two
-/// blocks a multiprocessor; 4, with three.
-#if defined(NTKFAST_ROWS_AHEAD)
-constexpr int kRowsAhead = NTKFAST_ROWS_AHEAD;
-#else
-constexpr int kRowsAhead = 8;
-#endif
-
 /// Numbers of a prepared candidate in registers, which only loops that are unrolled may ask for.
 template <class T, int kCount>
 struct CandidateRegisters {
@@ -280,12 +272,13 @@ struct ScoreRows {
   /// through again and again has to fit the caches of instructions.
   static constexpr bool kUnrolled = K > 0 && sizeof(T) == 4;
   static constexpr bool kSoftmax = std::is_base_of<OfSoftmax, Criterion>::value;
-  /// Tiles of a row that are asked for at a time.
+  /// Tiles of a row that are asked for at a time. Where nothing but memory binds it, four with
+  /// three blocks a multiprocessor were slower on an H100.
   static constexpr int kAhead = has<Criterion>(kLookAhead)                             ? 1
                                 : sizeof(T) > 4 || has<Criterion>(kReadsPointVariance) ? 4
-                                                                                       : kRowsAhead;
+                                                                                       : 8;
   /// As many as there are registers for, without spilling any.
-  static constexpr int kResidentBlocks = sizeof(T) > 4 ? 1 : kAhead == 4 && kRowsAhead == 4 ? 3 : 2;
+  static constexpr int kResidentBlocks = sizeof(T) > 4 ? 1 : 2;
   /// Depths of the product up to here.
   static constexpr int kShallow = 8;
   static_assert(kTile == 2 * 32 && kBundle % kTile == 0, "a tile lies in one bundle");
