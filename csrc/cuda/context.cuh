@@ -89,7 +89,7 @@ extern __shared__ __align__(1024) unsigned char shared_memory[];
       NTKFAST_FOUR_SUMS(4), NTKFAST_FOUR_SUMS(5), NTKFAST_FOUR_SUMS(6), NTKFAST_FOUR_SUMS(7),   \
       NTKFAST_FOUR_SUMS(8), NTKFAST_FOUR_SUMS(9), NTKFAST_FOUR_SUMS(10), NTKFAST_FOUR_SUMS(11), \
       NTKFAST_FOUR_SUMS(12), NTKFAST_FOUR_SUMS(13), NTKFAST_FOUR_SUMS(14), NTKFAST_FOUR_SUMS(15)
-#define NTKFAST_WARPGROUP_PRODUCT(type)                                                         \
+#define NTKFAST_WARPGROUP_PRODUCT_OF(type, to, right)                                           \
   asm volatile(                                                                                 \
       "{\n"                                                                                     \
       ".reg .pred p;\n"                                                                         \
@@ -100,8 +100,9 @@ extern __shared__ __align__(1024) unsigned char shared_memory[];
       "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "   \
       "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, 0, 0;\n"      \
       "}\n"                                                                                     \
-      : NTKFAST_ALL_SUMS                                                                        \
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+      : to                                                                                      \
+      : "l"(a), "l"(right), "r"(static_cast<int>(accumulate)))
+#define NTKFAST_WARPGROUP_PRODUCT(type) NTKFAST_WARPGROUP_PRODUCT_OF(type, NTKFAST_ALL_SUMS, b)
 
 /// Whether a thread's sums are those of 64 columns, eight pairs in a row.
 template <class Sums>
@@ -121,6 +122,31 @@ constexpr bool kHalfTile = sizeof(Sums) == 2 * 8 * 2 * sizeof(float);
       "0, 0;\n"                                                                                 \
       "}\n"                                                                                     \
       : NTKFAST_HALF_SUMS                                                                       \
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+
+/// The other 64 sums of a product twice as wide.
+#define NTKFAST_OTHER_SUMS                                                                        \
+  NTKFAST_FOUR_SUMS(16), NTKFAST_FOUR_SUMS(17), NTKFAST_FOUR_SUMS(18), NTKFAST_FOUR_SUMS(19),     \
+      NTKFAST_FOUR_SUMS(20), NTKFAST_FOUR_SUMS(21), NTKFAST_FOUR_SUMS(22), NTKFAST_FOUR_SUMS(23), \
+      NTKFAST_FOUR_SUMS(24), NTKFAST_FOUR_SUMS(25), NTKFAST_FOUR_SUMS(26), NTKFAST_FOUR_SUMS(27), \
+      NTKFAST_FOUR_SUMS(28), NTKFAST_FOUR_SUMS(29), NTKFAST_FOUR_SUMS(30), NTKFAST_FOUR_SUMS(31)
+#define NTKFAST_WIDE_WARPGROUP_PRODUCT(type)                                                  \
+  asm volatile(                                                                               \
+      "{\n"                                                                                   \
+      ".reg .pred p;\n"                                                                       \
+      "setp.ne.b32 p, %130, 0;\n"                                                             \
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type                            \
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "    \
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, " \
+      "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
+      "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, " \
+      "%69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, " \
+      "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, "    \
+      "%102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, "  \
+      "%116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"                \
+      "}, %128, %129, p, 1, 1, 0, 0;\n"                                                       \
+      "}\n"                                                                                   \
+      : NTKFAST_ALL_SUMS, NTKFAST_OTHER_SUMS                                                  \
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
 struct Context {
@@ -245,6 +271,38 @@ struct Context {
     }
 #endif
   }
+  /// sums (64 x 256) = A (64 x 16) B^T (256 x 16) likewise.
+  template <class Sum>
+  NTKFAST_DEVICE void multiply_shared(Fp16, Sum (&sums)[2][32], uint64_t a, uint64_t b,
+                                      bool accumulate) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    NTKFAST_WIDE_WARPGROUP_PRODUCT("f16");
+#endif
+  }
+  template <class Sum>
+  NTKFAST_DEVICE void multiply_shared(Bf16, Sum (&sums)[2][32], uint64_t a, uint64_t b,
+                                      bool accumulate) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    NTKFAST_WIDE_WARPGROUP_PRODUCT("bf16");
+#endif
+  }
+  /// The same by two instructions, which ask for half the registers at once.
+  template <class Sum>
+  NTKFAST_DEVICE void multiply_halves(Fp16, Sum (&sums)[2][32], uint64_t a, uint64_t b,
+                                      bool accumulate) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    NTKFAST_WARPGROUP_PRODUCT_OF("f16", NTKFAST_ALL_SUMS, b);
+    NTKFAST_WARPGROUP_PRODUCT_OF("f16", NTKFAST_OTHER_SUMS, moved(b, 128 * 128));
+#endif
+  }
+  template <class Sum>
+  NTKFAST_DEVICE void multiply_halves(Bf16, Sum (&sums)[2][32], uint64_t a, uint64_t b,
+                                      bool accumulate) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    NTKFAST_WARPGROUP_PRODUCT_OF("bf16", NTKFAST_ALL_SUMS, b);
+    NTKFAST_WARPGROUP_PRODUCT_OF("bf16", NTKFAST_OTHER_SUMS, moved(b, 128 * 128));
+#endif
+  }
   NTKFAST_DEVICE void commit_products() const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -266,6 +324,13 @@ struct Context {
     } else {
       asm volatile("wgmma.wait_group.sync.aligned 0;" : NTKFAST_ALL_SUMS::"memory");
     }
+#endif
+  }
+  template <class Sum>
+  NTKFAST_DEVICE void wait_products(Sum (&sums)[2][32]) const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    asm volatile("wgmma.wait_group.sync.aligned 0;" : NTKFAST_ALL_SUMS::"memory");
+    asm volatile("" : NTKFAST_OTHER_SUMS::"memory");
 #endif
   }
 

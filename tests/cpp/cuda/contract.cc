@@ -101,6 +101,20 @@ NTKFAST_TEST(gram_add_plain) {
   check_gram_add<PlainProducts<double>>(70, 65, 37, 1, false, 4, 1e-14);
   check_gram_add<PlainProducts<double>>(3, 2, 2100, 0, true, 4, 1e-14);
 }
+NTKFAST_TEST(gram_add_wide) {
+  emulation::Options options;
+  options.multiprocessors = 1;  // nothing is gained by more tiles
+  // Rows from the middle of packed ones on; rows and columns of packed tiles that do not exist.
+  check_gram_add<Bf16Products>(200, 300, 70, 1, false, 4, 1e-6, options);
+  check_gram_add<Fp16Products>(130, 259, 70, 0, false, 4, 1e-6, options);
+  check_gram_add<SplitFp16Products>(200, 131, 40, 0, false, 16, 1e-6, options);
+  options.order = emulation::Order::kShuffled;
+  options.copies_land_at_wait = true;
+  check_gram_add<Fp16Products>(270, 270, 8, 0, true, 4, 1e-6, options);
+  check_gram_add<Bf16Products>(20, 140, 540, 0, false, 4, 1e-6, options);      // all stages twice
+  check_gram_add<Fp16Products>(20, 140, 2050, 0, false, 4, 1e-6, options, 1);  // three calls
+  check_gram_add<SplitFp16Products>(130, 20, 400, 0, false, 16, 1e-6, options);
+}
 NTKFAST_TEST(gram_add_tensor) {
   for (const bool warpgroups : {false, true}) {
     emulation::Options options;

@@ -58,6 +58,7 @@ struct Options {
   int shared_memory = kLargeSharedMemory;
   bool warpgroups = true;  // products of warpgroups, with shared memory of so much
   int least_for_warpgroups = kLargeSharedMemory;
+  int multiprocessors = 3;
 };
 
 constexpr int kWarp = 32;
@@ -739,6 +740,12 @@ class Context {
                   &sums, a.offset, b.offset, accumulate});
   }
 
+  template <class Type, class Sums>
+  void multiply_halves(Type type, Sums& sums, Shared<unsigned char> a, Shared<unsigned char> b,
+                       bool accumulate) const {
+    multiply_shared(type, sums, a, b, accumulate);
+  }
+
   Float16 round_fp16(float x) const {
     const std::uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000u;
     const float size = std::abs(x);
@@ -817,7 +824,7 @@ class Launcher {
  public:
   explicit Launcher(Options options = {}) : options_(options) {}
   int shared_memory() const { return options_.shared_memory; }
-  int multiprocessors() const { return 3; }
+  int multiprocessors() const { return options_.multiprocessors; }
   template <class Kernel, class Args>
   bool multiplies_by_warpgroup() const {
     return options_.warpgroups && options_.shared_memory >= options_.least_for_warpgroups;
