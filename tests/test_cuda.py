@@ -675,6 +675,27 @@ def test_gram_add(gpu, products, lower, warpgroups, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("products", ["bf16", "f16", "f16x3"])
+def test_gram_add_of_many_rows(gpu, products, lower):
+    """Where wide tiles are worth it; on a GPU also longer than a chain of sums may be."""
+    if _core.cuda_emulated():
+        n, sizes, depth = 400, (300, 261), 70
+    else:
+        n, sizes, depth = 2000, (2100, 2101), 16500
+    random = torch.Generator(gpu).manual_seed(16)
+    for m in sizes:  # numbers of out lie at even places, or do not
+        data = torch.randn(n + m, depth, generator=random, device=gpu)
+        data = data.bfloat16() if products == "bf16" else data
+        A, B = data[:n], data[n:]
+        out = torch.full((n, m), 0.5, device=gpu)
+        cuda_ops.gram_add(A, B, out, lower=lower, products=products)
+        expected = 0.5 + A.double() @ B.double().T
+        keep = (lambda a: a.tril()) if lower else (lambda a: a)
+        close(keep(out), keep(expected).cpu().numpy(), exact_tolerance(products))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("products", GHOST_TOLERANCE)
 def test_gram_ghost(gpu, products, monkeypatch):
     monkeypatch.setenv("NTKFAST_EMULATION_SHARED_MEMORY", str(99 * 1024))  # enough
