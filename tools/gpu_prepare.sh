@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 carry=build/gpu-carry
 variants=(
   "base"
-  "blocks-16 -DNTKFAST_UNROLLED_BLOCKS=16"
+  "other -DNTKFAST_UNROLLED_BLOCKS=16 -DNTKFAST_GRAM_WARPGROUPS=2"
 )
 bin=$PWD/.venv/bin
 
