@@ -455,6 +455,7 @@ def resnet(
     bench: Bench, sizes: tuple[int, ...] = (1000, 10_000), points: int = 2048, most: float = 60.0
 ) -> list[dict[str, Any]]:
     """ResNet-18, scalar outputs; larger sets only where they should take at most `most` seconds."""
+    torch.backends.cudnn.allow_tf32 = False  # gradients are compared with those in float64
     model, x = ntk_models.make("resnet18", max(*sizes, points))
     model, x = model.to(DEVICE), x.to(DEVICE)
     ntk = EmpiricalNTK(model)
