@@ -27,7 +27,7 @@ def in_order(steps):
     names = list(steps)
     place = next(i for i, name in enumerate(names) if name in CHECKS)
     assert set(names[place : place + 4]) == CHECKS
-    return names[:place] + ["checks"] + names[place + 4 :]
+    return [*names[:place], "checks", *names[place + 4 :]]
 
 
 pytestmark = pytest.mark.skipif(
