@@ -16,7 +16,7 @@
 #endif
 
 // Vector registers passed by value are only free when the call disappears.
-#if defined(NTKFAST_INLINE)  // by a build that should take little time (NTKFAST_CUDA=EMULATED)
+#if defined(NTKFAST_INLINE)  // by builds that should take little time: NTKFAST_SANITIZE, EMULATED
 #elif defined(_MSC_VER)
 #define NTKFAST_INLINE __forceinline
 #else
