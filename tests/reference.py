@@ -65,6 +65,7 @@ def score(
     if criterion == "expected_log_loss" and log_loss_targets is None:
         raise ValueError("log_loss_targets is required by expected_log_loss")
     k = mean.shape[1]
+    labels = np.eye(k)
     F_x, f_x = mean[evaluation], outputs[evaluation]
     base = mean if loss == "squared" else softmax(mean / residual_temperature)
     result = np.zeros(len(candidates))
@@ -83,11 +84,11 @@ def score(
             result[i] = -0.5 * weights @ np.log1p(-rho2)
             continue
         a = S_xc / (s_c + noise[i])
-        probs = np.eye(k)[outputs[c].argmax()] if criterion == "mlmoc" else label_probs[i]
+        probs = labels[outputs[c].argmax()] if criterion == "mlmoc" else label_probs[i]
         for y in range(k):
             if probs[y] == 0:
                 continue
-            r = label_scale * (np.eye(k)[y] - base[c])
+            r = label_scale * (labels[y] - base[c])
             f_plus = F_x + a[:, None] * r
             result[i] += probs[y] * _label_value(
                 criterion, f_plus, f_x, weights, temperature, log_loss_targets
@@ -136,6 +137,7 @@ def score_blocks(
     if criterion == "expected_log_loss" and log_loss_targets is None:
         raise ValueError("log_loss_targets is required by expected_log_loss")
     k = mean.shape[1]
+    labels = np.eye(k)
     rows = np.arange(len(candidates)) if rows is None else rows
     columns = np.arange(len(evaluation)) if columns is None else columns
     blocks = covariance.astype(np.float64).reshape(len(covariance) // k, k, -1, k)
@@ -155,11 +157,11 @@ def score_blocks(
             taken = np.linalg.solve(A_x, S_cx.transpose(0, 2, 1) @ gain)
             result[i] = -0.5 / k * weights @ np.linalg.slogdet(np.eye(k) - taken)[1]
             continue
-        probs = np.eye(k)[outputs[c].argmax()] if criterion == "mlmoc" else label_probs[i]
+        probs = labels[outputs[c].argmax()] if criterion == "mlmoc" else label_probs[i]
         for y in range(k):
             if probs[y] == 0:
                 continue
-            r = label_scale * (np.eye(k)[y] - base[c])
+            r = label_scale * (labels[y] - base[c])
             f_plus = F_x + np.einsum("xab,a->xb", gain, r)
             result[i] += probs[y] * _label_value(
                 criterion, f_plus, f_x, weights, temperature, log_loss_targets

@@ -485,6 +485,8 @@ class Block {
     context.uc_stack.ss_size = kStackBytes;
     context.uc_link = nullptr;
     makecontext(&context, &Block::enter, 0);
+    // The address sanitizer would clear its notes of this memory at every switch.
+    context.uc_stack = {};
   }
 
   static thread_local Block* entering_;
@@ -537,7 +539,7 @@ class Block {
   std::string failure_;
   void (*body_)(Block&, int, const void*) = nullptr;
   const void* args_ = nullptr;
-  Place main_;
+  Place main_{};
   const void* main_bottom_ = nullptr;
   std::size_t main_size_ = 0;
 };
@@ -650,12 +652,17 @@ class Context {
       // Words of four bytes: word (row, w) of A is register row / 8 + 2 (w / 4) of lane 4 (row % 8)
       // + w % 4; word (w, column) of B is register w / 4 of lane 4 column + w % 4 (PTX manual,
       // matrix fragments of m16n8k8 and m16n8k16).
+      Numbers a[16][8], b[8][8];
+      for (int w = 0; w < 8; ++w) {
+        for (int row = 0; row < 16; ++row)
+          a[row][w] = numbers(Type{}, lane(4 * (row % 8) + w % 4).a[row / 8 + 2 * (w / 4)]);
+        for (int col = 0; col < 8; ++col)
+          b[col][w] = numbers(Type{}, lane(4 * col + w % 4).b[w / 4]);
+      }
       for (int row = 0; row < 16; ++row) {
         for (int col = 0; col < 8; ++col) {
           double sum = 0;
-          for (int w = 0; w < 8; ++w)
-            sum += product(Type{}, lane(4 * (row % 8) + w % 4).a[row / 8 + 2 * (w / 4)],
-                           lane(4 * col + w % 4).b[w / 4]);
+          for (int w = 0; w < 8; ++w) sum += product(a[row][w], b[col][w]);
           float& c = lane(4 * (row % 8) + col / 2).c[2 * (row / 8) + col % 2];
           c = cut_off(c + sum);
         }
@@ -715,23 +722,24 @@ class Context {
                     Sums& target = *static_cast<Sums*>(to);
                     const auto word = [&](int first, int row, int w) {
                       const int place = first + 128 * row + 4 * w;
-                      return block.read_operand(thread, place ^ (place >> 7 & 7) << 4);
+                      return numbers(Type{},
+                                     block.read_operand(thread, place ^ (place >> 7 & 7) << 4));
                     };
                     const int lane = thread % kWarp, warp = thread / kWarp % 4;
-                    std::uint32_t left[2][8];
+                    Numbers left[2][8];
                     for (int r = 0; r < 2; ++r)
                       for (int w = 0; w < 8; ++w)
                         left[r][w] = word(first_a, 16 * warp + 8 * r + lane / 4, w);
                     for (int n = 0; n < static_cast<int>(sizeof(target[0]) / sizeof(target[0][0]));
                          ++n) {
                       for (int i = 0; i < 2; ++i) {
-                        std::uint32_t right[8];
+                        Numbers right[8];
                         for (int w = 0; w < 8; ++w)
                           right[w] = word(first_b, 8 * n + 2 * (lane % 4) + i, w);
                         for (int r = 0; r < 2; ++r) {
                           float& c = target[r][n].v[i];
                           double sum = add ? double{c} : 0.0;
-                          for (int w = 0; w < 8; ++w) sum += product(Type{}, left[r][w], right[w]);
+                          for (int w = 0; w < 8; ++w) sum += product(left[r][w], right[w]);
                           c = cut_off(sum);
                         }
                       }
@@ -758,11 +766,9 @@ class Context {
     return {static_cast<std::uint16_t>(sign | (rounded - (112u << 23)) >> 13)};
   }
   static float to_float(Float16 x) {
-    const int exponent = x.bits >> 10 & 0x1f, fraction = x.bits & 0x3ff;
-    const double size = exponent == 0    ? std::ldexp(fraction, -24)
-                        : exponent == 31 ? (fraction ? NAN : INFINITY)
-                                         : std::ldexp(1024 + fraction, exponent - 25);
-    return static_cast<float>(x.bits & 0x8000 ? -size : size);
+    const std::uint32_t sign = (x.bits & 0x8000u) << 16, size = x.bits & 0x7fffu;
+    if (size < 0x400) return float_of(sign | bits_of(static_cast<float>(size) * 0x1p-24f));
+    return float_of(sign | ((size << 13) + ((size < 0x7c00 ? 112u : 224u) << 23)));
   }
 
   /// In double, exactly as multiply_fragments of csrc/cuda/double_tile.cuh says.
@@ -800,19 +806,20 @@ class Context {
     const float rounded = static_cast<float>(sum);
     return std::abs(double{rounded}) > std::abs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
   }
-  /// The tensor cores do not see the last 13 bits of a tf32 operand.
-  static double product(Tf32, std::uint32_t a, std::uint32_t b) {
-    return double{float_of(a & ~0x1fffu)} * double{float_of(b & ~0x1fffu)};
+  /// What a word holds. The tensor cores do not see the last 13 bits of a tf32 operand.
+  struct Numbers {
+    double low, high;
+  };
+  static Numbers numbers(Tf32, std::uint32_t word) { return {float_of(word & ~0x1fffu), 0.0}; }
+  static Numbers numbers(Fp16, std::uint32_t word) {
+    return {to_float(Float16{static_cast<std::uint16_t>(word)}),
+            to_float(Float16{static_cast<std::uint16_t>(word >> 16)})};
   }
-  static double product(Fp16, std::uint32_t a, std::uint32_t b) {
-    const auto half = [](std::uint32_t bits) {
-      return double{to_float(Float16{static_cast<std::uint16_t>(bits)})};
-    };
-    return half(a) * half(b) + half(a >> 16) * half(b >> 16);
+  static Numbers numbers(Bf16, std::uint32_t word) {
+    return {float_of(word << 16), float_of(word & 0xffff0000u)};
   }
-  static double product(Bf16, std::uint32_t a, std::uint32_t b) {
-    return double{float_of(a << 16)} * double{float_of(b << 16)} +
-           double{float_of(a & 0xffff0000u)} * double{float_of(b & 0xffff0000u)};
+  static double product(const Numbers& a, const Numbers& b) {
+    return a.low * b.low + a.high * b.high;
   }
 
   Block& block_;
