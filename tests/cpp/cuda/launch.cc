@@ -76,6 +76,22 @@ NTKFAST_TEST(launch_raises_shared_memory_once) {
   }
   test::expect(pretended.attribute_calls == before + 2, "once per device");
 }
+NTKFAST_TEST(launch_by_warpgroups_needs_9_0_and_code_for_it) {
+  Pretended& pretended = Pretended::instance();
+  const auto able = [&](auto kernel, int device, int major, int minor, int registers) {
+    const DeviceGuard guard(device);
+    pretended.major = major;
+    pretended.minor = minor;
+    pretended.registers = registers;
+    return Launcher(nullptr).multiplies_by_warpgroup<decltype(kernel), int>();
+  };
+  for (const int again : {0, 1}) {  // and it is remembered
+    test::expect(able(Nothing<3>{}, 0, 9, again, 168), "there is code");
+    test::expect(!able(Nothing<3>{}, 1, 8, again, 168), "an older device");
+    test::expect(!able(Nothing<3>{}, 2, 9, 1 - again, again ? 168 : 40), "another device of 9");
+    test::expect(!able(Nothing<4>{}, 0, 9, again, again ? 168 : 40), "no code");
+  }
+}
 NTKFAST_TEST(launch_sizes_of_two_threads) {
   const auto launch = [](int bytes) {
     Launcher launcher(nullptr);

@@ -12,8 +12,16 @@
 #define __grid_constant__
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorNoKernelImageForDevice };
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+struct cudaFuncAttributes {
+  int numRegs;
+};
 using cudaStream_t = void*;
 struct dim3 {
   unsigned x, y = 1, z = 1;
@@ -23,6 +31,7 @@ struct dim3 {
 struct Pretended {
   std::mutex mutex;
   int device = 0, shared_memory = 227 * 1024, attribute_calls = 0, launches = 0;
+  int major = 9, minor = 0, registers = 168;
   bool refuse = false;  // the next launch
   cudaError_t last = cudaSuccess;
   std::map<std::pair<const void*, int>, int> allowed;  // of a kernel on a device
@@ -51,8 +60,16 @@ inline cudaError_t cudaSetDevice(int device) {
   if (device < 4) pretended.device = device;
   return pretended.done(device < 4);
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = Pretended::instance().shared_memory;
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const Pretended& pretended = Pretended::instance();
+  *value = attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? pretended.shared_memory
+           : attribute == cudaDevAttrComputeCapabilityMajor     ? pretended.major
+           : attribute == cudaDevAttrComputeCapabilityMinor     ? pretended.minor
+                                                                : 132;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->numRegs = Pretended::instance().registers;
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
