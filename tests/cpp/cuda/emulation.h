@@ -37,6 +37,14 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+// What keeps the notes on shared memory, most of a test's time: of this file, not of kernels, so
+// the sanitizers have nothing to find in it, and their builds may optimise it.
+#if defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
+#define NTKFAST_NOTES __attribute__((optimize("O2"), no_sanitize("address", "undefined")))
+#else
+#define NTKFAST_NOTES
+#endif
+
 namespace ntkfast {
 namespace {
 namespace emulation {
@@ -199,15 +207,17 @@ class Block {
     wait(thread, Fiber::State::kAtBlock, site, nullptr, nullptr);
   }
 
-  void read(int thread, int offset, int bytes, void* to) {
+  NTKFAST_NOTES void read(int thread, int offset, int bytes, void* to) {
     check_range(offset, bytes);
+    const int since = seen(thread);
+    Shadow* const shadow = shadow_.data();
     for (int i = offset; i < offset + bytes; ++i) {
-      Shadow& s = shadow_[static_cast<std::size_t>(i)];
+      Shadow& s = shadow[i];
       if (!s.written) fail("reads unwritten shared memory", thread, i);
       if (s.in_flight) fail("reads what an asynchronous copy is still writing", thread, i);
-      if (s.write_epoch >= seen(thread) && s.writer != thread)
+      if (s.write_epoch >= since && s.writer != thread)
         fail("reads what another thread wrote since the last barrier", thread, i, s.writer);
-      const bool others = s.read_epoch >= seen(thread) && s.reader != thread;
+      const bool others = s.read_epoch >= since && s.reader != thread;
       s.reader = others ? kManyThreads : thread;
       s.read_epoch = epoch_;
     }
@@ -220,12 +230,12 @@ class Block {
 
   /// Four bytes of an operand of a warpgroup's product, which only bulk copies may have written:
   /// what threads write, products do not see without a fence.
-  std::uint32_t read_operand(int thread, int offset) {
+  NTKFAST_NOTES std::uint32_t read_operand(int thread, int offset) {
     std::uint32_t word;
     read(thread, offset, 4, &word);
+    const Shadow* const shadow = shadow_.data();
     for (int i = offset; i < offset + 4; ++i)
-      if (shadow_[static_cast<std::size_t>(i)].writer != kCopier)
-        fail("multiplies what a thread has written", thread, i);
+      if (shadow[i].writer != kCopier) fail("multiplies what a thread has written", thread, i);
     return word;
   }
 
@@ -255,12 +265,14 @@ class Block {
     fiber.seen = std::max(fiber.seen, barrier.ended);
     ++waits_ended_;
   }
-  void copy_bulk(int thread, int to, const void* from, int bytes, int place) {
+  NTKFAST_NOTES void copy_bulk(int thread, int to, const void* from, int bytes, int place) {
     Barrier& barrier = barrier_at(thread, place);
     check_range(to, bytes);
+    const int since = seen(thread);
+    Shadow* const shadow = shadow_.data();
     for (int i = to; i < to + bytes; ++i) {
-      Shadow& s = shadow_[static_cast<std::size_t>(i)];
-      check_claim(thread, s, i);
+      Shadow& s = shadow[i];
+      check_claim(thread, since, s, i);
       s.in_flight = true;
     }
     barrier.copies.push_back({to, from, bytes});
@@ -366,18 +378,20 @@ class Block {
   /// The last end of a barrier that a thread knows of, in epochs: what was touched before it is
   /// its.
   int seen(int thread) const { return fibers_[static_cast<std::size_t>(thread)].seen; }
-  void check_claim(int thread, const Shadow& s, int i) {
+  NTKFAST_NOTES void check_claim(int thread, int since, const Shadow& s, int i) {
     if (s.in_flight) fail("writes where an asynchronous copy is writing", thread, i);
-    if ((s.write_epoch >= seen(thread) && s.writer != thread) ||
-        (s.read_epoch >= seen(thread) && s.reader != thread))
+    if ((s.write_epoch >= since && s.writer != thread) ||
+        (s.read_epoch >= since && s.reader != thread))
       fail("writes what another thread touched since the last barrier", thread, i,
-           s.write_epoch >= seen(thread) ? s.writer : s.reader);
+           s.write_epoch >= since ? s.writer : s.reader);
   }
-  void claim(int thread, int offset, int bytes, bool in_flight) {
+  NTKFAST_NOTES void claim(int thread, int offset, int bytes, bool in_flight) {
     check_range(offset, bytes);
+    const int since = seen(thread);
+    Shadow* const shadow = shadow_.data();
     for (int i = offset; i < offset + bytes; ++i) {
-      Shadow& s = shadow_[static_cast<std::size_t>(i)];
-      check_claim(thread, s, i);
+      Shadow& s = shadow[i];
+      check_claim(thread, since, s, i);
       s.writer = thread;
       s.write_epoch = epoch_;
       s.written = true;
