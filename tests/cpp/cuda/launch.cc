@@ -88,7 +88,7 @@ NTKFAST_TEST(launch_by_warpgroups_needs_9_0_and_code_for_it) {
   for (const int again : {0, 1}) {  // and it is remembered
     test::expect(able(Nothing<3>{}, 0, 9, again, 168), "there is code");
     test::expect(!able(Nothing<3>{}, 1, 8, again, 168), "an older device");
-    test::expect(!able(Nothing<3>{}, 2, 9, 1 - again, again ? 168 : 40), "another device of 9");
+    test::expect(!able(Nothing<3>{}, 2, 9, 1 - again, 168), "a device of 9.1");
     test::expect(!able(Nothing<4>{}, 0, 9, again, again ? 168 : 40), "no code");
   }
 }
