@@ -229,11 +229,12 @@ def score_features(
         of float64 features. On tensor cores: "bf16" of bfloat16 features; of float32 features
         "f16", as float16 numbers with a power of two per row (11 significant bits, as many as tf32
         has), and "f16x3", as two such numbers each and three products of them: 22 bits down to
-        2^-18 of the largest entry of a row, 2^-39 of that below. Sums on tensor cores, which cut
-        bits off, are short and added up outside, so that "f16x3" is as exact as "fma32". Default:
-        "f16x3", "fma64" or "bf16", by the features. Sums of products are float32 ("fma64":
-        float64), those over points float64. Workspace holds the numbers of the tensor cores: of
-        all points once, or of candidates and evaluation points.
+        2^-17 of the largest entry of a row, 2^-39 of that below. Sums on tensor cores, which cut
+        bits off, are short and added up outside, so that "f16x3" is about as exact as "fma32",
+        relative to the largest entries of both rows. Default: "f16x3", "fma64" or "bf16", by the
+        features. Sums of products are float32 ("fma64": float64), those over points float64.
+        Workspace holds the numbers of the tensor cores: of all points once, or of candidates and
+        evaluation points.
 
     Returns
     -------

@@ -57,7 +57,7 @@ NTKFAST_DEVICE void add_pairs_to_out(const GramAddArgs<T>& args, int64_t row, in
           const auto scale = read_pair<kWhole>(args.right_scale + col + at, left - at);
           NTKFAST_UNROLL_DEVICE
           for (int lane = 0; lane < 2; ++lane)
-            term.v[lane] = term.v[lane] * scale.v[lane] * args.left_scale[r];
+            term.v[lane] = unscaled(term.v[lane], args.left_scale[r], scale.v[lane]);
         }
         value[j] = read_pair<kWhole>(out + at, left - at) + term;
       }
@@ -231,7 +231,8 @@ class GramOfRows {
   GramOfRows(int64_t rows, int64_t cols, int64_t depth, bool same, int64_t wanted = kWantedBytes)
       : depth_(depth), same_(same) {
     constexpr int64_t kLeast = 1024;
-    const int64_t per_number = (rows + (same ? 0 : cols)) * (kSliceBytes / kSliceNumbers<Products>);
+    const int64_t padded = round_to(rows, kTensorTile) + (same ? 0 : round_to(cols, kTensorTile));
+    const int64_t per_number = padded * (kSliceBytes / kSliceNumbers<Products>);
     const int64_t most = wanted / (per_number > 0 ? per_number : 1) / kLeast * kLeast;
     stretch_ = most < kLeast ? kLeast : most;
     if (stretch_ > depth) stretch_ = depth;

@@ -107,7 +107,8 @@ class Launcher {
   template <class Kernel, class Args>
   bool multiplies_by_warpgroup() {
     static std::atomic<std::uint64_t> known{0}, able{0};  // a bit per device, for this kernel
-    const std::uint64_t bit = device() < 64 ? std::uint64_t{1} << device() : 0;
+    if (device() >= 64) throw std::runtime_error("expected a device below 64");
+    const std::uint64_t bit = std::uint64_t{1} << device();
     if (!(known.load(std::memory_order_acquire) & bit)) {
       int major = 0, minor = 0;
       NTKFAST_CUDA_CHECK(

@@ -4,9 +4,9 @@
 // significant bits of tf32, or two, a large and a small part, with 22 bits: a slice holds 64
 // numbers, or the large and then the small parts of 32. A row of float32 numbers is multiplied by a
 // power of two that brings its largest entry to [2^14, 2^15), near the end of float16's range; what
-// is formed of its products is multiplied by the inverse. An entry keeps all its bits down to 2^-18
+// is formed of its products is multiplied by the inverse. An entry keeps all its bits down to 2^-17
 // of the row's largest (two numbers) or 2^-28 (one); below, it is rounded to 2^-39 of the largest.
-// A row with an infinite entry or NaN gives NaN.
+// A row with an infinite entry or NaN gives infinity or NaN.
 //
 // Rows lie one after the other for warps, which copy them piece by piece (tensor_tile.cuh), or
 // packed for warpgroups (warpgroup_tile.cuh): 128 rows of one slice together, the rest of the
@@ -56,6 +56,12 @@ OperandRows operand_rows(int64_t rows, int64_t depth) {
   return {rows, slices_of<Products>(depth), nullptr, nullptr};
 }
 
+/// What a sum of products of two rows stands for. The smaller scale comes first: the sum times the
+/// larger one may exceed what float holds.
+NTKFAST_HD inline float unscaled(float sum, float a, float b) {
+  return sum * (a < b ? a : b) * (a < b ? b : a);
+}
+
 template <class Element>
 struct FillRowsArgs {
   const Element* data;
@@ -92,7 +98,7 @@ struct FillRows {
     float scale = 1;
     if constexpr (kRound) {
       scale = scale_of(ctx, from, depth, lane);
-      // A power of two between 2^-113 and 2^126: its inverse differs in the exponent alone.
+      // A power of two between 2^-114 and 2^126: its inverse differs in the exponent alone.
       if (lane == 0) args.to.scale[row] = is_row ? float_of((254u << 23) - bits_of(scale)) : 0.0f;
     }
     if (!is_row && !args.packed) return;

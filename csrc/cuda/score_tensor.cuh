@@ -35,10 +35,14 @@ NTKFAST_DEVICE void scale_sums(const TensorScoreArgs& args, int64_t c0, int64_t 
     const int64_t row = c >= args.score.num_candidates ? 0
                         : args.candidate_rows          ? args.candidate_rows[c]
                                                        : c;
-    const Pair<float> down(args.candidate_scale[row]);
+    const float down = args.candidate_scale[row];
     NTKFAST_UNROLL_DEVICE
-    for (int n = 0; n < Tile::kPairs; ++n)
-      sums[r][n] = sums[r][n] * load_pair(across + 8 * n) * down;
+    for (int n = 0; n < Tile::kPairs; ++n) {
+      const Pair<float> scale = load_pair(across + 8 * n);
+      NTKFAST_UNROLL_DEVICE
+      for (int lane = 0; lane < 2; ++lane)
+        sums[r][n].v[lane] = unscaled(sums[r][n].v[lane], down, scale.v[lane]);
+    }
   }
 }
 

@@ -442,16 +442,19 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
       operands.launch(launcher, psi.data, psi.stride, memory, by_warpgroups, args);
     }
     args.items = static_cast<int>(items);
-    if (!by_warpgroups) {
+    bool launched = !by_warpgroups;
+    if (launched) {
       launch_pairs_tensor<Products, Criterion, K>(launcher, args.tensor);
-    } else if (launch_pairs_warpgroup<Kernel>(launcher, args)) {
-    } else if constexpr (K ==
-                         kAnyClasses) {  // many: half a tile of points, or none in shared memory
-      if (!launch_pairs_warpgroup<ScorePairsWarpgroup<Products, Criterion, K, kTensorTile / 2, 1>>(
-              launcher, args))
-        launch_pairs_warpgroup<ScorePairsWarpgroup<Products, Criterion, K, kTensorTile, 0>>(
-            launcher, args);
+    } else {
+      launched = launch_pairs_warpgroup<Kernel>(launcher, args);
+      if constexpr (K == kAnyClasses) {  // many: half a tile of points, or none in shared memory
+        using Half = ScorePairsWarpgroup<Products, Criterion, K, kTensorTile / 2, 1>;
+        using Cached = ScorePairsWarpgroup<Products, Criterion, K, kTensorTile, 0>;
+        launched = launched || launch_pairs_warpgroup<Half>(launcher, args) ||
+                   launch_pairs_warpgroup<Cached>(launcher, args);
+      }
     }
+    if (!launched) throw std::runtime_error("scoring needs more shared memory than this GPU has");
   }
   launcher.template run<SumGroups>({div_up(score.num_candidates, 128), 1}, 0, args.tensor.score);
 }

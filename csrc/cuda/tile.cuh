@@ -20,14 +20,12 @@ constexpr int tile_shared_bytes() {
   return 2 * kTileDepth * kTileStride * int{sizeof(T)};
 }
 
-/// A matrix operand: element (row, k) at data[index[row] * row_stride + k * col_stride], times
-/// scale[k].
+/// A matrix operand: element (row, k) at data[index[row] * row_stride + k * col_stride].
 template <class S>
 struct Factor {
   const S* data;
   int64_t row_stride, col_stride;
   const int64_t* index = nullptr;  // nullptr: rows in order
-  const double* depth_scale = nullptr;
 };
 
 /// Thread t holds rows row(t) + 16 i and columns col(t) + 32 j, + 1 of the tile.
@@ -50,8 +48,7 @@ NTKFAST_DEVICE T element(const Factor<S>& from, int64_t row, int64_t rows, int64
                          int64_t depth) {
   if (row >= rows || k >= depth) return T(0);
   const int64_t source = from.index ? from.index[row] : row;
-  const T value = number<T>(from.data[source * from.row_stride + k * from.col_stride]);
-  return from.depth_scale ? value * static_cast<T>(from.depth_scale[k]) : value;
+  return number<T>(from.data[source * from.row_stride + k * from.col_stride]);
 }
 
 /// tile(i, j) += sum_k left(row0 + i, k) right(col0 + j, k), k in [0, depth) in this order; rows

@@ -59,7 +59,7 @@ class CpuContractions:
 
 
 class CudaContractions:
-    """`ntkfast.cuda_ops`, on the current stream. Never run on a GPU so far, only emulated."""
+    """`ntkfast.cuda_ops`, on the current stream."""
 
     ghost_rows = 16384
 

@@ -253,8 +253,6 @@ class CpuEngine:
 class GpuEngine:
     """Arrays of torch or cupy on one GPU, on the caller's current stream.
 
-    Never run on a GPU so far: proven with `ntkfast.cuda_ops` emulated on the CPU (see there).
-
     Raises
     ------
     RuntimeError

@@ -1,6 +1,7 @@
 // Contractions of per-sample gradients against plain loops in double, and the count-sketch of
 // vectors bit for bit against the CPU engine.
 #include <numeric>
+#include <utility>
 
 #include "cpu/sketch_add.h"
 #include "cuda/gram_add.cuh"
@@ -133,6 +134,44 @@ NTKFAST_TEST(gram_add_tensor) {
       options.copies_land_at_wait = true;
       check_gram_add<Bf16Products>(20, 30, 540, 0, false, 4, 1e-6, options);
     }
+  }
+}
+
+/// Rows near either end of float's range: their products are in it, and so is what they are formed
+/// of.
+template <class Products>
+void check_unlike_magnitudes(bool warpgroups) {
+  constexpr int64_t kDepth = 64;
+  emulation::Options options;
+  options.warpgroups = warpgroups;
+  for (const auto& [small, large] : {std::pair{1e-38f, 3e38f}, {1e-30f, 3e36f}, {3e38f, 1e-38f}}) {
+    const std::vector<float> A(kDepth, small), B(kDepth, large);
+    float out = 0;
+    GramAddArgs<float> args{};
+    args.rows = args.cols = args.out_stride = 1;
+    args.out = &out;
+    const GramOfRows<Products> gram(1, 1, kDepth, false);
+    const std::unique_ptr<void, decltype(&std::free)> memory(
+        std::aligned_alloc(256, static_cast<std::size_t>(gram.bytes())), &std::free);
+    emulation::Launcher launcher(options);
+    gram.launch(launcher, GramFactors<float>{A.data(), B.data(), kDepth, kDepth}, memory.get(),
+                args);
+    const double expected = kDepth * double{small} * double{large};
+    test::expect(std::abs(out / expected - 1) < 1e-3,
+                 std::to_string(out) + " instead of " + std::to_string(expected));
+  }
+}
+NTKFAST_TEST(gram_add_of_unlike_magnitudes) {
+  for (const bool warpgroups : {false, true}) {
+    check_unlike_magnitudes<Fp16Products>(warpgroups);
+    check_unlike_magnitudes<SplitFp16Products>(warpgroups);
+  }
+}
+NTKFAST_TEST(gram_add_workspace_is_bounded) {
+  constexpr int64_t kWanted = GramOfRows<Fp16Products>::kWantedBytes;
+  for (const int64_t rows : {1, 2, 100, 130, 3000}) {
+    const GramOfRows<SplitFp16Products> gram(rows, rows, 10'000'000, false);
+    test::expect(gram.bytes() <= kWanted + (int64_t{1} << 20), std::to_string(gram.bytes()));
   }
 }
 

@@ -270,6 +270,9 @@ NTKFAST_TEST(score_tensor_any_order_of_threads) {
 NTKFAST_TEST(score_tensor_fits_shared_memory) {
   for (int i = 0; i < Criteria::size; ++i) {
     visit_scalar(i, [&](auto criterion) {
+      using Warpgroups = ScorePairsWarpgroup<Fp16Products, decltype(criterion), 10, kTensorTile, 2>;
+      test::expect(Warpgroups::shared_bytes(10, 2) <= emulation::kLargeSharedMemory,
+                   std::string(criterion_name(i)) + ": no room for warpgroups");
       using Kernel = ScorePairsTensor<Fp16Products, decltype(criterion), 10>;  // the most
       test::expect(Kernel::shared_bytes(10, 3) <= emulation::kLargeSharedMemory &&
                        Kernel::shared_bytes(10, 3) > emulation::kSmallSharedMemory &&
