@@ -64,8 +64,7 @@ struct Options {
   Order order = Order::kForward;
   bool copies_land_at_wait = false;
   int shared_memory = kLargeSharedMemory;
-  bool warpgroups = true;  // products of warpgroups, with shared memory of so much
-  int least_for_warpgroups = kLargeSharedMemory;
+  bool warpgroups = true;  // products of warpgroups, with the large shared memory
   int multiprocessors = 3;
 };
 
@@ -846,7 +845,7 @@ class Launcher {
   int multiprocessors() const { return options_.multiprocessors; }
   template <class Kernel, class Args>
   bool multiplies_by_warpgroup() const {
-    return options_.warpgroups && options_.shared_memory >= options_.least_for_warpgroups;
+    return options_.warpgroups && options_.shared_memory >= kLargeSharedMemory;
   }
 
   template <class Kernel, class Args>

@@ -203,11 +203,10 @@ std::vector<double> run_kernel_of(const Problem& problem, const emulation::Optio
         place_workspace(args.tensor.score, workspace, kTensorTiles);
         launch_prepare(launcher, static_cast<const PrepareArgs<float>&>(args.tensor.score));
         ScoreOperands<Products>(score, problem.d)
-            .launch(launcher, psi.as<float>(), problem.d,
-                    problem.d > 0 ? static_cast<unsigned char*>(workspace) +
-                                        score_sizes(score, kTensorTiles).total()
-                                  : nullptr,
-                    true, args);
+            .launch(
+                launcher, psi.as<float>(), problem.d,
+                static_cast<unsigned char*>(workspace) + score_sizes(score, kTensorTiles).total(),
+                true, args);
         args.items = static_cast<int>(div_up(score.num_candidates, kTensorTile) *
                                       args.tensor.score.num_groups);
         test::expect(launch_pairs_warpgroup<Kernel>(launcher, args), "no room");
