@@ -46,7 +46,7 @@ class Criterion:
     moments : bool
         It needs no pairs in weight space: q_c / (s_c + lam_c) with q_x = psi_x^T G psi_x.
     fisher : bool
-        Weights and noises come from the trained network's probabilities.
+        Weights and noises come from the trained network's softmax(f / temperature).
     float32_limit : float
         Largest variance over ridge up to which float32 keeps its ranking; beyond, precision="auto"
         computes in float64.

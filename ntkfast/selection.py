@@ -42,7 +42,7 @@ from .arrays import (
 )
 from .criteria import Criterion, find
 from .lock import exclusive
-from .loss import Loss, expected_labels, probabilities, softmax
+from .loss import expected_labels, probabilities, softmax
 from .posterior import Posterior
 from .progress import track
 
@@ -72,12 +72,12 @@ class Selection:
 _ROWS = 1 << 16
 
 
-def _heterogeneity(outputs: Array, loss: Loss) -> Array:
-    """Return h (N,) = 1 - sum_j p_j^2 of the trained network's probabilities."""
+def _heterogeneity(outputs: Array, temperature: float) -> Array:
+    """Return h (N,) = 1 - sum_j p_j^2, p = softmax(f / temperature) of the trained network's f."""
     h = np.empty(len(outputs))
     for start in range(0, len(outputs), _ROWS):
         part = slice(start, start + _ROWS)
-        h[part] = np.maximum(1 - (probabilities(outputs[part], loss) ** 2).sum(1), 0.0)
+        h[part] = np.maximum(1 - (softmax(outputs[part] / temperature) ** 2).sum(1), 0.0)
     return h
 
 
@@ -182,13 +182,13 @@ class _Task:
             "similarity": similarity,
             "radius": radius,
         }
+        temperature = as_temperature("temperature", temperature)
         uncovered = v
         if row.fisher and not post._space.in_parts:
-            h = _heterogeneity(post._outputs, post.loss)
+            h = _heterogeneity(post._outputs, temperature)
             v = v * _fisher_weights(row, post, h)[points]
             with np.errstate(divide="ignore"):
                 lam = lam / h[chosen]
-        temperature = as_temperature("temperature", temperature)
         if similarity is not None:
             as_choice("similarity", similarity, get_args(Similarity))
         automatic = isinstance(radius, str) and radius == "auto"
@@ -367,7 +367,7 @@ class _Pool:
         candidates = task.candidates[mine] - self.group.start
         noise, of_points = task.noise[mine], None
         if task.row.fisher:
-            h = _heterogeneity(post._outputs, post.loss)
+            h = _heterogeneity(post._outputs, task.temperature)
             of_points = _fisher_weights(task.row, post, h)
             with np.errstate(divide="ignore"):
                 noise = noise / h[candidates]
@@ -759,8 +759,8 @@ def utilities(
         lam_c in (0, inf], noise of the candidates' hypothetical labels; default: ridge.
         `fisher_variance_reduction` and `fisher_herding` divide it by h(c).
     temperature : float, optional
-        Divides outputs inside soft-maxes of f+, from 1e-30 to 1e30; default 1 (cross-entropy) or
-        0.1 (squared loss).
+        Divides outputs inside soft-maxes, those of f+ and of h and U, from 1e-30 to 1e30; default
+        1 (cross-entropy) or 0.1 (squared loss).
     log_loss_targets : array (N_x, k), optional
         q of `expected_log_loss`, which needs it, in the order of `evaluation`.
     precision : {"auto", "float32", "float64", "tf32", "bf16"}
@@ -824,9 +824,9 @@ def utilities(
         \sum_x \frac{v(x)\, h(x)\, S(x, c)^2}{(S(x, x) + \lambda)(S(c, c) + \lambda_c / h(c))}
         \; \sum_x v(x)\, U(x) \max(0, k(x, c) - m(x))
 
-    with h = 1 - sum_j p_j^2 of the trained network's probabilities p, and S(x, x) as it was before
-    the batch. The first is the share of the variance that a label of c takes away where classes
-    are open, the second is `uncertainty_herding`.
+    with h = 1 - sum_j p_j^2 of p = softmax(f / temperature), the trained network's, and S(x, x) as
+    it was before the batch. The first is the share of the variance that a label of c takes away
+    where classes are open, the second is `uncertainty_herding`.
     """
     facts: dict[str, Any] = {}
     with _group(post).together("utilities", facts):

@@ -94,19 +94,12 @@ def refit(p, points=(), residual=(), noise=()):
     )
 
 
-def class_probabilities(f, loss):
-    if loss == "cross_entropy":
-        return reference.softmax(f)
-    clipped = np.maximum(f, 1e-3)
-    return clipped / clipped.sum(1, keepdims=True)
-
-
 def literal(criterion, p):
     """Utilities: a refit for every candidate and label."""
     f, X, v, lam_c = p["f"], p["evaluation"], p["v"], p["lam_c"]
     k = f.shape[1]
     if criterion == "fisher_variance_reduction":
-        h = 1 - (class_probabilities(f, p["loss"]) ** 2).sum(1)
+        h = 1 - (reference.softmax(f / TEMPERATURE) ** 2).sum(1)
         v, lam_c = v * h[X], lam_c / h[p["candidates"]]
     _, before = refit(p)
     result = np.zeros(len(p["candidates"]))
@@ -205,7 +198,7 @@ def test_sequential_is_conditioning_on_each_pick(cpu_or_gpu, criterion, loss, re
     found = nf.select(post, criterion, 4, **options)
     lam_c = p["lam_c"]
     if criterion == "fisher_variance_reduction":
-        lam_c = lam_c / (1 - (class_probabilities(p["f"], loss) ** 2).sum(1)[:5])
+        lam_c = lam_c / (1 - (reference.softmax(p["f"] / TEMPERATURE) ** 2).sum(1)[:5])
     left = np.arange(5)
     for pick, utility in zip(host(found.indices), host(found.utilities), strict=True):
         part = options | dict(candidates=left, noise=p["lam_c"][left])

@@ -104,8 +104,7 @@ def test_fisher_variance_reduction(loss, representation):
     p = golden("cross_entropy" if loss == "cross_entropy" else "trained")
     post = posterior(p, representation)
     f = np.vstack([p["f_c"], p["f_x"]])
-    probs = oracle.softmax(f) if loss == "cross_entropy" else np.maximum(f, 1e-3)
-    h = 1 - ((probs / probs.sum(1, keepdims=True)) ** 2).sum(1)
+    h = 1 - (oracle.softmax(f / (1.0 if loss == "cross_entropy" else 0.1)) ** 2).sum(1)
     N_c = len(p["f_c"])
     expected = oracle.utilities("variance_reduction", p | dict(v=h[N_c:], lam_c=p["lam"] / h[:N_c]))
     where = dict(candidates=np.arange(N_c), evaluation=np.arange(N_c, len(f)))
@@ -118,4 +117,8 @@ def test_fisher_variance_reduction(loss, representation):
     found = nf.utilities(
         post, "fisher_variance_reduction", weights=p["v"], noise=p["lam_c"], **where
     )
+    assert relative_error(found, expected) <= 1e-9
+    h = 1 - (oracle.softmax(f / 0.7) ** 2).sum(1)
+    expected = oracle.utilities("variance_reduction", p | dict(v=h[N_c:], lam_c=p["lam"] / h[:N_c]))
+    found = nf.utilities(post, "fisher_variance_reduction", temperature=0.7, **where)
     assert relative_error(found, expected) <= 1e-9

@@ -44,7 +44,7 @@ def refitted_batch(p, criterion, b, k_given, rank=0):
     residual = p["T"] - p["f_l"] if p["loss"] == "squared" else np.zeros_like(p["T"])
     weights, lam_c, compiled = p["v"], p["lam_c"], criterion
     if criterion == "fisher_variance_reduction":
-        h = 1 - (class_probabilities(f, p["loss"]) ** 2).sum(1)
+        h = 1 - (reference.softmax(f / 0.3) ** 2).sum(1)
         weights, lam_c, compiled = (
             weights * h[evaluation],
             lam_c / h[candidates],
