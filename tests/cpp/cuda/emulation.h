@@ -37,12 +37,15 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// What keeps the notes on shared memory, most of a test's time: of this file, not of kernels, so
-// the sanitizers have nothing to find in it, and their builds may optimise it.
-#if defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
+// What keeps the notes on shared memory and multiplies, most of a test's time: of this file, not of
+// kernels, so the sanitizers have nothing to find in it, and builds that do not optimise kernels
+// may optimise it.
+#if defined(__clang__)
+#define NTKFAST_NOTES
+#elif defined(__SANITIZE_ADDRESS__)
 #define NTKFAST_NOTES __attribute__((optimize("O2"), no_sanitize("address", "undefined")))
 #else
-#define NTKFAST_NOTES
+#define NTKFAST_NOTES __attribute__((optimize("O2")))
 #endif
 
 namespace ntkfast {
@@ -156,7 +159,7 @@ class Block {
         random_(seed),
         fibers_(static_cast<std::size_t>(threads)),
         memory_(static_cast<std::size_t>(shared_bytes)),
-        shadow_(static_cast<std::size_t>(shared_bytes)) {}
+        shadow_(static_cast<std::size_t>((shared_bytes + kNoted - 1) / kNoted)) {}
 
   int64_t x = 0, y = 0, grid_x = 0;
 
@@ -209,10 +212,10 @@ class Block {
   NTKFAST_NOTES void read(int thread, int offset, int bytes, void* to) {
     check_range(offset, bytes);
     const int since = seen(thread);
-    Shadow* const shadow = shadow_.data();
-    for (int i = offset; i < offset + bytes; ++i) {
-      Shadow& s = shadow[i];
-      if (!s.written) fail("reads unwritten shared memory", thread, i);
+    for (int i = offset; i < offset + bytes; i = end_of_note(i)) {
+      Shadow& s = shadow(i);
+      const unsigned touched = bytes_of_note(i, offset + bytes);
+      if ((s.written & touched) != touched) fail("reads unwritten shared memory", thread, i);
       if (s.in_flight) fail("reads what an asynchronous copy is still writing", thread, i);
       if (s.write_epoch >= since && s.writer != thread)
         fail("reads what another thread wrote since the last barrier", thread, i, s.writer);
@@ -232,9 +235,8 @@ class Block {
   NTKFAST_NOTES std::uint32_t read_operand(int thread, int offset) {
     std::uint32_t word;
     read(thread, offset, 4, &word);
-    const Shadow* const shadow = shadow_.data();
-    for (int i = offset; i < offset + 4; ++i)
-      if (shadow[i].writer != kCopier) fail("multiplies what a thread has written", thread, i);
+    if (shadow(offset).writer != kCopier)
+      fail("multiplies what a thread has written", thread, offset);
     return word;
   }
 
@@ -268,9 +270,8 @@ class Block {
     Barrier& barrier = barrier_at(thread, place);
     check_range(to, bytes);
     const int since = seen(thread);
-    Shadow* const shadow = shadow_.data();
-    for (int i = to; i < to + bytes; ++i) {
-      Shadow& s = shadow[i];
+    for (int i = to; i < to + bytes; i += kNoted) {
+      Shadow& s = shadow(i);
       check_claim(thread, since, s, i);
       s.in_flight = true;
     }
@@ -311,8 +312,8 @@ class Block {
     for (; fiber.copy_groups.size() > open; fiber.copy_groups.pop_front()) {
       for (const Copy& copy : fiber.copy_groups.front()) {
         if (options_.copies_land_at_wait) land(copy);
-        for (int i = copy.to; i < copy.to + 16; ++i) {
-          Shadow& s = shadow_[static_cast<std::size_t>(i)];
+        for (int i = copy.to; i < copy.to + 16; i += kNoted) {
+          Shadow& s = shadow(i);
           s.in_flight = false;
           s.writer = thread;
           s.write_epoch = epoch_;
@@ -329,6 +330,8 @@ class Block {
 
  private:
   static constexpr int kManyThreads = -2, kCopier = -3;
+  /// Bytes that share a note: threads that touch different ones of them are taken to collide.
+  static constexpr int kNoted = 4;
   struct Barrier {
     int count, pending, bytes, phase;
     int ended, opened;  // when its last phase ended, and it was opened, in epochs
@@ -349,8 +352,8 @@ class Block {
   void land_bulk(Barrier& barrier) {
     for (const Copy& copy : barrier.copies) {
       std::memcpy(memory_.data() + copy.to, copy.from, static_cast<std::size_t>(copy.valid));
-      for (int i = copy.to; i < copy.to + copy.valid; ++i)
-        shadow_[static_cast<std::size_t>(i)] = {kCopier, -1, epoch_, 0, true, false};
+      for (int i = copy.to; i < copy.to + copy.valid; i += kNoted)
+        shadow(i) = {kCopier, -1, epoch_, 0, kWhole, false};
       barrier.bytes -= copy.valid;
     }
     const bool any = !barrier.copies.empty();
@@ -360,7 +363,8 @@ class Block {
   struct Shadow {
     int writer = -1, reader = -1;
     int write_epoch = 0, read_epoch = 0;
-    bool written = false, in_flight = false;
+    unsigned char written = 0;  // a bit for each byte
+    bool in_flight = false;
   };
 
   void describe(const char* what, int thread, int offset, int other) {
@@ -370,13 +374,26 @@ class Block {
     if (other >= 0) failure_ += " (thread " + std::to_string(other) + ")";
   }
 
-  void check_range(int offset, int bytes) {
+  static constexpr unsigned char kWhole = (1 << kNoted) - 1;
+  NTKFAST_NOTES static int end_of_note(int i) { return i - i % kNoted + kNoted; }
+  /// Which bytes of its note [i, end) holds.
+  NTKFAST_NOTES static unsigned char bytes_of_note(int i, int end) {
+    const int first = i % kNoted, last = std::min(end - i + first, kNoted);
+    return static_cast<unsigned char>((1u << last) - (1u << first));
+  }
+  NTKFAST_NOTES Shadow& shadow(int offset) {
+    return shadow_[static_cast<std::size_t>(offset / kNoted)];
+  }
+
+  NTKFAST_NOTES void check_range(int offset, int bytes) {
     if (offset < 0 || offset + bytes > static_cast<int>(memory_.size()))
       fail("leaves the block's shared memory", current_, offset);
   }
   /// The last end of a barrier that a thread knows of, in epochs: what was touched before it is
   /// its.
-  int seen(int thread) const { return fibers_[static_cast<std::size_t>(thread)].seen; }
+  NTKFAST_NOTES int seen(int thread) const {
+    return fibers_[static_cast<std::size_t>(thread)].seen;
+  }
   NTKFAST_NOTES void check_claim(int thread, int since, const Shadow& s, int i) {
     if (s.in_flight) fail("writes where an asynchronous copy is writing", thread, i);
     if ((s.write_epoch >= since && s.writer != thread) ||
@@ -387,13 +404,12 @@ class Block {
   NTKFAST_NOTES void claim(int thread, int offset, int bytes, bool in_flight) {
     check_range(offset, bytes);
     const int since = seen(thread);
-    Shadow* const shadow = shadow_.data();
-    for (int i = offset; i < offset + bytes; ++i) {
-      Shadow& s = shadow[i];
+    for (int i = offset; i < offset + bytes; i = end_of_note(i)) {
+      Shadow& s = shadow(i);
       check_claim(thread, since, s, i);
       s.writer = thread;
       s.write_epoch = epoch_;
-      s.written = true;
+      s.written |= bytes_of_note(i, offset + bytes);
       s.in_flight = in_flight;
     }
   }
@@ -613,7 +629,7 @@ class Context {
       T in, out;
       int bits;
     } operands{value, T{}, bits};
-    block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) {
+    block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) NTKFAST_NOTES {
       for (int l = 0; l < kWarp; ++l) {
         Operands& mine = *static_cast<Operands*>(lanes[l]);
         mine.out = static_cast<Operands*>(lanes[l ^ mine.bits])->in;
@@ -641,7 +657,7 @@ class Context {
       std::uint32_t out[4];
     } operands{row, {}};
     if (row.offset % 16 != 0) block_.fail("misaligned ldmatrix", thread_, row.offset);
-    block_.at_warp(thread_, site, operands, [](Block& block, void* const* lanes) {
+    block_.at_warp(thread_, site, operands, [](Block& block, void* const* lanes) NTKFAST_NOTES {
       for (int matrix = 0; matrix < 4; ++matrix) {
         for (int l = 0; l < kWarp; ++l) {
           Operands& mine = *static_cast<Operands*>(lanes[l]);
@@ -660,7 +676,7 @@ class Context {
       float c[4];
       std::uint32_t a[4], b[2];
     } operands{{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
-    block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) {
+    block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) NTKFAST_NOTES {
       const auto lane = [&](int l) -> Operands& { return *static_cast<Operands*>(lanes[l]); };
       // Words of four bytes: word (row, w) of A is register row / 8 + 2 (w / 4) of lane 4 (row % 8)
       // + w % 4; word (w, column) of B is register w / 4 of lane 4 column + w % 4 (PTX manual,
@@ -732,7 +748,7 @@ class Context {
                        bool accumulate) const {
     block_.start_product(
         thread_,
-        {[](Block& block, int thread, void* to, int first_a, int first_b, bool add) {
+        {[](Block& block, int thread, void* to, int first_a, int first_b, bool add) NTKFAST_NOTES {
            Sums& target = *static_cast<Sums*>(to);
            const auto word = [&](int first, int row, int w) {
              const int place = first + 128 * row + 4 * w;
@@ -776,7 +792,7 @@ class Context {
     const std::uint32_t rounded = (bits & 0x7fffffffu) + 0xfffu + (bits >> 13 & 1);
     return {static_cast<std::uint16_t>(sign | (rounded - (112u << 23)) >> 13)};
   }
-  static float to_float(Float16 x) {
+  NTKFAST_NOTES static float to_float(Float16 x) {
     const std::uint32_t sign = (x.bits & 0x8000u) << 16, size = x.bits & 0x7fffu;
     if (size < 0x400) return float_of(sign | bits_of(static_cast<float>(size) * 0x1p-24f));
     return float_of(sign | ((size << 13) + ((size < 0x7c00 ? 112u : 224u) << 23)));
@@ -788,7 +804,7 @@ class Context {
     struct Operands {
       double c[4], a[4], b[2];
     } operands{{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-    block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) {
+    block_.at_warp(thread_, site, operands, [](Block&, void* const* lanes) NTKFAST_NOTES {
       const auto lane = [&](int l) -> Operands& { return *static_cast<Operands*>(lanes[l]); };
       // PTX manual, matrix fragments of m16n8k8 with .f64: (row, k) of A is register row / 8 +
       // 2 (k / 4) of lane 4 (row % 8) + k % 4; (k, column) of B is register k / 4 of lane
@@ -813,7 +829,7 @@ class Context {
 
  private:
   /// What a tensor core does with a sum: bits that do not fit are cut off.
-  static float cut_off(double sum) {
+  NTKFAST_NOTES static float cut_off(double sum) {
     const float rounded = static_cast<float>(sum);
     return std::abs(double{rounded}) > std::abs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
   }
@@ -821,15 +837,17 @@ class Context {
   struct Numbers {
     double low, high;
   };
-  static Numbers numbers(Tf32, std::uint32_t word) { return {float_of(word & ~0x1fffu), 0.0}; }
-  static Numbers numbers(Fp16, std::uint32_t word) {
+  NTKFAST_NOTES static Numbers numbers(Tf32, std::uint32_t word) {
+    return {float_of(word & ~0x1fffu), 0.0};
+  }
+  NTKFAST_NOTES static Numbers numbers(Fp16, std::uint32_t word) {
     return {to_float(Float16{static_cast<std::uint16_t>(word)}),
             to_float(Float16{static_cast<std::uint16_t>(word >> 16)})};
   }
-  static Numbers numbers(Bf16, std::uint32_t word) {
+  NTKFAST_NOTES static Numbers numbers(Bf16, std::uint32_t word) {
     return {float_of(word << 16), float_of(word & 0xffff0000u)};
   }
-  static double product(const Numbers& a, const Numbers& b) {
+  NTKFAST_NOTES static double product(const Numbers& a, const Numbers& b) {
     return a.low * b.low + a.high * b.high;
   }
 
