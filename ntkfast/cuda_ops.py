@@ -524,7 +524,7 @@ def gram_add(
     library = _library("A", A)
     products = _products(products, A)
     left, right = _view("A", A), _view("B", B)
-    workspace = _workspace(library, _core.cuda_gram_add_workspace(left, right, products))
+    workspace = _workspace(library, _core.cuda_gram_add_workspace(left, right, lower, products))
     _core.cuda_gram_add(
         left,
         right,
