@@ -146,7 +146,10 @@ struct WarpgroupTile {
       NTKFAST_UNROLL_DEVICE
       for (int s = 0; s < kSlice; s += 32) {
         if constexpr (kHalves) {
-          ctx.multiply_halves(type, sums, ctx.moved(a, s), ctx.moved(b, s), s > 0 || accumulate);
+          const bool add = s > 0 || accumulate;
+          const auto left = ctx.moved(a, s), right = ctx.moved(b, s);
+          ctx.template multiply_half<0>(type, sums, left, right, add);
+          ctx.template multiply_half<1>(type, sums, left, ctx.moved(right, 128 * kSlice), add);
         } else {
           ctx.multiply_shared(type, sums, ctx.moved(a, s), ctx.moved(b, s), s > 0 || accumulate);
         }
