@@ -26,6 +26,7 @@ from ._ntk.inputs import Batch, Inputs, as_tensor, batch_length, leaves, take
 from ._ntk.replica import isolated, replica
 from ._ntk.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
 from ._ntk.unwrap import unwrap
+from .arrays import memory_advice
 from .progress import track
 
 __all__ = ["EmpiricalNTK", "InputFields", "SketchName", "as_tensor"]
@@ -37,6 +38,11 @@ SketchName = Literal["sparse", "kronecker", "auto"]
 # Bytes of the activations of a forward and backward pass on a CPU: more gain nothing and leave the
 # caches (measured on ResNet-18: 16 points as fast as any, 54 slower).
 _CPU_ACTIVATIONS = 1 << 27
+# Where a GPU has no room for batches and panels.
+_ADVICE = (
+    "a smaller memory_budget= takes fewer points at a time; the default is half of what was free "
+    "when the call began"
+)
 # Points that a fingerprint reads at once.
 _READ = 256
 # Points, from all over the data, on which every call first checks its gradients against autograd.
@@ -304,7 +310,7 @@ class EmpiricalNTK:
         """
         inputs = self._inputs(X, "X")
         parts: list[Tensor] = []
-        with isolated(self._net, self._device) as net:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net:
             # Without gradients few activations live at once; they rarely exceed 64 inputs.
             room = self.memory_budget // (64 * inputs.bytes_per_point() + 1)
             start = 0
@@ -420,7 +426,7 @@ class EmpiricalNTK:
             share = stored.as_share(group, rank, world_size)
             kind = stored.as_dtype(dtype, self._dtype)
         inputs = self._inputs(X, "X")
-        with isolated(self._net, self._device) as net:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net:
             setup = self._prepare(net, inputs)
             if folder is not None:
                 return self._to_store(inputs, setup, folder, kind, *share)
@@ -585,7 +591,7 @@ class EmpiricalNTK:
             When outputs or gradients are not finite (says where), the model mixes the points of a
             batch, or ``<out>.partial`` belongs to another computation.
         """
-        with isolated(self._net, self._device) as net:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net:
             # Inside, since loaders draw random numbers, too.
             rows = self._inputs(X1, "X1").sliceable()
             columns = rows if X2 is None else self._inputs(X2, "X2").sliceable()
@@ -675,7 +681,7 @@ class EmpiricalNTK:
         if self.sketch != "auto":
             raise ValueError('fit_sketch needs sketch="auto"')
         inputs = self._inputs(X, "X")
-        with isolated(self._net, self._device) as net, _choosing:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net, _choosing:
             return self._choose(inputs, self._prepare(net, inputs)).error
 
     def sketch_error(self, X: Any, points: int = 32) -> float:
@@ -720,7 +726,7 @@ class EmpiricalNTK:
             seeds.
         """
         inputs = self._inputs(X, "X")
-        with isolated(self._net, self._device) as net:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net:
             setup = self._prepare(net, inputs, explaining=True)
             if self.sketch == "auto" and self._chosen is None:
                 with _choosing:
