@@ -423,7 +423,7 @@ struct Scalar<Criterion, OfCorrelation> : Criterion {
 /// The covariance is K itself. A point without features covers nothing: its rho is zero.
 template <class Criterion>
 struct Scalar<Criterion, OfCoverage> : Criterion {
-  static NTKFAST_HD int point_size(int) { return 2; }      // 1 / |x|, m
+  static NTKFAST_HD int point_size(int) { return 2; }                // 1 / |x|, m
   static NTKFAST_HD constexpr int candidate_size(int) { return 2; }  // scale / |c|, shift
   static NTKFAST_HD double inverse_length(double square) {
     return square > 0 ? 1.0 / sqrt(square) : 0.0;
