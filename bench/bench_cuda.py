@@ -14,8 +14,9 @@ selection: sequential variance_reduction, 1000 picks from 1e6 x 1024.
 gram: A A^T, 8192 x 32768, by kind of products. gram-few: the lower half of 1000 x 262144 and of
     190 x 262144, as for the Gram matrix of a network: fewer tiles than multiprocessors.
 contract: a Gram matrix and sketches of the last stage of ResNet-18, from factors of its gradients.
-resnet: the Gram matrix and the features of ResNet-18 (P = 11.2e6), from 3 x 32 x 32 images, with
-    convolutions in float32 but where a row says tf32. resnet-trace: their kernels, by torch.
+resnet, resnet-large: the Gram matrix of 1000 and of 1e4 images of 3 x 32 x 32 under a ResNet-18
+    (P = 11.2e6), convolutions in float32 but where a row says tf32. resnet-features: of 2048
+    images. resnet-trace: what both spend their time with, by torch.
 
 CUDA events around each call, all providers of a case once per round, the second-level cache flushed
 before each. Opponents too slow for the whole case run on its first candidates, against all points;
@@ -466,93 +467,80 @@ def contract(
     return bench.measure("cuda contractions", case, providers, 3)
 
 
+def in_tf32(function: Callable[[], Any], allowed: bool) -> Callable[[], Any]:
+    """The same with convolutions in tf32, torch's default, or in float32; products in float32."""
+
+    def run() -> Any:
+        torch.backends.cudnn.allow_tf32 = allowed
+        torch.backends.cuda.matmul.allow_tf32 = False
+        return function()
+
+    return run
+
+
+def resnet18(n: int, every: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    """ResNet-18, and images of every `every`-th pixel."""
+    model, x = ntk_models.make("resnet18", n)
+    return model.to(DEVICE), x[:, :, ::every, ::every].to(DEVICE)
+
+
 def resnet(
-    bench: Bench,
-    sizes: tuple[int, ...] = (1000, 10_000),
-    points: int = 2048,
-    most: float = 100.0,
-    every: int = 1,
-    dim: int = 4096,
+    bench: Bench, n: int = 1000, every: int = 1, large: bool = False
 ) -> list[dict[str, Any]]:
-    """ResNet-18, scalar outputs; larger sets only where they should take at most `most` seconds.
-
-    Images of every `every`-th pixel. Opponents of the smallest set.
-    """
-    model, x = ntk_models.make("resnet18", max(*sizes, points))
-    model, x = model.to(DEVICE), x[:, :, ::every, ::every].to(DEVICE)
-    for parameter in model.parameters():
-        parameter.requires_grad_()
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-    def in_tf32(function: Callable[[], Any], allowed: bool) -> Callable[[], Any]:
-        def run() -> Any:
-            torch.backends.cudnn.allow_tf32 = allowed
-            return function()
-
-        return run
-
-    ntk, few = EmpiricalNTK(model), x[: min(8, *sizes)]
+    """Gram matrix of a ResNet-18, scalar outputs; without opponents and warming where `large`."""
+    model, x = resnet18(n, every)
+    ntk, few = EmpiricalNTK(model), x[:8]
     exact = EmpiricalNTK(copy.deepcopy(model).double()).gram(few.double())
-
-    def error(name: str, bound: float, gram: Callable[[], torch.Tensor]) -> None:
-        found = bench.attempt(name, gram)
-        if found is not None:
-            errors[name] = float((found.double() - exact).norm() / exact.norm())
-            bench.check(name, errors[name], bound)
-
+    opponent = "vmap(grad) of all points, torch.mm in float32"
+    calls: dict[str, tuple[Callable[[torch.Tensor], Any], bool, float]] = {
+        bench.ours("Gram"): (ntk.gram, False, 1e-4),
+        bench.ours("Gram, convolutions in tf32"): (ntk.gram, True, 1e-2),
+        opponent: (lambda points: by_gradients(model, points, 50), False, 1e-3),
+    }
+    if bench.own or large:
+        del calls[opponent]
     errors: dict[str, float] = {}
-    own, fast = bench.ours("Gram"), bench.ours("Gram, convolutions in tf32")
-    error(own, 1e-4, in_tf32(lambda: ntk.gram(few), False))
-    error(fast, 1e-2, in_tf32(lambda: ntk.gram(few), True))
-    rows: list[dict[str, Any]] = []
-    seconds, before = 0.0, 0
-    for n in sizes:
-        expected = seconds * (n / before) ** 2 if before else 0.0
-        if expected > most:
-            print(f"    {n} images would take up to {expected:.0f} s")
-            break
-        providers: dict[str, Provider] = {
-            own: (in_tf32(lambda n=n: ntk.gram(x[:n]), False), 1.0),
-            fast: (in_tf32(lambda n=n: ntk.gram(x[:n]), True), 1.0),
-        }
-        if not bench.own and not before:
-            name = "vmap(grad) of all points, torch.mm in float32"
-            error(name, 1e-3, in_tf32(lambda: by_gradients(model, few, 8), False))
-            providers[name] = (in_tf32(lambda n=n: by_gradients(model, x[:n], 50), False), 1.0)
-        case = f"Gram of {n} images"
-        rows += bench.measure("cuda ResNet-18", case, providers, 1, errors, warm=not before)
-        before, seconds = n, min(float(row["median_ms"]) for row in rows[-len(providers) :]) / 1e3
-    sketched = EmpiricalNTK(model, dim=dim)
-    chosen = x[:points]
-    providers = {
-        bench.ours("features"): (in_tf32(lambda: sketched.features(chosen), False), 1.0),
-        bench.ours("features, convolutions in tf32"): (
-            in_tf32(lambda: sketched.features(chosen), True), 1.0,
-        ),
-        "forward and backward pass": (
-            in_tf32(lambda: forward_backward(model, chosen, 256), False), 1.0,
-        ),
-    }  # fmt: skip
+    providers: dict[str, Provider] = {}
+    for name, (call, fast, bound) in calls.items():
+        found = bench.attempt(name, in_tf32(lambda call=call: call(few), fast))
+        if found is None:
+            continue
+        errors[name] = float((found.double() - exact).norm() / exact.norm())
+        bench.check(name, errors[name], bound)
+        providers[name] = (in_tf32(lambda call=call: call(x), fast), 1.0)
+    case = f"Gram of {n} images"
+    return bench.measure("cuda ResNet-18", case, providers, 1, errors, warm=not large)
+
+
+def resnet_features(
+    bench: Bench, points: int = 2048, every: int = 1, dim: int = 4096
+) -> list[dict[str, Any]]:
+    """Sketched features of a ResNet-18; a forward and backward pass is the least they cost."""
+    model, x = resnet18(points, every)
+    ntk = EmpiricalNTK(model, dim=dim)
+    providers: dict[str, Provider] = {
+        bench.ours("features"): (in_tf32(lambda: ntk.features(x), False), 1.0),
+        bench.ours("features, convolutions in tf32"): (in_tf32(lambda: ntk.features(x), True), 1.0),
+        "forward and backward pass": (in_tf32(lambda: forward_backward(model, x, 256), False), 1.0),
+    }
     if not bench.own:
         some = max(1, points // 16)
         signs = torch.randint(0, 2, (1 << 16, dim), device=DEVICE) * 2 - 1.0
         projected = lambda: dense_projection(model, x[:some], signs, 64)  # noqa: E731
         name = f"vmap(grad), dense projection (timed on {some} images)"
         providers[name] = (in_tf32(projected, False), points / some)
-    return rows + bench.measure(
-        "cuda ResNet-18", f"features of {points} images, d = {dim}", providers, 1
-    )
+    case = f"features of {points} images, d = {dim}"
+    return bench.measure("cuda ResNet-18", case, providers, 1)
 
 
 def resnet_trace(bench: Bench, n: int = 1000, every: int = 1) -> list[dict[str, Any]]:
     """What the calls of `resnet` spend their time with, by torch's profiler; no rows."""
-    model, x = ntk_models.make("resnet18", n)
-    model, x = model.to(DEVICE), x[:, :, ::every, ::every].to(DEVICE)
+    model, x = resnet18(n, every)
     gram, sketched = EmpiricalNTK(model), EmpiricalNTK(model, dim=4096)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if not EMULATED:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-        torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     flush = torch.empty(1, device=DEVICE)
     for name, call in (("Gram", gram.gram), ("features", sketched.features)):
         call(x)
@@ -632,7 +620,9 @@ CASES: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "gram-few": lambda bench: gram(bench, 1000, 2**18, True) + gram(bench, 190, 2**18, True),
     "contract": contract,
     "resnet": resnet,
+    "resnet-features": resnet_features,
     "resnet-trace": resnet_trace,
+    "resnet-large": lambda bench: resnet(bench, 10_000, large=True),
 }
 TINY: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "ceilings": lambda bench: ceilings(bench, 2**16, 32),
@@ -646,8 +636,10 @@ TINY: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "gram": lambda bench: gram(bench, 70, 40),
     "gram-few": lambda bench: gram(bench, 40, 700, True),
     "contract": lambda bench: contract(bench, 3, 4, 5, 6, 20),
-    "resnet": lambda bench: resnet(bench, (2, 3), 2, every=8, dim=64),
+    "resnet": lambda bench: resnet(bench, 3, 8),
+    "resnet-features": lambda bench: resnet_features(bench, 2, 8, 64),
     "resnet-trace": lambda bench: resnet_trace(bench, 3, 8),
+    "resnet-large": lambda bench: resnet(bench, 4, 8, large=True),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 TOOLS = Path(__file__).parents[1] / "tools"
 CHECKS = {"smoke", "smoke of cupy", "posterior of cupy", "tests"}  # side by side
 FIRST = ["machine", "link", "checks", "bench", "bench of other"]
-NETWORKS = ["link", "memory runs out", "resnet", "trace of resnet"]
+NETWORKS = ["link", "memory runs out", "resnet"]
 PROFILES = ["profile of a", "profile of b-small", "profile of gram-few"]
 # What the stand-in for the smoke test finds wrong.
 WRONG = {"smoke", "smoke of cupy"}

@@ -18,9 +18,9 @@
 #
 # The calls for 15 minutes, after `tools/gpu_prepare.sh` here (build/gpu-carry has to travel too, .git need not). A start
 # costs some 45 s, so the calls take 3 x 45 + 655 = 790 s:
-#   tools/gpu_check.sh OUTPUT COMMIT first 200                 timeout 215; read: nothing else counts if this is wrong
+#   tools/gpu_check.sh OUTPUT COMMIT first 215                 timeout 230; read: nothing else counts if this is wrong
 #   tools/gpu_check.sh OUTPUT COMMIT networks 185              timeout 200
-#   tools/gpu_check.sh OUTPUT COMMIT sanitize,profiles 270     timeout 285; then give the machine back
+#   tools/gpu_check.sh OUTPUT COMMIT sanitize,profiles 255     timeout 270; then give the machine back
 # Rehearsal without a GPU, some minutes: tools/gpu_prepare.sh emulated, and the same calls with PYTHON=.venv/bin/python;
 # SLOWER=5 makes the limits of all steps five times as long.
 set -uo pipefail
@@ -42,7 +42,7 @@ budget=${4:-240} steps=
 for stage in ${3//,/ }; do
   case $stage in
     first) steps+=" machine link checks bench variants" ;;
-    networks) steps+=" link memory resnet trace" ;;
+    networks) steps+=" link memory resnet" ;;
     sanitize) steps+=" link sanitizers" ;;
     profiles) steps+=" link profile" ;;
     opponents) steps+=" link opponents-a opponents-b" ;;
@@ -242,8 +242,7 @@ step() { # NAME
           "$root/tests/test_blocks.py" -m gpu
       fi
       ;;
-    resnet) bench resnet 120 base --only resnet ;;
-    trace) bench "trace of resnet" 30 base --own --only resnet-trace ;;
+    resnet) bench resnet 140 base --only resnet resnet-features resnet-trace resnet-large ;;
     sanitizers)
       printf '\n==> sanitizers (%d s so far)\n' $((SECONDS - started)) | tee -a "$log"
       before=$SECONDS how=ok
