@@ -11,9 +11,12 @@ b: 1e5 x 1e5, d = 5000, 100 classes, products of float16 numbers (the bits of tf
 dense: score of a covariance in device memory less the row of a pick; N = 2e4, 10 classes.
 blocks: 1500 candidates x 1500 points, d = 1000, blocks of 10 x 10: covariances, then their score.
 selection: sequential variance_reduction, 1000 picks from 1e6 x 1024.
-gram: A A^T, 8192 x 32768, by kind of products.
+gram: A A^T, 8192 x 32768, by kind of products. gram-few: the lower half of 1000 x 262144 and of
+    190 x 262144, as for the Gram matrix of a network: fewer tiles than multiprocessors.
 contract: a Gram matrix and sketches of the last stage of ResNet-18, from factors of its gradients.
-resnet: the Gram matrix and the features of ResNet-18 (P = 11.2e6), from 3 x 32 x 32 images.
+resnet, resnet-large: the Gram matrix of 1000 and of 1e4 images of 3 x 32 x 32 under a ResNet-18
+    (P = 11.2e6), convolutions in float32 but where a row says tf32. resnet-features: of 2048
+    images. resnet-trace: what both spend their time with, by torch.
 
 CUDA events around each call, all providers of a case once per round, the second-level cache flushed
 before each. Opponents too slow for the whole case run on its first candidates, against all points;
@@ -128,17 +131,26 @@ class Bench:
         providers: dict[str, Provider],
         rounds: int,
         errors: dict[str, float] | None = None,
+        warm: bool = True,
     ) -> list[dict[str, Any]]:
-        """Rows of a case, without the providers that fail."""
+        """Rows of a case, without the providers that fail.
+
+        Without `warm` the first call of each counts: what takes long, of kernels that have run.
+        """
         flush = torch.empty(1 if EMULATED else GIB // 4, dtype=torch.uint8, device=DEVICE)
         times: dict[str, list[float]] = {}
         for name, (function, _) in providers.items():
-            if self.attempt(name, lambda f=function: (f(), elapsed(lambda: None, flush))):
+            if not warm or self.attempt(
+                name, lambda f=function: (f(), elapsed(lambda: None, flush))
+            ):
                 times[name] = []
         for _ in range(self.rounds or rounds):
             for name in times:
                 function, factor = providers[name]
-                times[name].append(factor * elapsed(function, flush) / 1e3)
+                took = self.attempt(name, lambda f=function: elapsed(f, flush))
+                if took is not None:
+                    times[name].append(factor * took / 1e3)
+        times = {name: found for name, found in times.items() if found}
         if not times:
             return []
         new = record.rows(benchmark, case, times, errors or {})
@@ -383,20 +395,23 @@ def blocks(bench: Bench, N: int = 1500, d: int = 1000, k: int = 10) -> list[dict
     return bench.measure("cuda blocks", label, providers, 10)
 
 
-def gram(bench: Bench, n: int = 8192, depth: int = 32768) -> list[dict[str, Any]]:
+def gram(
+    bench: Bench, n: int = 8192, depth: int = 32768, lower: bool = False
+) -> list[dict[str, Any]]:
     """out += A A^T; limit: products."""
     wide = torch.randn(n, depth, device=DEVICE) / depth**0.5
     narrow, out = wide.bfloat16(), torch.zeros(n, n, device=DEVICE)
     exact = wide[:32].double() @ wide[:64].double().T
+    kept = (lambda part: part.tril()) if lower else (lambda part: part)
     providers: dict[str, Provider] = {}
     errors = {}
     bounds = {"bf16": 1e-2, "f16": 1e-3, "f16x3": 1e-5, "fma32": 1e-5}
     for kind, bound in bounds.items():
         A, name = narrow if kind == "bf16" else wide, bench.ours(kind)
-        call = lambda A=A, kind=kind: cuda_ops.gram_add(A, A, out, products=kind)  # noqa: E731
+        call = lambda A=A, kind=kind: cuda_ops.gram_add(A, A, out, lower=lower, products=kind)  # noqa: E731
         out.zero_()
         bench.attempt(name, call)
-        errors[name] = float((out[:32, :64] - exact).abs().max() / exact.abs().max())
+        errors[name] = float((kept(out[:32, :64] - exact)).abs().max() / exact.abs().max())
         bench.check(name, errors[name], bound)
         providers[name] = (call, 1.0)
     for kind, A in (("bf16", narrow), ("tf32", wide), ("float32", wide)):
@@ -406,10 +421,11 @@ def gram(bench: Bench, n: int = 8192, depth: int = 32768) -> list[dict[str, Any]
             torch.mm(A, A.T)
 
         providers[f"torch.mm, {kind}"] = (product, 1.0)
-    rows = bench.measure("cuda gram", f"{n} x {depth}", providers, 5, errors)
+    case = f"{n} x {depth}, lower half" if lower else f"{n} x {depth}"
+    rows = bench.measure("cuda gram", case, providers, 5, errors)
     for row in rows:
-        rate = 2.0 * n * n * depth / float(row["median_ms"]) / 1e9
-        print(f"    {row['provider']}: {rate:.4g} TFLOP/s")
+        amount = (1.0 if lower and row["provider"].startswith("ntkfast") else 2.0) * n * n * depth
+        print(f"    {row['provider']}: {amount / float(row['median_ms']) / 1e9:.4g} TFLOP/s")
     return rows
 
 
@@ -451,32 +467,144 @@ def contract(
     return bench.measure("cuda contractions", case, providers, 3)
 
 
+def in_tf32(function: Callable[[], Any], allowed: bool) -> Callable[[], Any]:
+    """The same with convolutions in tf32, torch's default, or in float32; products in float32."""
+
+    def run() -> Any:
+        torch.backends.cudnn.allow_tf32 = allowed
+        torch.backends.cuda.matmul.allow_tf32 = False
+        return function()
+
+    return run
+
+
+def resnet18(n: int, every: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    """ResNet-18, and images of every `every`-th pixel."""
+    model, x = ntk_models.make("resnet18", n)
+    return model.to(DEVICE), x[:, :, ::every, ::every].to(DEVICE)
+
+
 def resnet(
-    bench: Bench, sizes: tuple[int, ...] = (1000, 10_000), points: int = 2048, most: float = 60.0
+    bench: Bench, n: int = 1000, every: int = 1, large: bool = False
 ) -> list[dict[str, Any]]:
-    """ResNet-18, scalar outputs; larger sets only where they should take at most `most` seconds."""
-    torch.backends.cudnn.allow_tf32 = False  # gradients are compared with those in float64
-    model, x = ntk_models.make("resnet18", max(*sizes, points))
-    model, x = model.to(DEVICE), x.to(DEVICE)
-    ntk = EmpiricalNTK(model)
-    few = EmpiricalNTK(copy.deepcopy(model).double()).gram(x[:8].double())
-    found = ntk.gram(x[:8]).double()
-    errors = {bench.ours("Gram"): float((found - few).norm() / few.norm())}
-    bench.check("Gram of ResNet-18", errors[bench.ours("Gram")], 1e-4)
-    rows, before = [], (0, 0.0)
-    for n in sizes:
-        expected = before[1] * (n / before[0]) ** 2 if before[0] else 0.0
-        if expected > most:
-            print(f"    {n} images would take about {expected:.0f} s")
-            break
-        providers: dict[str, Provider] = {bench.ours("Gram"): (lambda n=n: ntk.gram(x[:n]), 1.0)}
-        rows += bench.measure("cuda ResNet-18", f"Gram of {n} images", providers, 1, errors)
-        before = (n, float(rows[-1]["median_ms"]) / 1e3)
-    sketched = EmpiricalNTK(model, dim=4096)
-    providers = {bench.ours("features"): (lambda: sketched.features(x[:points]), 1.0)}
-    return rows + bench.measure(
-        "cuda ResNet-18", f"features of {points} images, d = 4096", providers, 1
-    )
+    """Gram matrix of a ResNet-18, scalar outputs; without opponents and warming where `large`."""
+    model, x = resnet18(n, every)
+    ntk, few = EmpiricalNTK(model), x[:8]
+    exact = EmpiricalNTK(copy.deepcopy(model).double()).gram(few.double())
+    opponent = "vmap(grad) of all points, torch.mm in float32"
+    calls: dict[str, tuple[Callable[[torch.Tensor], Any], bool, float]] = {
+        bench.ours("Gram"): (ntk.gram, False, 1e-4),
+        bench.ours("Gram, convolutions in tf32"): (ntk.gram, True, 1e-2),
+        opponent: (lambda points: by_gradients(model, points, 50), False, 1e-3),
+    }
+    if bench.own or large:
+        del calls[opponent]
+    errors: dict[str, float] = {}
+    providers: dict[str, Provider] = {}
+    for name, (call, fast, bound) in calls.items():
+        found = bench.attempt(name, in_tf32(lambda call=call: call(few), fast))
+        if found is None:
+            continue
+        errors[name] = float((found.double() - exact).norm() / exact.norm())
+        bench.check(name, errors[name], bound)
+        providers[name] = (in_tf32(lambda call=call: call(x), fast), 1.0)
+    case = f"Gram of {n} images"
+    return bench.measure("cuda ResNet-18", case, providers, 1, errors, warm=not large)
+
+
+def resnet_features(
+    bench: Bench, points: int = 2048, every: int = 1, dim: int = 4096
+) -> list[dict[str, Any]]:
+    """Sketched features of a ResNet-18; a forward and backward pass is the least they cost."""
+    model, x = resnet18(points, every)
+    ntk = EmpiricalNTK(model, dim=dim)
+    providers: dict[str, Provider] = {
+        bench.ours("features"): (in_tf32(lambda: ntk.features(x), False), 1.0),
+        bench.ours("features, convolutions in tf32"): (in_tf32(lambda: ntk.features(x), True), 1.0),
+        "forward and backward pass": (in_tf32(lambda: forward_backward(model, x, 256), False), 1.0),
+    }
+    if not bench.own:
+        some = max(1, points // 16)
+        signs = torch.randint(0, 2, (1 << 16, dim), device=DEVICE) * 2 - 1.0
+        projected = lambda: dense_projection(model, x[:some], signs, 64)  # noqa: E731
+        name = f"vmap(grad), dense projection (timed on {some} images)"
+        providers[name] = (in_tf32(projected, False), points / some)
+    case = f"features of {points} images, d = {dim}"
+    return bench.measure("cuda ResNet-18", case, providers, 1)
+
+
+def resnet_trace(bench: Bench, n: int = 1000, every: int = 1) -> list[dict[str, Any]]:
+    """What the calls of `resnet` spend their time with, by torch's profiler; no rows."""
+    model, x = resnet18(n, every)
+    gram, sketched = EmpiricalNTK(model), EmpiricalNTK(model, dim=4096)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if not EMULATED:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    torch.backends.cudnn.allow_tf32 = False
+    flush = torch.empty(1, device=DEVICE)
+    for name, call in (("Gram", gram.gram), ("features", sketched.features)):
+        call(x)
+        alone = elapsed(lambda call=call: call(x), flush)
+        with torch.profiler.profile(activities=activities) as found:
+            took = elapsed(lambda call=call: call(x), flush)
+        events = found.key_averages()
+        busy = sum(event.self_device_time_total for event in events) / 1e3
+        counts = {event.key: event.count for event in events}
+        launches = sum(n for key, n in counts.items() if key.startswith(("cudaLaunch", "cuLaunch")))
+        waits = sum(n for key, n in counts.items() if "Synchronize" in key)
+        key = "self_cpu_time_total" if EMULATED else "self_device_time_total"
+        print(events.table(sort_by=key, row_limit=25, max_name_column_width=90))
+        print(
+            f"    {name} of {n} images: {alone:.0f} ms ({took:.0f} when traced), of which the "
+            f"device is busy for {busy:.0f}; {launches} launches, {waits} waits"
+        )
+    return []
+
+
+def rows_of_gradients(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(n, P) per-sample gradients of the scaled sum of the logits, by torch.func."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def output(parameters: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        y = torch.func.functional_call(model, (parameters, buffers), (x[None],))
+        return y.sum() / y.shape[1] ** 0.5
+
+    per_sample = torch.func.vmap(torch.func.grad(output), (None, 0))
+    return lambda x: torch.cat([g.flatten(1) for g in per_sample(parameters, x).values()], 1)
+
+
+def by_gradients(model: torch.nn.Module, x: torch.Tensor, chunk: int) -> Any:
+    """Gram matrix of all gradients at once: 45 GB for 1000 points of ResNet-18."""
+    rows = rows_of_gradients(model)
+    found: torch.Tensor | None = None
+    for i in range(0, len(x), chunk):
+        part = rows(x[i : i + chunk])
+        if found is None:
+            found = part.new_empty(len(x), part.shape[1])
+        found[i : i + chunk] = part
+    return found @ found.T
+
+
+def dense_projection(
+    model: torch.nn.Module, x: torch.Tensor, signs: torch.Tensor, chunk: int
+) -> torch.Tensor:
+    """Rademacher projection; the signs of one step, made before, stand for all."""
+    rows = rows_of_gradients(model)
+    result = torch.zeros(len(x), signs.shape[1], device=x.device)
+    for i in range(0, len(x), chunk):
+        part = rows(x[i : i + chunk])
+        for start in range(0, part.shape[1], len(signs)):
+            piece = part[:, start : start + len(signs)]
+            result[i : i + chunk] += piece @ signs[: piece.shape[1]]
+    return result * signs.shape[1] ** -0.5
+
+
+def forward_backward(model: torch.nn.Module, x: torch.Tensor, batch: int) -> None:
+    """Gradients of all parameters, as training takes them."""
+    parameters = list(model.parameters())
+    for part in x.split(batch):
+        torch.autograd.grad(model(part).sum(), parameters)
 
 
 CASES: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
@@ -489,8 +617,12 @@ CASES: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "blocks": blocks,
     "selection": selection,
     "gram": gram,
+    "gram-few": lambda bench: gram(bench, 1000, 2**18, True) + gram(bench, 190, 2**18, True),
     "contract": contract,
     "resnet": resnet,
+    "resnet-features": resnet_features,
+    "resnet-trace": resnet_trace,
+    "resnet-large": lambda bench: resnet(bench, 10_000, large=True),
 }
 TINY: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "ceilings": lambda bench: ceilings(bench, 2**16, 32),
@@ -502,7 +634,12 @@ TINY: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "blocks": lambda bench: blocks(bench, 40, 20, 3),
     "selection": lambda bench: selection(bench, 100, 8, 3),
     "gram": lambda bench: gram(bench, 70, 40),
+    "gram-few": lambda bench: gram(bench, 40, 700, True),
     "contract": lambda bench: contract(bench, 3, 4, 5, 6, 20),
+    "resnet": lambda bench: resnet(bench, 3, 8),
+    "resnet-features": lambda bench: resnet_features(bench, 2, 8, 64),
+    "resnet-trace": lambda bench: resnet_trace(bench, 3, 8),
+    "resnet-large": lambda bench: resnet(bench, 4, 8, large=True),
 }
 
 
@@ -526,7 +663,8 @@ def main() -> None:
     chunks = options.chunks or ([64] if options.dry_run else [4, 16, 64, 256])
     bench = Bench(options.own, options.variant, options.rounds, chunks)
     cases = TINY if options.dry_run else CASES
-    for name in options.only or [case for case in cases if case not in ("b-part", "b-small")]:
+    parts = ("b-part", "b-small", "resnet-trace")
+    for name in options.only or [case for case in cases if case not in parts]:
         if name not in cases:
             continue
         new = bench.attempt(name, lambda name=name: cases[name](bench)) or []

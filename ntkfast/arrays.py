@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "is_frame",
     "library_named",
     "library_of",
+    "memory_advice",
     "of_frame",
     "unmasked",
 ]
@@ -51,6 +53,17 @@ _DLPACK_CPU = 1
 _GPU_TYPES: tuple[str, ...] = ("cuda",)
 # Rows summed at once when looking for NaN: the temporary mask stays around a megabyte.
 _CHECK_ENTRIES = 1 << 20
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Add what to do to what torch and cupy say when a GPU has no memory left."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError" and advice not in str(error):
+            error.args = (f"{error}; {advice}",)
+        raise
 
 
 class ArgumentError(Exception):

@@ -66,6 +66,13 @@ def problem() -> str:
     return _core.cuda_problem()
 
 
+# Where a GPU has no room for results and workspace of a call.
+_ADVICE = (
+    "pass fewer candidates or evaluation points at a time, or free what others hold on the GPU "
+    "(torch.cuda.empty_cache() gives back what torch keeps). Nothing has changed"
+)
+
+
 class _Torch:
     """What is needed of torch. An instance belongs to one device."""
 
@@ -74,13 +81,15 @@ class _Torch:
         self.device = like.device
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
-        return self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.device)
+        with arrays.memory_advice(_ADVICE):
+            return self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.device)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
         return self.torch.zeros(shape, dtype=getattr(self.torch, dtype), device=self.device)
 
     def copy(self, array: Array) -> Array:
-        return array.clone(memory_format=self.torch.contiguous_format)
+        with arrays.memory_advice(_ADVICE):
+            return array.clone(memory_format=self.torch.contiguous_format)
 
     def pointer(self, array: Array) -> int:
         return int(array.data_ptr())
@@ -97,7 +106,7 @@ class _Cupy:
         self.device = like.device
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
-        with self.device:
+        with self.device, arrays.memory_advice(_ADVICE):
             return self.cupy.empty(shape, dtype=dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
@@ -105,7 +114,7 @@ class _Cupy:
             return self.cupy.zeros(shape, dtype=dtype)
 
     def copy(self, array: Array) -> Array:
-        with self.device:
+        with self.device, arrays.memory_advice(_ADVICE):
             return self.cupy.array(array, order="C")
 
     def pointer(self, array: Array) -> int:
@@ -524,7 +533,7 @@ def gram_add(
     library = _library("A", A)
     products = _products(products, A)
     left, right = _view("A", A), _view("B", B)
-    workspace = _workspace(library, _core.cuda_gram_add_workspace(left, right, products))
+    workspace = _workspace(library, _core.cuda_gram_add_workspace(left, right, lower, products))
     _core.cuda_gram_add(
         left,
         right,

@@ -128,7 +128,7 @@ class LookAheadLearner:
         relative_error: float = 0.05,
         layers: Literal["last"] | Sequence[str] | None = None,
         inputs: InputFields = None,
-        memory_budget: int = 2**31,
+        memory_budget: int | None = None,
         group: Any = None,
     ) -> None:
         as_loss(loss)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import store
 from ._ntk import capture, choose, explain, functional, gram, stored
+from ._ntk.budget import automatic_budget, largest_batch
 from ._ntk.capture import Gradient, Plan
 from ._ntk.explain import SketchReport
 from ._ntk.features import FeatureSum, Layout
@@ -25,6 +26,7 @@ from ._ntk.inputs import Batch, Inputs, as_tensor, batch_length, leaves, take
 from ._ntk.replica import isolated, replica
 from ._ntk.sketch import CountSketch, KroneckerSketch, mix_int, sign_pattern
 from ._ntk.unwrap import unwrap
+from .arrays import memory_advice
 from .progress import track
 
 __all__ = ["EmpiricalNTK", "InputFields", "SketchName", "as_tensor"]
@@ -33,10 +35,16 @@ Outputs = Literal["sum", "single", "random", "full"]
 SketchName = Literal["sparse", "kronecker", "auto"]
 
 
-# Points per forward and backward pass, at most, and the bytes of their activations on a CPU: more
-# gain nothing and leave the caches (measured on ResNet-18: 16 points as fast as any, 54 slower).
-_LARGEST_BATCH = 256
+# Bytes of the activations of a forward and backward pass on a CPU: more gain nothing and leave the
+# caches (measured on ResNet-18: 16 points as fast as any, 54 slower).
 _CPU_ACTIVATIONS = 1 << 27
+# Where a GPU has no room for batches and panels.
+_ADVICE = (
+    "a smaller memory_budget= takes fewer points at a time; the default is half of what was free "
+    "when the call began"
+)
+# Points that a fingerprint reads at once.
+_READ = 256
 # Points, from all over the data, on which every call first checks its gradients against autograd.
 _PROBE = 3
 # Points on which the cost of a fallback is measured, and the cost, in plain passes, worth a word.
@@ -66,6 +74,7 @@ class _Setup:
     plan: Plan
     parts: dict[str, Gradient]
     key: str
+    budget: int  # bytes that the call may allocate
 
     @property
     def combinations(self) -> int:
@@ -130,8 +139,11 @@ class EmpiricalNTK:
         gives it. By default the signature of ``forward`` decides: ``(x, y)`` of a model with one
         input is x and a label, ``(a, b, y)`` of one with two a, b and a label, and what could be
         either is refused.
-    memory_budget : int
+    memory_budget : int, optional
         Bytes a call may allocate beside the model, its inputs and its result (approximate).
+        Default: 2 GiB; for a model on a GPU the largest power of two that is at most half of the
+        memory free there when the call begins. More memory means fewer passes. Points are divided
+        by it, so results with another budget may differ in their last bits.
 
     Raises
     ------
@@ -186,7 +198,7 @@ class EmpiricalNTK:
         seed: int = 0,
         layers: Literal["last"] | Sequence[str] | None = None,
         inputs: InputFields = None,
-        memory_budget: int = 2**31,
+        memory_budget: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
@@ -202,15 +214,14 @@ class EmpiricalNTK:
             )
         if not isinstance(relative_error, (int, float)) or not 0 < relative_error < 1:
             raise ValueError(f"relative_error is {relative_error!r}; expected a number in (0, 1)")
-        for name, value in (("draws", draws), ("dim", dim), ("memory_budget", memory_budget)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a positive int")
+        for name, value in (("draws", draws), ("dim", dim)):
+            _check_positive(name, value)
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed is {seed!r}; expected an int >= 0")
         if draws != 1 and outputs != "random":
             raise ValueError(f'draws={draws} needs outputs="random", not {outputs!r}')
         self.model = model
-        self.memory_budget = int(memory_budget)
+        self.memory_budget = memory_budget
         self._net = unwrap(model)
         self._fields = Fields(self._net, inputs)
         self._outputs, self._draws, self._seed = outputs, int(draws), int(seed)
@@ -248,6 +259,18 @@ class EmpiricalNTK:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}}  # they refer to copies of the model
+
+    @property
+    def memory_budget(self) -> int:
+        """Bytes a call may allocate: as given, or what the default is now."""
+        given = self._memory_budget
+        return automatic_budget(self._device) if given is None else given
+
+    @memory_budget.setter
+    def memory_budget(self, value: int | None) -> None:
+        if value is not None:
+            _check_positive("memory_budget", value)
+        self._memory_budget = None if value is None else int(value)
 
     # Read from the model each time: it may be trained, moved or cast between calls.
     @property
@@ -287,11 +310,12 @@ class EmpiricalNTK:
         """
         inputs = self._inputs(X, "X")
         parts: list[Tensor] = []
-        with isolated(self._net, self._device) as net:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net:
             # Without gradients few activations live at once; they rarely exceed 64 inputs.
             room = self.memory_budget // (64 * inputs.bytes_per_point() + 1)
             start = 0
-            for batch in self._progress(inputs, max(2, min(_LARGEST_BATCH, room)), "outputs"):
+            size = max(2, min(largest_batch(self._device), room))
+            for batch in self._progress(inputs, size, "outputs"):
                 evaluate = functional.evaluate_only if start else capture.evaluated
                 parts.append(evaluate(net, batch).to(self._dtype))
                 self._check_finite([parts[-1]], start, batch, "X")
@@ -402,7 +426,7 @@ class EmpiricalNTK:
             share = stored.as_share(group, rank, world_size)
             kind = stored.as_dtype(dtype, self._dtype)
         inputs = self._inputs(X, "X")
-        with isolated(self._net, self._device) as net:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net:
             setup = self._prepare(net, inputs)
             if folder is not None:
                 return self._to_store(inputs, setup, folder, kind, *share)
@@ -412,7 +436,8 @@ class EmpiricalNTK:
                         self._choose(inputs, setup)
             work = self._feature_work(setup)
             if self._sketch is None and out is None and inputs.length is not None:
-                self._refuse_if_too_large(inputs.length, work.rows_per_point * work.width)
+                numbers = inputs.length * work.rows_per_point * work.width
+                self._refuse_if_too_large(setup, inputs.length, numbers)
             rows = None if inputs.length is None else inputs.length * work.rows_per_point
             target = Rows(rows, work.width, self._dtype, self._device, out)
             outputs: list[Tensor] = []
@@ -566,7 +591,7 @@ class EmpiricalNTK:
             When outputs or gradients are not finite (says where), the model mixes the points of a
             batch, or ``<out>.partial`` belongs to another computation.
         """
-        with isolated(self._net, self._device) as net:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net:
             # Inside, since loaders draw random numbers, too.
             rows = self._inputs(X1, "X1").sliceable()
             columns = rows if X2 is None else self._inputs(X2, "X2").sliceable()
@@ -580,8 +605,10 @@ class EmpiricalNTK:
             if out is None:
                 result = torch.empty(shape, dtype=self._dtype, device=self._device)
             else:
+                if self._memory_budget is None:  # it may have been another when the file was begun
+                    size = GramFile.panel_of(out) or size
                 mark = fingerprint(self._identity([rows, columns], size))
-                file = GramFile(out, shape, self._dtype, mark)
+                file = GramFile(out, shape, self._dtype, mark, size)
                 result = file.matrix
 
             def capture(batch: Batch, start: int, of: str) -> dict[str, Gradient]:
@@ -602,7 +629,7 @@ class EmpiricalNTK:
                 pairs=self._layout.full,
                 combinations=setup.combinations,
                 draws=self._draws,
-                tile_floats=self._tile_floats,
+                tile_floats=self._tile_floats(setup),
                 dtype=self._dtype,
                 device=self._device,
             )
@@ -654,7 +681,7 @@ class EmpiricalNTK:
         if self.sketch != "auto":
             raise ValueError('fit_sketch needs sketch="auto"')
         inputs = self._inputs(X, "X")
-        with isolated(self._net, self._device) as net, _choosing:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net, _choosing:
             return self._choose(inputs, self._prepare(net, inputs)).error
 
     def sketch_error(self, X: Any, points: int = 32) -> float:
@@ -699,7 +726,7 @@ class EmpiricalNTK:
             seeds.
         """
         inputs = self._inputs(X, "X")
-        with isolated(self._net, self._device) as net:
+        with memory_advice(_ADVICE), isolated(self._net, self._device) as net:
             setup = self._prepare(net, inputs, explaining=True)
             if self.sketch == "auto" and self._chosen is None:
                 with _choosing:
@@ -761,11 +788,11 @@ class EmpiricalNTK:
         key = repr((settings, kind, sorted(probe) if isinstance(probe, dict) else 0))
         kept = None if explaining else self._plans.get(key)
         if kept is not None:
-            return _Setup(net, kept[1], kept[0].copy(net), {}, key)
+            return _Setup(net, kept[1], kept[0].copy(net), {}, key, self.memory_budget)
         plan, weights, parts = capture.plan(
             net, lambda: replica(self._net), parameters, probe, self._weights, self._dtype
         )
-        setup = _Setup(net, weights, plan, parts, key)
+        setup = _Setup(net, weights, plan, parts, key, self.memory_budget)
         # (Whose ids these are must live as long.)
         self._plans = {key: (plan.copy(), weights, state)}
         if plan.fallback and not self._warned:
@@ -854,7 +881,7 @@ class EmpiricalNTK:
         """
         pairs = self._layout.full
         few = setup.weights[_few(setup.combinations)]
-        room = int(self.memory_budget // (4 * setup.plan.activation_bytes + 1))
+        room = int(setup.budget // (4 * setup.plan.activation_bytes + 1))
         most = min(_SKETCH_POINTS, _SKETCH_ROWS // (len(few) if pairs else 1), room)
         points, start = inputs.few(max(2, most)), 0
         builder = gram.PanelBuilder(len(few), self._dtype, self._device)
@@ -869,17 +896,16 @@ class EmpiricalNTK:
         offsets = self._layout.offsets()
         for name, shape in self._layout.shapes.items():
             entries = shape.numel() * (1 if pairs else self._draws)
-            kernel = choose.kernel(name, panel, pairs, len(few), self._tile_floats)
+            kernel = choose.kernel(name, panel, pairs, len(few), self._tile_floats(setup))
             shares[name] = share = choose.Share(kernel, entries)
             if estimate and self._sketch is not None and name in panel.parts:
                 share.shape = choose.weight_shape(panel.parts[name])
                 choose.estimate(share, panel.parts[name], panel, pairs, self._sketch, offsets[name])
         return shares, points
 
-    @property
-    def _tile_floats(self) -> int:
+    def _tile_floats(self, setup: _Setup) -> int:
         """Floats of one tile of per-sample gradients, for an eighth of the budget."""
-        return max(1 << 16, self.memory_budget // (8 * self._dtype.itemsize))
+        return max(1 << 16, setup.budget // (8 * self._dtype.itemsize))
 
     def _weights(self, k: int) -> Tensor:
         """(R, k) float64: the combinations of outputs whose gradients are taken."""
@@ -899,22 +925,22 @@ class EmpiricalNTK:
         return weights.to(self._device)
 
     def _batch_size(self, setup: _Setup, extra: int = 0) -> int:
-        room = self.memory_budget // (4 * int(setup.plan.activation_bytes + extra + 1))
+        room = setup.budget // (4 * int(setup.plan.activation_bytes + extra + 1))
         if self._device.type == "cpu":
             room = min(room, _CPU_ACTIVATIONS // int(setup.plan.activation_bytes + 1))
-        return max(2, min(_LARGEST_BATCH, room))
+        return max(2, min(largest_batch(self._device), room))
 
     def _panel_size(self, setup: _Setup, n: int | None) -> int:
         """Points per panel: all of them if their factors take half the budget, or a quarter."""
-        half = int(self.memory_budget // (2 * setup.plan.resident_bytes + 1))
+        half = int(setup.budget // (2 * setup.plan.resident_bytes + 1))
         return n if n is not None and n <= half else max(1, half // 2)
 
-    def _refuse_if_too_large(self, n: int, width: int) -> None:
-        needed = n * width * self._dtype.itemsize
-        if needed > self.memory_budget:
+    def _refuse_if_too_large(self, setup: _Setup, n: int, numbers: int) -> None:
+        needed, budget = numbers * self._dtype.itemsize, setup.budget
+        if needed > budget:
             raise ValueError(
                 f"exact features of {n} points need {needed} bytes ({explain.size(needed)}), more "
-                f"than memory_budget={self.memory_budget} ({explain.size(self.memory_budget)}); "
+                f"than memory_budget={budget} ({explain.size(budget)}); "
                 'use sketch="sparse", layers="last", gram(X), out=<file>, or a larger budget'
             )
 
@@ -925,11 +951,13 @@ class EmpiricalNTK:
 
         `values` are (n, *) tensors that any such point makes not finite: outputs, then others.
         """
+        # The sum is one fast pass; it may overflow, so only the second look decides. (A GPU is
+        # waited for once.)
+        if bool(torch.isfinite(torch.stack([value.sum().float() for value in values])).all()):
+            return
         bad = torch.zeros(len(values[0]), dtype=torch.bool, device=values[0].device)
         for value in values:
-            # The sum is one fast pass; it may overflow, so only the second look decides.
-            if not bool(torch.isfinite(value.sum())):
-                bad |= ~torch.isfinite(value.flatten(1)).all(1)
+            bad |= ~torch.isfinite(value.flatten(1)).all(1)
         if not bool(bad.any()):
             return
         row, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
@@ -950,12 +978,17 @@ class EmpiricalNTK:
         yield f"{self._outputs} {self._draws} {self._seed} {self._names} {size} {self._dtype}"
         yield from identity_of(self._net)
         for part in inputs:
-            for batch in part.batches(_LARGEST_BATCH):
+            for batch in part.batches(_READ):
                 yield from leaves(batch)
 
 
 # One thread at a time fixes the sketch of an object.
 _choosing = threading.RLock()
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a positive int")
 
 
 def _few(combinations: int) -> slice:

@@ -311,3 +311,14 @@ def test_a_masked_array_in_a_list_belongs_to_its_argument():
     with pytest.raises(TypeError, match=r"^x\[1\]\[0\] is a masked array") as caught:
         arrays.as_numpy("x", [[[0.0, 1.0]], [masked]])
     assert caught.value.argument == "x"
+
+
+def test_out_of_memory_says_what_to_do():
+    class OutOfMemoryError(RuntimeError):
+        """As torch and cupy name theirs."""
+
+    twice = arrays.memory_advice("wait for more"), arrays.memory_advice("wait for more")
+    with pytest.raises(OutOfMemoryError, match=r"tried 3 GiB; wait for more$"), twice[0], twice[1]:
+        raise OutOfMemoryError("tried 3 GiB")
+    with pytest.raises(RuntimeError, match=r"^other$"), arrays.memory_advice("wait for more"):
+        raise RuntimeError("other")

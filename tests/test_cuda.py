@@ -675,6 +675,30 @@ def test_gram_add(gpu, products, lower, warpgroups, monkeypatch):
 
 
 @pytest.mark.gpu
+def test_workspace_is_what_is_needed(gpu, monkeypatch):
+    """Where warps multiply bfloat16 numbers they read them as they are."""
+    if not _core.cuda_emulated():
+        pytest.skip("of two kinds of GPU")
+    original, sizes = cuda_ops._workspace, []
+
+    def workspace(library, size):
+        sizes.append(size)
+        return original(library, size)
+
+    monkeypatch.setattr(cuda_ops, "_workspace", workspace)
+    psi, keywords = problem(1, d=500)
+    A = features(psi, "bf16", gpu)
+    out = torch.zeros(40, 40, device=gpu)
+    for warpgroups in ("1", "0"):
+        monkeypatch.setenv("NTKFAST_EMULATION_WARPGROUPS", warpgroups)
+        score("bf16", "expected_entropy", psi, keywords, gpu)
+        cuda_ops.gram_add(A, A[:39].clone(), out[:, :39], products="bf16")
+    packed = 2 * 128 * 512 * 2  # 128 rows of either operand, 512 numbers of 2 bytes
+    assert sizes[0] - sizes[2] >= packed // 2 and sizes[1] - sizes[3] >= packed
+    assert sizes[3] < 6 * 128 * 128 * 4  # sums of a few shares of the depth, or none
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize("products", ["bf16", "f16", "f16x3"])
 def test_gram_add_of_many_rows(gpu, products, lower):

@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).parents[1] / "tools"
-CHECKS = {"smoke", "tests", "memcheck", "racecheck"}  # side by side
-FIRST = [
-    "machine", "link", "checks", "bench", "bench of other", "profile of a", "profile of b-small",
-]  # fmt: skip
-SECOND = [
-    "link", "bench of the rest", "opponents of a", "opponents of b-part", "resnet",
-    "profile of dense",
-]  # fmt: skip
+CHECKS = {"smoke", "smoke of cupy", "posterior of cupy", "tests"}  # side by side
+FIRST = ["machine", "link", "checks", "bench", "bench of other"]
+NETWORKS = ["link", "memory runs out", "resnet"]
+PROFILES = ["profile of a", "profile of b-small", "profile of gram-few"]
+# What the stand-in for the smoke test finds wrong.
+WRONG = {"smoke", "smoke of cupy"}
 
 
 def in_order(steps):
@@ -61,8 +59,10 @@ done""",
   *'"include"'*) echo "$HEADERS" ;;
   *cuda_emulated*) exit 1 ;;
   *_core*) [ "$PWD" = / ] || exit 9 ;; # elsewhere the sources might be found first
+  *gpu_smoke*--families) echo score-f16x3 gram-bf16 ;;
+  *gpu_posterior*) printf 'ok\\t0\\t0\\tcondition\\n' >>"${{@: -1}}" ;;
   *gpu_smoke*)
-    printf 'ok\\t1e-7\\t2e-5\\tpicks\\nWRONG\\t1e-2\\t2e-5\\tepig\\n' >"${{@: -1}}"
+    printf 'ok\\t1e-7\\t2e-5\\tpicks\\nWRONG\\t1e-2\\t2e-5\\tepig\\n' >>"${{@: -1}}"
     exit 1 ;;
   *"-m pytest"*) echo "12 passed in 3s" ;;
   *bench_cuda*)
@@ -123,24 +123,53 @@ def test_first_stage(walk, tmp_path):
     steps, printed, calls = walk("first")
     assert in_order(steps) == FIRST
     # The smoke test found something wrong, and nothing was lost for it.
-    assert {name for name, how in steps.items() if how != "ok"} == {"smoke"}
+    assert {name for name, how in steps.items() if how != "ok"} == WRONG
     table = printed[printed.index("=== commit abc123") :]
     for expected in (
-        "smoke", "FAILED (1)", "epig", "1 ok, 1 wrong", "12 passed", "400 TFLOP/s",
-        "cuda scoring a",
-        "3.6 ms", "ERROR SUMMARY: 0 errors",
+        "smoke", "FAILED (1)", "epig", "wrong", "12 passed", "400 TFLOP/s", "cuda scoring a",
+        "3.6 ms",
     ):  # fmt: skip
         assert expected in table
     assert "abc123" in (tmp_path / "out" / "rows.csv").read_text()
-    assert "section of" in (tmp_path / "out" / "profile.txt").read_text()
     assert "--variant other" in calls and "-n 12" in calls
-    assert "initcheck" not in calls
 
 
-def test_second_stage(walk):
-    steps, _, calls = walk("second")
-    assert list(steps) == SECOND and set(steps.values()) == {"ok"}
-    assert "--chunks 64 256" in calls
+def test_networks_and_profiles(walk, tmp_path):
+    steps, _, calls = walk("networks,profiles")
+    assert [name for name in steps if name != "link"] == [*NETWORKS[1:], *PROFILES]
+    assert set(steps.values()) == {"ok"}
+    assert "--only resnet" in calls and "gpu_posterior.py memory" in calls
+    assert "section of" in (tmp_path / "out" / "profile.txt").read_text()
+    # What one call has linked the next one finds.
+    linked = calls.count("g++ -shared")
+    assert linked == 2 and walk("networks")[2].count("g++ -shared") == linked
+
+
+def test_opponents(walk):
+    steps, _, calls = walk("opponents")
+    assert set(steps.values()) == {"ok"} and "--chunks 64 256" in calls
+
+
+def test_sanitizers(walk, tmp_path):
+    """A line for every tool and family; what one of them finds is in the table and the log."""
+    steps, printed, calls = walk("sanitize", fail="compute-sanitizer --tool racecheck")
+    assert steps == {"link": "ok", "sanitizers": "FAILED"}
+    found = [
+        line.split("\t") for line in (tmp_path / "out" / "sanitize.tsv").read_text().splitlines()
+    ]
+    assert {(tool, family): how for tool, family, how, *_ in found} == {
+        ("racecheck", "score-f16x3"): "FAILED (7)",
+        ("racecheck", "gram-bf16"): "FAILED (7)",
+        ("memcheck", "score-f16x3"): "clean",
+        ("memcheck", "gram-bf16"): "clean",
+    }
+    assert any("ERROR SUMMARY: 0 errors" in line[-1] for line in found)
+    assert (
+        "sanitizers: 2 clean" in printed
+        and "racecheck of gram-bf16" in (tmp_path / "out" / "log").read_text()
+    )
+    assert "--library torch --family gram-bf16" in calls  # which cupy has no type for
+    assert "--library cupy --family score-f16x3" in calls and "initcheck" not in calls
 
 
 @pytest.mark.parametrize(
@@ -149,14 +178,13 @@ def test_second_stage(walk):
         ("nvidia-smi", set()),
         ("python3 bench/bench_cuda", {"bench", "bench of other"}),
         ("python3 -m pytest", {"tests"}),
-        ("ncu --clock", {"profile of a", "profile of b-small"}),
-        ("compute-sanitizer --tool", {"memcheck", "racecheck"}),
+        ("python3 tools/gpu_posterior", {"posterior of cupy"}),
     ],
 )
 def test_no_failure_ends_it(walk, pattern, failed):
     steps, printed, _ = walk("first", fail=pattern)
     assert in_order(steps) == FIRST
-    assert {name for name, how in steps.items() if how != "ok"} == {"smoke"} | failed
+    assert {name for name, how in steps.items() if how != "ok"} == WRONG | failed
     assert "=== commit abc123" in printed
 
 
@@ -168,17 +196,19 @@ def test_builds_from_source_where_linking_fails(walk):
 
 def test_bare_machine(walk):
     """Without nvcc, ncu and compute-sanitizer; then even without a compiler."""
-    steps, _, _ = walk("first", without=("nvcc", "ncu", "compute-sanitizer", "nvidia-smi"))
-    assert in_order(steps) == FIRST and steps["tests"] == "ok"
-    assert steps["memcheck"].startswith("FAILED") and steps["profile of a"].startswith("FAILED")
+    missing = ("nvcc", "ncu", "compute-sanitizer", "nvidia-smi")
+    steps, _, _ = walk("first,sanitize,profiles", without=missing)
+    assert in_order(steps)[:5] == FIRST and steps["tests"] == "ok"
+    assert steps["sanitizers"] == "FAILED" and steps["profile of a"].startswith("FAILED")
 
 
-def test_time_is_up(walk):
+def test_time_is_up(walk, tmp_path):
     """A step that hangs ends with what is left, and the table is printed all the same."""
-    steps, printed, _ = walk("first", "6", hang="python3 bench/bench_cuda")
+    steps, printed, _ = walk("first,sanitize", "6", hang="python3 bench/bench_cuda")
     assert (steps["smoke"], steps["bench"]) == ("FAILED (1)", "TIME IS UP")
-    assert steps["profile of a"] == "skipped"
-    assert "1 ok, 1 wrong" in printed[printed.index("=== commit abc123") :]
+    assert steps["bench of other"] == "skipped"
+    assert "skipped" in (tmp_path / "out" / "sanitize.tsv").read_text()
+    assert "wrong" in printed[printed.index("=== commit abc123") :]
 
 
 def test_steps_by_name(walk):

@@ -13,6 +13,7 @@ from ntk_networks import Attention, literal_jacobian, networks, output_weights  
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa: E402
 
+from ntkfast._ntk.budget import automatic_budget  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
 NETWORKS = networks()
@@ -394,6 +395,51 @@ def test_bad_arguments_are_refused(small) -> None:
         ntk.features(DataLoader(TensorDataset(x), batch_size=5, drop_last=True))
     with pytest.raises(ValueError, match=r"exact features of 12 points need .* bytes .*sketch"):
         EmpiricalNTK(model, sketch=None, memory_budget=1000).features(x)
+
+
+def test_the_budget_follows_the_memory_of_a_gpu(small, monkeypatch) -> None:
+    free, reserved, allocated = 78 << 30, 0, 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated)
+    gpu, cpu = torch.device("cuda", 1), torch.device("cpu")
+    assert automatic_budget(cpu) == 2 << 30
+    assert automatic_budget(gpu) == 32 << 30  # the power of two below 39 GiB
+    free, reserved, allocated = 16 << 30, 60 << 30, 2 << 30  # most of it is kept by torch, unused
+    assert automatic_budget(gpu) == 32 << 30
+    free, reserved = 3 << 30, 2 << 30
+    assert automatic_budget(gpu) == 1 << 30
+    # A model that lies there, as far as anybody is asked.
+    model, x = small
+    ntk = EmpiricalNTK(model, sketch=None)
+    assert ntk.memory_budget == 2 << 30
+    with monkeypatch.context() as patch:
+        patch.setattr(EmpiricalNTK, "_device", gpu)
+        assert ntk.memory_budget == 1 << 30
+        assert EmpiricalNTK(model, memory_budget=5000).memory_budget == 5000
+    monkeypatch.setattr("ntkfast.ntk.automatic_budget", lambda device: 1000)
+    with pytest.raises(ValueError, match="memory_budget=1000"):
+        ntk.features(x)
+    ntk.memory_budget = 1 << 30
+    ntk.features(x)
+    with pytest.raises(ValueError, match="memory_budget is 0; expected a positive int"):
+        ntk.memory_budget = 0
+    assert ntk.memory_budget == 1 << 30
+
+
+def test_the_budget_of_a_call_is_asked_for_once(small, monkeypatch) -> None:
+    """It falls while a call allocates, and what is divided by it must fit together."""
+    model, x = small
+    expected, asked = EmpiricalNTK(model).gram(x), []
+
+    def budget(device):
+        asked.append(device)
+        return 30_000 // len(asked)
+
+    monkeypatch.setattr("ntkfast.ntk.automatic_budget", budget)
+    ntk = EmpiricalNTK(model)
+    assert torch.allclose(ntk.gram(x), expected, rtol=1e-5)
+    assert len(asked) == 1
 
 
 class Returns(nn.Module):

@@ -82,6 +82,30 @@ def test_gram_restarts_where_it_stopped(network, tmp_path, outputs, rectangular)
     assert relative(np.load(path), expected) <= 1e-12
 
 
+def test_gram_goes_on_with_another_automatic_budget(network, tmp_path, monkeypatch) -> None:
+    """Free memory of a GPU is not the same tomorrow; the panels of the file are."""
+    model, x = network
+    expected = EmpiricalNTK(model).gram(x)
+    counting, path = Counting(model), tmp_path / "K.npy"
+    monkeypatch.setattr("ntkfast.ntk.automatic_budget", lambda device: 40_000)
+    ntk = EmpiricalNTK(counting)
+    whole = EmpiricalNTK(counting).gram(x)
+    all_points = counting.count.points
+    counting.count.points, counting.count.stop_at = 0, 60
+    with pytest.raises(KeyboardInterrupt):
+        ntk.gram(x, out=path)
+    state = json.loads((tmp_path / "K.npy.partial.json").read_text())
+    assert state["done"] and 0 < state["panel"] < len(x)
+    counting.count.points, counting.count.stop_at = 0, 10**9
+    monkeypatch.setattr("ntkfast.ntk.automatic_budget", lambda device: 1 << 31)
+    with pytest.raises(ValueError, match="unfinished result of another"):
+        EmpiricalNTK(counting, memory_budget=1 << 31).gram(x, out=path)  # as asked for
+    counting.count.points = 0
+    assert relative(ntk.gram(x, out=path), expected) <= 1e-12
+    assert counting.count.points < all_points
+    assert relative(whole, expected) <= 1e-12
+
+
 def test_a_damaged_partial_file_is_refused(network, tmp_path) -> None:
     model, x = network
     counting = Counting(model)

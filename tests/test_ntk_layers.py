@@ -644,3 +644,12 @@ def test_compiled_contractions_are_the_torch_ones(name, outputs, monkeypatch) ->
             reference = ntk.features(point), ntk.gram(point)
         for found, expected in zip(compiled, reference, strict=True):
             assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+def test_tables_of_positions_are_kept() -> None:
+    cpu = torch.device("cpu")
+    found = layers._places(cpu, (2, 3, 1), (100, 7, 5))
+    assert found.tolist() == [0, 7, 14, 100, 107, 114]
+    assert layers._places(cpu, [2, 3, 1], (100, 7, 5)) is found
+    assert layers._places(cpu, (4,), (1,)).tolist() == [0, 1, 2, 3]
+    assert layers._places(cpu, (0, 3), (9, 1)).tolist() == []

@@ -12,6 +12,7 @@ carry=build/gpu-carry
 variants=(
   "base"
   "other -DNTKFAST_UNROLLED_BLOCKS=16 -DNTKFAST_GRAM_WARPGROUPS=2"
+  "stretches -DNTKFAST_UNROLLED_BLOCKS=8 -DNTKFAST_GRAM_MEBIBYTES=48"
 )
 bin=$PWD/.venv/bin
 

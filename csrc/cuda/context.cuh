@@ -286,21 +286,28 @@ struct Context {
     NTKFAST_WIDE_WARPGROUP_PRODUCT("bf16");
 #endif
   }
-  /// The same by two instructions, which ask for half the registers at once.
-  template <class Sum>
-  NTKFAST_DEVICE void multiply_halves(Fp16, Sum (&sums)[2][32], uint64_t a, uint64_t b,
-                                      bool accumulate) const {
+  /// Half of them, of 128 rows of B: columns 128 kHalf on. Two such instructions ask for half the
+  /// registers at once.
+  template <int kHalf, class Sum>
+  NTKFAST_DEVICE void multiply_half(Fp16, Sum (&sums)[2][32], uint64_t a, uint64_t b,
+                                    bool accumulate) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    NTKFAST_WARPGROUP_PRODUCT_OF("f16", NTKFAST_ALL_SUMS, b);
-    NTKFAST_WARPGROUP_PRODUCT_OF("f16", NTKFAST_OTHER_SUMS, moved(b, 128 * 128));
+    if constexpr (kHalf == 0) {
+      NTKFAST_WARPGROUP_PRODUCT_OF("f16", NTKFAST_ALL_SUMS, b);
+    } else {
+      NTKFAST_WARPGROUP_PRODUCT_OF("f16", NTKFAST_OTHER_SUMS, b);
+    }
 #endif
   }
-  template <class Sum>
-  NTKFAST_DEVICE void multiply_halves(Bf16, Sum (&sums)[2][32], uint64_t a, uint64_t b,
-                                      bool accumulate) const {
+  template <int kHalf, class Sum>
+  NTKFAST_DEVICE void multiply_half(Bf16, Sum (&sums)[2][32], uint64_t a, uint64_t b,
+                                    bool accumulate) const {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    NTKFAST_WARPGROUP_PRODUCT_OF("bf16", NTKFAST_ALL_SUMS, b);
-    NTKFAST_WARPGROUP_PRODUCT_OF("bf16", NTKFAST_OTHER_SUMS, moved(b, 128 * 128));
+    if constexpr (kHalf == 0) {
+      NTKFAST_WARPGROUP_PRODUCT_OF("bf16", NTKFAST_ALL_SUMS, b);
+    } else {
+      NTKFAST_WARPGROUP_PRODUCT_OF("bf16", NTKFAST_OTHER_SUMS, b);
+    }
 #endif
   }
   NTKFAST_DEVICE void commit_products() const {

@@ -1,4 +1,5 @@
-// out += A B^T, one block per tile of out.
+// out += A B^T, one block per tile of out, or several where there are few tiles: they share out the
+// depth, and their sums are added in order.
 #pragma once
 
 #include "cuda/gram_tile.cuh"
@@ -8,6 +9,11 @@
 /// Warpgroups of a wide tile: two, or three, which read less.
 #if !defined(NTKFAST_GRAM_WARPGROUPS)
 #define NTKFAST_GRAM_WARPGROUPS 3
+#endif
+/// Of packed rows at once, in workspace. Where the second-level cache holds them, they cross to
+/// memory once less, in more and shorter launches.
+#if !defined(NTKFAST_GRAM_MEBIBYTES)
+#define NTKFAST_GRAM_MEBIBYTES 256
 #endif
 
 namespace ntkfast {
@@ -20,7 +26,24 @@ struct GramAddArgs {
   int64_t rows, cols;
   T* out;
   int64_t out_stride;
-  bool lower;  // only tiles that meet the lower triangle
+  bool lower;      // only tiles that meet the lower triangle
+  Pair<T>* parts;  // sums of shares of the depth, for AddParts; null: sums go to out
+  int64_t share;   // slices of 128 bytes of each share but the last
+};
+
+/// A tile of out, and whether there is something to do for it.
+template <int kRows, int kColumns>
+struct GramTile {
+  int64_t row0, col0;
+  bool wanted;
+  template <class T>
+  NTKFAST_DEVICE GramTile(const GramAddArgs<T>& args, int64_t block) {
+    const TilePlace place =
+        place_in_panels(block, div_up(args.rows, kRows), div_up(args.cols, kColumns));
+    row0 = place.row * kRows;
+    col0 = place.col * kColumns;
+    wanted = !args.lower || col0 < row0 + kRows;
+  }
 };
 
 /// A number and its neighbour; zero from `left` on. `kWhole`: both are there, at an even place.
@@ -34,81 +57,229 @@ NTKFAST_DEVICE Pair<T> read_pair(const T* from, int left) {
   return pair;
 }
 
-/// out += the sums of this thread, whose first one is at this row and column. Several numbers of
-/// out are read before any is written, which waits for memory once for all of them.
-template <bool kWhole, bool kScaled, class Tile, class T, class Sums>
-NTKFAST_DEVICE void add_pairs_to_out(const GramAddArgs<T>& args, int64_t row, int64_t col, int left,
-                                     const Sums& sums) {
-  constexpr int kAtOnce = Tile::kPairs < 4 ? Tile::kPairs : 4;
-  static_assert(Tile::kPairs % kAtOnce == 0, "");
+/// Pairs of a thread's row that are added to out at once: several numbers of out are read before
+/// any is written, which waits for memory once for all of them.
+template <class Tile>
+constexpr int kPairsAtOnce = Tile::kPairs < 4 ? Tile::kPairs : 4;
+
+/// Some pairs of row r of out, from number `first` of the thread's pairs on, += those of `sums`.
+template <bool kWhole, bool kScaled, class Tile, class T, int N>
+NTKFAST_DEVICE void add_some_pairs(const GramAddArgs<T>& args, int64_t r, int64_t col, int left,
+                                   int first, const Pair<T> (&sums)[N], int begin) {
+  constexpr int kAtOnce = kPairsAtOnce<Tile>;
+  T* const out = args.out + r * args.out_stride + col;
+  Pair<T> value[kAtOnce];
   NTKFAST_UNROLL_DEVICE
-  for (int i = 0; i < Tile::kRows; ++i) {
-    const int64_t r = row + Tile::kRowStep * i;
-    if (r >= args.rows) continue;
-    T* const out = args.out + r * args.out_stride + col;
-    NTKFAST_UNROLL_DEVICE
-    for (int first = 0; first < Tile::kPairs; first += kAtOnce) {
-      Pair<T> value[kAtOnce];
+  for (int j = 0; j < kAtOnce; ++j) {
+    const int at = Tile::kColStep * (first + j);
+    Pair<T> term = sums[begin + j];
+    if constexpr (kScaled) {
+      const auto scale = read_pair<kWhole>(args.right_scale + col + at, left - at);
       NTKFAST_UNROLL_DEVICE
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int at = Tile::kColStep * (first + j);
-        Pair<T> term = sums[i][first + j];
-        if constexpr (kScaled) {
-          const auto scale = read_pair<kWhole>(args.right_scale + col + at, left - at);
-          NTKFAST_UNROLL_DEVICE
-          for (int lane = 0; lane < 2; ++lane)
-            term.v[lane] = unscaled(term.v[lane], args.left_scale[r], scale.v[lane]);
-        }
-        value[j] = read_pair<kWhole>(out + at, left - at) + term;
-      }
+      for (int lane = 0; lane < 2; ++lane)
+        term.v[lane] = unscaled(term.v[lane], args.left_scale[r], scale.v[lane]);
+    }
+    value[j] = read_pair<kWhole>(out + at, left - at) + term;
+  }
+  NTKFAST_UNROLL_DEVICE
+  for (int j = 0; j < kAtOnce; ++j) {
+    const int at = Tile::kColStep * (first + j);
+    if constexpr (kWhole) {
+      *reinterpret_cast<Pair<T>*>(out + at) = value[j];
+    } else {
       NTKFAST_UNROLL_DEVICE
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int at = Tile::kColStep * (first + j);
-        if constexpr (kWhole) {
-          *reinterpret_cast<Pair<T>*>(out + at) = value[j];
-        } else {
-          NTKFAST_UNROLL_DEVICE
-          for (int lane = 0; lane < 2; ++lane)
-            if (at + lane < left) out[at + lane] = value[j].v[lane];
-        }
-      }
+      for (int lane = 0; lane < 2; ++lane)
+        if (at + lane < left) out[at + lane] = value[j].v[lane];
     }
   }
 }
-/// `kScaled`: there are scales.
-template <bool kScaled, class Tile, class T, class Sums>
-NTKFAST_DEVICE void add_to_out(const GramAddArgs<T>& args, int64_t row, int64_t col,
-                               const Sums& sums) {
+
+/// Calls add(whole, columns left) for the columns of out from `col` on, a thread's first.
+template <class Tile, class T, class Add>
+NTKFAST_DEVICE void add_columns(const GramAddArgs<T>& args, int64_t col, const Add& add) {
   constexpr int kEnd = Tile::kColStep * (Tile::kPairs - 1) + 2;  // of this thread's columns
   const int left = args.cols - col < kEnd ? static_cast<int>(args.cols - col) : kEnd;
   const bool even =
       args.out_stride % 2 == 0 && reinterpret_cast<uintptr_t>(args.out) % sizeof(Pair<T>) == 0;
   if (even && left == kEnd) {
-    add_pairs_to_out<true, kScaled, Tile>(args, row, col, left, sums);
+    add(std::true_type{}, left);
   } else {
-    add_pairs_to_out<false, kScaled, Tile>(args, row, col, left, sums);
+    add(std::false_type{}, left);
   }
+}
+
+/// out += the sums of this thread, whose first one is at this row and column. `kScaled`: there are
+/// scales.
+template <bool kScaled, class Tile, class T, class Sums>
+NTKFAST_DEVICE void add_to_out(const GramAddArgs<T>& args, int64_t row, int64_t col,
+                               const Sums& sums) {
+  constexpr int kAtOnce = kPairsAtOnce<Tile>;
+  static_assert(Tile::kPairs % kAtOnce == 0, "");
+  add_columns<Tile>(args, col, [&](auto whole, int left) {
+    NTKFAST_UNROLL_DEVICE
+    for (int i = 0; i < Tile::kRows; ++i) {
+      const int64_t r = row + Tile::kRowStep * i;
+      if (r >= args.rows) continue;
+      NTKFAST_UNROLL_DEVICE
+      for (int first = 0; first < Tile::kPairs; first += kAtOnce)
+        add_some_pairs<decltype(whole)::value, kScaled, Tile>(args, r, col, left, first, sums[i],
+                                                              first);
+    }
+  });
+}
+
+/// Where the sums of a block's share lie, those of its threads side by side.
+template <class Kernel, class T>
+NTKFAST_DEVICE Pair<T>* part_of(const GramAddArgs<T>& args, int64_t share, int64_t tile,
+                                int64_t tiles, int thread) {
+  constexpr int kPairs = Kernel::Tile::kRows * Kernel::Tile::kPairs;
+  return args.parts + (share * tiles + tile) * kPairs * Kernel::kSummers + thread;
+}
+
+/// Sums of a thread to where they are wanted.
+template <class Kernel, class Ctx, class T, class Sums>
+NTKFAST_DEVICE void put_sums(const Ctx& ctx, const GramAddArgs<T>& args, int64_t row0, int64_t col0,
+                             const Sums& sums) {
+  using Tile = typename Kernel::Tile;
+  if (args.parts == nullptr)
+    return add_to_out<Kernel::kScaled, Tile>(args, row0 + Tile::row(ctx.thread()),
+                                             col0 + Tile::col(ctx.thread()), sums);
+  Pair<T>* const part =
+      part_of<Kernel>(args, ctx.block_y(), ctx.block_x(), ctx.grid_x(), ctx.thread());
+  NTKFAST_UNROLL_DEVICE
+  for (int i = 0; i < Tile::kRows; ++i) {
+    NTKFAST_UNROLL_DEVICE
+    for (int j = 0; j < Tile::kPairs; ++j)
+      part[(i * Tile::kPairs + j) * Kernel::kSummers] = sums[i][j];
+  }
+}
+
+/// out += the sums of all shares that the kernel has formed, in order. A block takes a tile, and of
+/// its threads' pairs those of one number.
+template <class Kernel>
+struct AddParts {
+  using T = typename Kernel::T;
+  using Tile = typename Kernel::Tile;
+  static constexpr int kThreads = Kernel::kSummers;
+  static constexpr int kAtOnce = kPairsAtOnce<Tile>;
+  static constexpr int kPieces = Tile::kRows * Tile::kPairs / kAtOnce;
+
+  struct Args {
+    GramAddArgs<T> gram;
+    int shares;
+  };
+  template <class Ctx>
+  static NTKFAST_DEVICE void body(const Ctx& ctx, const Args& args) {
+    const GramAddArgs<T>& gram = args.gram;
+    const GramTile<Kernel::kRows, Kernel::kColumns> tile(gram, ctx.block_x());
+    if (!tile.wanted) return;
+    const int pair = static_cast<int>(ctx.block_y()) * kAtOnce;
+    Pair<T> sums[kAtOnce];
+    NTKFAST_UNROLL_DEVICE
+    for (int j = 0; j < kAtOnce; ++j) sums[j] = Pair<T>(T(0));
+    NTKFAST_UNROLL_FOUR
+    for (int share = 0; share < args.shares; ++share) {
+      const Pair<T>* const part =
+          part_of<Kernel>(gram, share, ctx.block_x(), ctx.grid_x(), ctx.thread());
+      NTKFAST_UNROLL_DEVICE
+      for (int j = 0; j < kAtOnce; ++j) sums[j] = sums[j] + part[(pair + j) * kThreads];
+    }
+    const int64_t r = tile.row0 + Tile::row(ctx.thread()) + Tile::kRowStep * (pair / Tile::kPairs);
+    const int64_t col = tile.col0 + Tile::col(ctx.thread());
+    if (r >= gram.rows) return;
+    add_columns<Tile>(gram, col, [&](auto whole, int left) {
+      add_some_pairs<decltype(whole)::value, Kernel::kScaled, Tile>(gram, r, col, left,
+                                                                    pair % Tile::kPairs, sums, 0);
+    });
+  }
+};
+
+/// Into how many shares a product's depth is divided, slices of each but the last, and what that
+/// costs: bytes that the multiprocessor with most to do reads and writes.
+struct DepthShares {
+  int64_t count, slices, cost;
+};
+
+/// The best shares: blocks for all multiprocessors, but few sums that are written and read once
+/// more, at most kMostBytes of them.
+template <class Kernel>
+struct GramShares {
+  using T = typename Kernel::T;
+  static constexpr int64_t kMostBytes = int64_t{64} << 20;
+  /// About what a multiprocessor reads while a block, or one more kernel, begins.
+  static constexpr int64_t kBlockBytes = 64 << 10, kLaunchBytes = 128 << 10;
+  static constexpr int64_t kTileBytes = int64_t{Kernel::kRows} * Kernel::kColumns * sizeof(T);
+
+  static int64_t all_tiles(const GramAddArgs<T>& args) {
+    return div_up(args.rows, Kernel::kRows) * div_up(args.cols, Kernel::kColumns);
+  }
+  /// Tiles that there is something to do for.
+  static int64_t tiles(const GramAddArgs<T>& args) {
+    int64_t count = 0;
+    for (int64_t end = Kernel::kRows; end < args.rows + Kernel::kRows; end += Kernel::kRows)
+      count += div_up(args.lower && end < args.cols ? end : args.cols, Kernel::kColumns);
+    return count;
+  }
+  static int64_t part_bytes(const GramAddArgs<T>& args, int64_t shares) {
+    return shares > 1 ? round_to(shares * all_tiles(args) * kTileBytes, 256) : 0;
+  }
+  static DepthShares best(const GramAddArgs<T>& args, int64_t slices, int64_t multiprocessors) {
+    constexpr int64_t kPieces = AddParts<Kernel>::kPieces;
+    const int64_t wanted = tiles(args), most = 4 * multiprocessors;
+    DepthShares best{};
+    for (int64_t wish = 1; wish <= slices && wish <= most; ++wish) {
+      const int64_t each = div_up(slices, wish), count = div_up(slices, each);
+      if (part_bytes(args, count) > kMostBytes) break;
+      const int64_t block = kBlockBytes + each * Kernel::kStageBytes;
+      int64_t cost = div_up(wanted * count, multiprocessors);
+      if (count == 1) {
+        cost *= block + 2 * kTileBytes;
+      } else {
+        cost = cost * (block + kTileBytes) + kLaunchBytes +
+               div_up(wanted * kPieces, multiprocessors) * (count + 2) * (kTileBytes / kPieces);
+      }
+      if (best.count == 0 || cost < best.cost) best = {count, each, cost};
+    }
+    return best;
+  }
+};
+
+/// Launches a kernel for a depth of so many slices, in shares of `each`; with(args) are its
+/// arguments. `parts`: memory for the sums of all shares, if there are several.
+template <class Kernel, class Launcher, class With>
+void launch_gram_shares(Launcher& launcher, GramAddArgs<typename Kernel::T> args, int64_t slices,
+                        int64_t each, void* parts, const With& with) {
+  const int64_t tiles = GramShares<Kernel>::all_tiles(args), shares = div_up(slices, each);
+  args.share = each;
+  args.parts = shares > 1 ? static_cast<Pair<typename Kernel::T>*>(parts) : nullptr;
+  launcher.template run<Kernel>({tiles, shares}, Kernel::kSharedBytes, with(args));
+  if (shares == 1) return;
+  using Add = AddParts<Kernel>;
+  launcher.template run<Add>({tiles, Add::kPieces}, 0,
+                             typename Add::Args{args, static_cast<int>(shares)});
 }
 
 template <class Products>
 struct GramAdd {
   using T = typename Products::T;
-  static constexpr int kThreads = Products::kThreads;
+  using Tile = Products;
+  static constexpr int kThreads = Products::kThreads, kSummers = kThreads;
+  static constexpr int kRows = Products::kTile, kColumns = Products::kTile;
+  static constexpr int kStageBytes = 2 * Products::kTile * kSliceBytes;
+  static constexpr int kSharedBytes = Products::kSharedBytes;
+  static constexpr bool kScaled = std::is_same<typename Products::Element, Float16>::value;
 
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const GramAddArgs<T>& args) {
     if constexpr (!Products::kRunsHere) return;
-    constexpr int kTile = Products::kTile;
-    const TilePlace place =
-        place_in_panels(ctx.block_x(), div_up(args.rows, kTile), div_up(args.cols, kTile));
-    const int64_t row0 = place.row * kTile, col0 = place.col * kTile;
-    if (args.lower && col0 >= row0 + kTile) return;  // the whole block
+    const GramTile<kRows, kColumns> tile(args, ctx.block_x());
+    if (!tile.wanted) return;  // the whole block
     typename Products::Sums total;
     clear_sums(total);
-    Products::add_products(ctx, args.left, row0, args.rows, args.right, col0, args.cols, total);
-    constexpr bool kScaled = std::is_same<typename Products::Element, Float16>::value;
-    add_to_out<kScaled, Products>(args, row0 + Products::row(ctx.thread()),
-                                  col0 + Products::col(ctx.thread()), total);
+    const int64_t bytes = args.share * kSliceBytes, begin = ctx.block_y() * bytes;
+    Products::add_products(ctx, slice_of(args.left, begin, bytes), tile.row0, args.rows,
+                           slice_of(args.right, begin, bytes), tile.col0, args.cols, total);
+    put_sums<GramAdd>(ctx, args, tile.row0, tile.col0, total);
   }
 };
 
@@ -126,14 +297,17 @@ struct GramWarpgroupArgs {
 /// 8 or 11 bits may change each of them.
 template <class Products, bool kWide = false>
 struct GramAddWarpgroup {
+  using T = float;
   static constexpr bool kOneChain = kWide && !Products::kSplit;
+  static constexpr bool kScaled = std::is_same<typename Products::Element, Float16>::value;
   static constexpr int64_t kLongestChain = 16384;
   using Tile =
       std::conditional_t<kWide,
                          WarpgroupTile<Products, kOneChain ? 256 : 128, NTKFAST_GRAM_WARPGROUPS>,
                          WarpgroupTile<Products>>;
-  static constexpr int kThreads = Tile::kThreads;
+  static constexpr int kThreads = Tile::kThreads, kSummers = Tile::kMultipliers;
   static constexpr int kRows = Tile::kTileRows, kColumns = Tile::kColumns;
+  static constexpr int kStageBytes = Tile::kStageBytes;
   static constexpr int kStages = 226 * 1024 / Tile::kStageBytes;
   static constexpr int kBarriersAt = kStages * Tile::kStageBytes;
   static constexpr int kSharedBytes = kBarriersAt + 2 * kStages * int{sizeof(uint64_t)};
@@ -141,14 +315,14 @@ struct GramAddWarpgroup {
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const GramWarpgroupArgs& args) {
     if constexpr (!kByWarpgroups) return;
-    const TilePlace place = place_in_panels(ctx.block_x(), div_up(args.gram.rows, kRows),
-                                            div_up(args.gram.cols, kColumns));
-    const int64_t row0 = place.row * kRows, col0 = place.col * kColumns;
-    if (args.gram.lower && col0 >= row0 + kRows) return;  // the whole block
+    const GramTile<kRows, kColumns> tile(args.gram, ctx.block_x());
+    if (!tile.wanted) return;  // the whole block
     auto ring = Tile::ring(ctx, kStages, kBarriersAt);
     if (ctx.thread() == 0) Tile::open(ctx, ring);
     ctx.barrier();
-    const int slices = static_cast<int>(args.left.slices);
+    const int first = static_cast<int>(ctx.block_y() * args.gram.share);
+    const int rest = static_cast<int>(args.left.slices) - first;
+    const int slices = rest < args.gram.share ? rest : static_cast<int>(args.gram.share);
     if (ctx.thread() < Tile::kMultipliers) {
       ctx.template take_registers<Tile::kMultiplierRegisters>();
       typename Tile::Sums sums;
@@ -172,45 +346,37 @@ struct GramAddWarpgroup {
           add_to_sums(sums, part);
         }
       }
-      constexpr bool kScaled = std::is_same<typename Products::Element, Float16>::value;
-      add_to_out<kScaled, Tile>(args.gram, row0 + Tile::row(ctx.thread()),
-                                col0 + Tile::col(ctx.thread()), sums);
+      put_sums<GramAddWarpgroup>(ctx, args.gram, tile.row0, tile.col0, sums);
     } else {
       ctx.template keep_registers<Tile::kCopierRegisters>();
       if (ctx.thread() > Tile::kMultipliers) return;
       PackedPieces left, right;
-      left.find(args.left, row0, kRows);
-      right.find(args.right, col0, kColumns);
+      left.find(args.left, tile.row0, kRows, first);
+      right.find(args.right, tile.col0, kColumns, first);
       for (int slice = 0; slice < slices; ++slice) Tile::copy(ctx, ring, left, right);
     }
   }
-
-  /// Tiles that there is something to do for.
-  static int64_t tiles(const GramAddArgs<float>& args) {
-    int64_t count = 0;
-    for (int64_t end = kRows; end < args.rows + kRows; end += kRows)
-      count += div_up(args.lower && end < args.cols ? end : args.cols, kColumns);
-    return count;
-  }
-  /// What the multiprocessor reads, per slice, that has most to do.
-  static int64_t most_bytes(const GramAddArgs<float>& args, int multiprocessors) {
-    return div_up(tiles(args), multiprocessors) * Tile::kStageBytes;
-  }
 };
 
-template <class Kernel, class Launcher>
-void launch_gram_warpgroup(Launcher& launcher, const GramWarpgroupArgs& args) {
-  launcher.template run<Kernel>(
-      {div_up(args.gram.rows, Kernel::kRows) * div_up(args.gram.cols, Kernel::kColumns), 1},
-      Kernel::kSharedBytes, args);
-}
-
-/// The depth must not be zero.
+/// Of plain products, or of products by warps that read the matrices as they are. `args` with its
+/// rows, columns and `lower`.
 template <class Products, class Launcher>
-void launch_gram_add(Launcher& launcher, const GramAddArgs<typename Products::T>& args) {
-  constexpr int kTile = Products::kTile;
-  launcher.template run<GramAdd<Products>>({div_up(args.rows, kTile) * div_up(args.cols, kTile), 1},
-                                           Products::kSharedBytes, args);
+DepthShares shares_of_matrices(Launcher& launcher, const GramAddArgs<typename Products::T>& args,
+                               int64_t depth_bytes) {
+  return GramShares<GramAdd<Products>>::best(args, div_up(depth_bytes, kSliceBytes),
+                                             launcher.multiprocessors());
+}
+template <class Products>
+int64_t part_bytes(const GramAddArgs<typename Products::T>& args, const DepthShares& shares) {
+  return GramShares<GramAdd<Products>>::part_bytes(args, shares.count);
+}
+/// `parts`: part_bytes of memory, aligned to 16 bytes. The depth must not be zero.
+template <class Products, class Launcher>
+void launch_gram_add(Launcher& launcher, const GramAddArgs<typename Products::T>& args,
+                     const DepthShares& shares, void* parts) {
+  launch_gram_shares<GramAdd<Products>>(launcher, args, div_up(args.left.depth_bytes, kSliceBytes),
+                                        shares.slices, parts,
+                                        [](const auto& same) { return same; });
 }
 
 /// Two matrices whose rows are multiplied.
@@ -225,71 +391,105 @@ template <class Products>
 class GramOfRows {
  public:
   /// Bytes of rows that are wanted at once.
-  static constexpr int64_t kWantedBytes = int64_t{256} << 20;
+  static constexpr int64_t kWantedBytes = int64_t{NTKFAST_GRAM_MEBIBYTES} << 20;
 
-  /// `same`: the rows of both matrices.
-  GramOfRows(int64_t rows, int64_t cols, int64_t depth, bool same, int64_t wanted = kWantedBytes)
-      : depth_(depth), same_(same) {
+  /// `args` with its rows, columns and `lower`; `same`: the rows of both matrices.
+  template <class Launcher>
+  GramOfRows(Launcher& launcher, const GramAddArgs<float>& args, int64_t depth, bool same,
+             int64_t wanted = kWantedBytes)
+      : depth_(depth),
+        stretch_(depth),
+        same_(same),
+        packed_(launcher.template multiplies_by_warpgroup<Narrow, GramWarpgroupArgs>()) {
+    if (!packed_ && !kRound) {  // as they are
+      shares_ = shares_of_matrices<ByWarps>(launcher, args, depth * int64_t{sizeof(BFloat16)});
+      part_bytes_ = part_bytes<ByWarps>(args, shares_);
+      return;
+    }
     constexpr int64_t kLeast = 1024;
-    const int64_t padded = round_to(rows, kTensorTile) + (same ? 0 : round_to(cols, kTensorTile));
+    const int64_t padded =
+        round_to(args.rows, kTensorTile) + (same ? 0 : round_to(args.cols, kTensorTile));
     const int64_t per_number = padded * (kSliceBytes / kSliceNumbers<Products>);
     const int64_t most = wanted / (per_number > 0 ? per_number : 1) / kLeast * kLeast;
     stretch_ = most < kLeast ? kLeast : most;
     if (stretch_ > depth) stretch_ = depth;
-    left_ = operand_rows<Products>(rows, stretch_);
-    right_ = operand_rows<Products>(same ? 0 : cols, stretch_);
+    if (packed_) {
+      const int multiprocessors = launcher.multiprocessors();
+      const int64_t slices = slices_of<Products>(stretch_);
+      const int64_t chain = Wide::kOneChain ? slices_of<Products>(Wide::kLongestChain) : slices;
+      const int64_t wide_slices = slices < chain ? slices : chain;
+      const DepthShares narrow = GramShares<Narrow>::best(args, slices, multiprocessors);
+      const DepthShares wide = GramShares<Wide>::best(args, wide_slices, multiprocessors);
+      wide_ = wide.cost * slices < narrow.cost * wide_slices;
+      if (wide_ && stretch_ > Wide::kLongestChain && Wide::kOneChain)
+        stretch_ = Wide::kLongestChain;
+      shares_ = wide_ ? wide : narrow;
+      part_bytes_ = wide_ ? GramShares<Wide>::part_bytes(args, shares_.count)
+                          : GramShares<Narrow>::part_bytes(args, shares_.count);
+    } else {
+      shares_ =
+          shares_of_matrices<ByWarps>(launcher, args, slices_of<Products>(stretch_) * kSliceBytes);
+      part_bytes_ = part_bytes<ByWarps>(args, shares_);
+    }
+    left_ = operand_rows<Products>(args.rows, stretch_);
+    right_ = operand_rows<Products>(same ? 0 : args.cols, stretch_);
   }
-  int64_t bytes() const { return left_.bytes() + right_.bytes(); }
+  int64_t bytes() const { return left_bytes() + right_bytes() + part_bytes_; }
 
   /// `args` without its operands; memory aligned to 256 bytes.
   template <class Launcher>
   void launch(Launcher& launcher, const GramFactors<SourceElement<Products>>& factors, void* memory,
               GramAddArgs<float> args) const {
-    constexpr bool kRound = std::is_same<SourceElement<Products>, float>::value;
-    using Narrow = GramAddWarpgroup<Products>;
-    using Wide = GramAddWarpgroup<Products, true>;
-    const bool packed = launcher.template multiplies_by_warpgroup<Narrow, GramWarpgroupArgs>();
-    const bool wide = packed && Wide::most_bytes(args, launcher.multiprocessors()) <
-                                    Narrow::most_bytes(args, launcher.multiprocessors());
-    const int64_t stretch =
-        wide && Wide::kOneChain && stretch_ > Wide::kLongestChain ? Wide::kLongestChain : stretch_;
-    if (!packed && !kRound) {  // as they are
+    unsigned char* const bytes = static_cast<unsigned char*>(memory);
+    unsigned char* const parts = bytes + left_bytes() + right_bytes();
+    if (!packed_ && !kRound) {
       args.left = tensor_operand(factors.left, factors.left_stride, depth_);
       args.right = tensor_operand(factors.right, factors.right_stride, depth_);
-      return launch_gram_add<TensorProducts<Products>>(launcher, args);
+      return launch_gram_add<ByWarps>(launcher, args, shares_, parts);
     }
-    for (int64_t begin = 0; begin < depth_; begin += stretch) {
-      const int64_t depth = depth_ - begin < stretch ? depth_ - begin : stretch;
-      const OperandRows left = operand_rows<Products>(left_.rows, depth).at(memory);
+    for (int64_t begin = 0; begin < depth_; begin += stretch_) {
+      const int64_t depth = depth_ - begin < stretch_ ? depth_ - begin : stretch_;
+      const OperandRows left = operand_rows<Products>(left_.rows, depth).at(bytes);
       OperandRows right = left;
       launch_fill_rows<Products>(launcher, factors.left + begin, factors.left_stride, depth,
-                                 nullptr, left, packed);
+                                 nullptr, left, packed_);
       if (!same_) {
-        right = operand_rows<Products>(right_.rows, depth)
-                    .at(static_cast<unsigned char*>(memory) + left_.bytes());
+        right = operand_rows<Products>(right_.rows, depth).at(bytes + left_bytes());
         launch_fill_rows<Products>(launcher, factors.right + begin, factors.right_stride, depth,
-                                   nullptr, right, packed);
+                                   nullptr, right, packed_);
       }
       if (kRound) {
         args.left_scale = left.scale;
         args.right_scale = right.scale;
       }
-      if (packed && wide) {
-        launch_gram_warpgroup<Wide>(launcher, {args, left, right});
-      } else if (packed) {
-        launch_gram_warpgroup<Narrow>(launcher, {args, left, right});
+      // The last stretch is shorter and has fewer shares, as long as the others'.
+      const auto with_rows = [&](const GramAddArgs<float>& gram) {
+        return GramWarpgroupArgs{gram, left, right};
+      };
+      if (packed_ && wide_) {
+        launch_gram_shares<Wide>(launcher, args, left.slices, shares_.slices, parts, with_rows);
+      } else if (packed_) {
+        launch_gram_shares<Narrow>(launcher, args, left.slices, shares_.slices, parts, with_rows);
       } else {
         args.left = left.operand();
         args.right = right.operand();
-        launch_gram_add<TensorProducts<Products>>(launcher, args);
+        launch_gram_add<ByWarps>(launcher, args, shares_, parts);
       }
     }
   }
 
  private:
-  int64_t depth_, stretch_;
-  bool same_;
-  OperandRows left_, right_;
+  static constexpr bool kRound = std::is_same<SourceElement<Products>, float>::value;
+  using ByWarps = TensorProducts<Products>;
+  using Narrow = GramAddWarpgroup<Products>;
+  using Wide = GramAddWarpgroup<Products, true>;
+  int64_t left_bytes() const { return left_.rows > 0 ? left_.bytes() : 0; }
+  int64_t right_bytes() const { return right_.rows > 0 ? right_.bytes() : 0; }
+
+  int64_t depth_, stretch_, part_bytes_ = 0;
+  bool same_, packed_, wide_ = false;
+  DepthShares shares_{};
+  OperandRows left_{}, right_{};
 };
 
 }  // namespace

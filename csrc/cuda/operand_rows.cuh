@@ -71,12 +71,14 @@ struct FillRowsArgs {
   bool packed;
 };
 
-/// One warp per row.
-template <class Products>
+/// A warp takes a row, or where rows are few kWarps do, a whole block.
+template <class Products, int kWarps>
 struct FillRows {
   using Element = SourceElement<Products>;
   static constexpr bool kRound = std::is_same<Element, float>::value;
-  static constexpr int kThreads = 256, kRowsPerBlock = kThreads / 32;
+  static constexpr int kThreads = 256, kLanes = 32 * kWarps, kRowsPerBlock = kThreads / kLanes;
+  static constexpr int kSharedBytes = kRowsPerBlock == 1 ? kWarps * int{sizeof(uint32_t)} : 0;
+  static_assert(kWarps == 1 || kRowsPerBlock == 1, "lanes of a row meet at the block's barrier");
   static constexpr int kNumbers = kSliceNumbers<Products>;
   /// Numbers a lane takes at once: they share a chunk.
   static constexpr int kWide = 4;
@@ -86,8 +88,8 @@ struct FillRows {
 
   template <class Ctx>
   static NTKFAST_DEVICE void body(const Ctx& ctx, const FillRowsArgs<Element>& args) {
-    const int lane = ctx.thread() % 32;
-    const int64_t row = ctx.block_x() * kRowsPerBlock + ctx.thread() / 32;
+    const int lane = ctx.thread() % kLanes;
+    const int64_t row = ctx.block_x() * kRowsPerBlock + ctx.thread() / kLanes;
     const bool is_row = row < args.to.rows;
     const int64_t depth = is_row ? args.depth : 0;
     if (row >= args.to.padded_rows()) return;
@@ -109,7 +111,7 @@ struct FillRows {
                                                           : row * args.to.slices * kSliceBytes);
     const int64_t step = args.packed ? kPackedBytes : kSliceBytes;
     NTKFAST_UNROLL_TWICE
-    for (int64_t j = lane * kWide; j < end; j += 32 * kWide) {
+    for (int64_t j = lane * kWide; j < end; j += kLanes * kWide) {
       Wide large, small;
       NTKFAST_UNROLL_DEVICE
       for (int i = 0; i < kWide; ++i) {
@@ -137,7 +139,7 @@ struct FillRows {
   static NTKFAST_DEVICE float scale_of(const Ctx& ctx, const float* from, int64_t depth, int lane) {
     uint32_t largest = 0;  // of absolute values as they are stored: NaN is larger than infinity
     NTKFAST_UNROLL_FOUR
-    for (int64_t j = lane; j < depth; j += 32) {
+    for (int64_t j = lane; j < depth; j += kLanes) {
       const uint32_t bits = bits_of(from[j]) & 0x7fffffffu;
       largest = bits > largest ? bits : largest;
     }
@@ -146,19 +148,39 @@ struct FillRows {
       const uint32_t other = ctx.shuffle_xor(largest, step);
       largest = other > largest ? other : largest;
     }
+    if constexpr (kWarps > 1) {
+      const auto of_warps = ctx.template shared<uint32_t>(0, kWarps);
+      if (lane % 32 == 0) of_warps[lane / 32] = largest;
+      ctx.barrier();
+      NTKFAST_UNROLL_DEVICE
+      for (int warp = 0; warp < kWarps; ++warp) {
+        const uint32_t other = of_warps[warp];
+        largest = other > largest ? other : largest;
+      }
+    }
     const int exponent = static_cast<int>(largest >> 23) - 127;
     const int wanted = largest == 0 ? 0 : 14 - exponent, power = wanted < 126 ? wanted : 126;
     return float_of(static_cast<uint32_t>(127 + power) << 23);
   }
 };
 
+template <class Products, int kWarps, class Launcher, class Args>
+void launch_fill_rows_by(Launcher& launcher, const Args& args) {
+  using Kernel = FillRows<Products, kWarps>;
+  launcher.template run<Kernel>({div_up(args.to.padded_rows(), Kernel::kRowsPerBlock), 1},
+                                Kernel::kSharedBytes, args);
+}
 template <class Products, class Launcher>
 void launch_fill_rows(Launcher& launcher, const SourceElement<Products>* data, int64_t stride,
                       int64_t depth, const int64_t* index, const OperandRows& to, bool packed) {
-  using Kernel = FillRows<Products>;
-  launcher.template run<Kernel>(
-      {div_up(to.padded_rows(), Kernel::kRowsPerBlock), 1}, 0,
-      FillRowsArgs<SourceElement<Products>>{data, stride, depth, index, to, packed});
+  constexpr int kWarps = 8;
+  constexpr int64_t kFull = 64, kLong = 2048;  // warps of a multiprocessor; numbers of a row
+  const FillRowsArgs<SourceElement<Products>> args{data, stride, depth, index, to, packed};
+  if (to.padded_rows() < kFull * launcher.multiprocessors() && depth >= kLong) {
+    launch_fill_rows_by<Products, kWarps>(launcher, args);
+  } else {
+    launch_fill_rows_by<Products, 1>(launcher, args);
+  }
 }
 
 }  // namespace

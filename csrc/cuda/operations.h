@@ -98,7 +98,7 @@ void triangular_solve_cuda(const TensorView& L, const TensorView& X, bool transp
 
 /// `products` as for scoring; sums in float32, or float64 for "fma64". See cpu/gram_add.h. A and B
 /// of the same place are split once.
-std::int64_t gram_add_cuda_workspace(const TensorView& A, const TensorView& B,
+std::int64_t gram_add_cuda_workspace(const TensorView& A, const TensorView& B, bool lower,
                                      const std::string& products);
 void gram_add_cuda(const TensorView& A, const TensorView& B, const TensorView& out, bool lower,
                    const std::string& products, const Workspace& workspace, void* stream);

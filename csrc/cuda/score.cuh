@@ -271,6 +271,7 @@ struct ScoreRows {
   /// Classes are written out in registers once, not for each of several numbers: what a warp runs
   /// through again and again has to fit the caches of instructions.
   static constexpr bool kUnrolled = K > 0 && sizeof(T) == 4;
+  static constexpr int kCandidateNumbers = kUnrolled ? Criterion::candidate_size(K) : 1;
   static constexpr bool kSoftmax = std::is_base_of<OfSoftmax, Criterion>::value;
   /// Tiles of a row that are asked for at a time. Where nothing but memory binds it, four with
   /// three blocks a multiprocessor were slower on an H100.
@@ -306,11 +307,10 @@ struct ScoreRows {
       const T* factors = args.candidate_factor.data + c * args.candidate_factor.row_stride;
       const CandidateColumn<T, const T*> stored{
           args.prepared + bundle_place(i, Criterion::candidate_size(args.classes))};
-      CandidateRegisters<T, kUnrolled ? 2 + 3 * K : 1> candidate;
+      CandidateRegisters<T, kCandidateNumbers> candidate;
       if constexpr (kUnrolled) {
         NTKFAST_UNROLL_DEVICE
-        for (int j = 0; j < 2 + 3 * K; ++j)
-          candidate.value[j] = j < Criterion::candidate_size(K) ? stored(j) : T(0);
+        for (int j = 0; j < kCandidateNumbers; ++j) candidate.value[j] = stored(j);
       }
       const T factor = depth > 0 ? factors[0] : T(0);
       double total = 0;

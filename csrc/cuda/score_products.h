@@ -19,10 +19,13 @@ struct PrepareArgs : ScoreInputs {
 /// Compiled once for all kinds of products.
 void prepare_scores_cuda(const PrepareArgs<float>& args, void* stream);
 
+std::int64_t score_features_bf16_cuda_workspace(const TensorView& psi, const ScoreCall& call);
 void score_features_bf16_cuda(const TensorView& psi, const ScoreCall& call,
                               const Workspace& workspace, void* stream);
+std::int64_t score_features_f16_cuda_workspace(const TensorView& psi, const ScoreCall& call);
 void score_features_f16_cuda(const TensorView& psi, const ScoreCall& call,
                              const Workspace& workspace, void* stream);
+std::int64_t score_features_f16x3_cuda_workspace(const TensorView& psi, const ScoreCall& call);
 void score_features_f16x3_cuda(const TensorView& psi, const ScoreCall& call,
                                const Workspace& workspace, void* stream);
 /// The kernels without tensor cores live with score_dense's, which are the same.

@@ -151,7 +151,8 @@ struct ScorePairsWarpgroup {
   static_assert(kTensorTile == kBundle, "a tile of candidates is a bundle");
   static constexpr int kCovariances = kTensorTile * kColumns;
   /// Of the barriers behind those of the slices: covariances are there, have been scored, and
-  /// planes of either set are there.
+  /// planes of either set are there. Every thread says so of its own covariances: what others say
+  /// for it behind a __syncwarp is right, too, but compute-sanitizer's racecheck reports it.
   enum { kThere, kScored, kPlanesThere, kBarriers = kPlanesThere + 2 };
   /// Pairs of a row that are scored at once: as many as registers hold.
   static constexpr int kPairs = K == 1 ? 4 : K == kAnyClasses ? 2 : 1;
@@ -184,8 +185,8 @@ struct ScorePairsWarpgroup {
         ctx.template shared<uint64_t>(at + 2 * stages * int{sizeof(uint64_t)}, kBarriers);
     if (ctx.thread() == 0) {
       Tile::open(ctx, ring);
-      ctx.open_barrier(barriers + kThere, Tile::kWarps);
-      ctx.open_barrier(barriers + kScored, Tile::kWarps);
+      ctx.open_barrier(barriers + kThere, kMultipliers);
+      ctx.open_barrier(barriers + kScored, kMultipliers);
       ctx.open_barrier(barriers + kPlanesThere, 1);
       ctx.open_barrier(barriers + (kPlanesThere + 1), 1);
     }
@@ -265,8 +266,7 @@ struct ScorePairsWarpgroup {
           own[1] = sums[r][n].v[1];
         }
       }
-      ctx.converge();
-      if (thread % 32 == 0) ctx.arrive(barriers + kThere);
+      ctx.arrive(barriers + kThere);
       if (!now.next(args, ctx.grid_x())) break;
     }
   }
@@ -327,8 +327,7 @@ struct ScorePairsWarpgroup {
                      score.prepared + bundle_place(now.c0(), Criterion::candidate_size(k)), S);
         }
       }
-      ctx.converge();
-      if (thread % 32 == 0) ctx.arrive(barriers + kScored);
+      ctx.arrive(barriers + kScored);
       scores.finish(score, now, thread);
       if (!now.next(args, ctx.grid_x())) break;
       if (kSets == 2) {
@@ -408,10 +407,38 @@ struct ScoreFeatures {
   int64_t stride, depth;
 };
 
-/// Bytes of workspace of a call.
-template <class Products>
-int64_t score_tensor_bytes(const ScoreArgs<float>& score, int64_t depth) {
-  return score_sizes(score, kTensorTiles).total() + ScoreOperands<Products>(score, depth).bytes();
+template <class Products, class Criterion, int K>
+using ScoreKernel = ScorePairsWarpgroup<Products, Criterion, K, kTensorTile, 2>;
+
+/// A launch takes them all.
+inline int64_t score_items(const ScoreArgs<float>& score) {
+  int64_t tiles_per_group = 0;
+  return div_up(score.num_candidates, kTensorTile) *
+         groups_of(score.num_candidates, score.num_evaluation, kTensorTiles, score.wanted_blocks,
+                   &tiles_per_group);
+}
+template <class Products, class Criterion, int K, class Launcher>
+bool scores_by_warpgroup(Launcher& launcher, const ScoreArgs<float>& score) {
+  using Kernel = ScoreKernel<Products, Criterion, K>;
+  return score_items(score) <= INT32_MAX &&
+         launcher.template multiplies_by_warpgroup<Kernel, WarpgroupScoreArgs>();
+}
+
+/// Bytes of workspace of a call. Where warps multiply bfloat16 numbers, they read them as they are.
+template <class Products, class Launcher>
+int64_t score_tensor_bytes(Launcher& launcher, const ScoreArgs<float>& score, int64_t depth) {
+  bool packed = true;
+  if constexpr (std::is_same<SourceElement<Products>, BFloat16>::value) {
+    visit_scalar(score.criterion, [&](auto criterion) {
+      using Criterion = decltype(criterion);
+      visit_classes<Criterion>(score.classes, [&](auto classes) {
+        packed =
+            scores_by_warpgroup<Products, Criterion, decltype(classes)::value>(launcher, score);
+      });
+    });
+  }
+  const int64_t bytes = score_sizes(score, kTensorTiles).total();
+  return packed ? bytes + ScoreOperands<Products>(score, depth).bytes() : bytes;
 }
 
 /// The whole call with one criterion and number of classes (see visit_classes). `score` lacks its
@@ -426,11 +453,7 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
   place_workspace(args.tensor.score, workspace, kTensorTiles);
   if (score.num_evaluation > 0) {
     prepare(args.tensor.score);
-    const int64_t items = div_up(score.num_candidates, kTensorTile) * args.tensor.score.num_groups;
-    using Kernel = ScorePairsWarpgroup<Products, Criterion, K, kTensorTile, 2>;
-    const bool by_warpgroups =
-        items <= INT32_MAX &&
-        launcher.template multiplies_by_warpgroup<Kernel, WarpgroupScoreArgs>();
+    const bool by_warpgroups = scores_by_warpgroup<Products, Criterion, K>(launcher, score);
     if (!by_warpgroups && std::is_same<SourceElement<Products>, BFloat16>::value) {  // as they are
       args.tensor.points = args.tensor.candidates = tensor_operand(psi.data, psi.stride, psi.depth);
       args.tensor.point_rows = score.evaluation;
@@ -441,12 +464,12 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
           static_cast<unsigned char*>(workspace) + score_sizes(score, kTensorTiles).total();
       operands.launch(launcher, psi.data, psi.stride, memory, by_warpgroups, args);
     }
-    args.items = static_cast<int>(items);
+    args.items = static_cast<int>(score_items(score));
     bool launched = !by_warpgroups;
     if (launched) {
       launch_pairs_tensor<Products, Criterion, K>(launcher, args.tensor);
     } else {
-      launched = launch_pairs_warpgroup<Kernel>(launcher, args);
+      launched = launch_pairs_warpgroup<ScoreKernel<Products, Criterion, K>>(launcher, args);
       if constexpr (K == kAnyClasses) {  // many: half a tile of points, or none in shared memory
         using Half = ScorePairsWarpgroup<Products, Criterion, K, kTensorTile / 2, 1>;
         using Cached = ScorePairsWarpgroup<Products, Criterion, K, kTensorTile, 0>;

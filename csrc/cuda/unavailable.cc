@@ -45,7 +45,7 @@ void select_variance_reduction_cuda(View, View, View, View, View, View, View, Vi
 }
 void cholesky_cuda(View, View, void*) { fail(); }
 void triangular_solve_cuda(View, View, bool, void*) { fail(); }
-Size gram_add_cuda_workspace(View, View, Text) { fail(); }
+Size gram_add_cuda_workspace(View, View, bool, Text) { fail(); }
 void gram_add_cuda(View, View, View, bool, Text, const Workspace&, void*) { fail(); }
 void gram_ghost_cuda(View, View, View, View, View, bool, Text, void*) { fail(); }
 Size sketch_cuda_workspace(Size, Size, Size) { fail(); }

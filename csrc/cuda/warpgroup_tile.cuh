@@ -29,20 +29,22 @@ struct SliceRing {
   }
 };
 
-/// Some rows of a packed operand, from a multiple of 64 on, in a slice: two pieces. Rows behind the
-/// last packed ones are copies of others, whose sums are nobody's.
+/// Some rows of a packed operand, from a multiple of 64 on, slice after slice: two pieces. Rows
+/// behind the last packed ones are copies of others, whose sums are nobody's.
 struct PackedPieces {
   const unsigned char* place[2];
   int bytes[2];
 
-  NTKFAST_DEVICE void find(const OperandRows& from, int64_t row0, int rows) {
+  /// From this slice on.
+  NTKFAST_DEVICE void find(const OperandRows& from, int64_t row0, int rows, int64_t slice) {
     const int64_t last = from.padded_rows() / kTensorTile - 1, tile = row0 / kTensorTile;
     const int skipped = static_cast<int>(row0 % kTensorTile);
     const int first = rows < kTensorTile - skipped ? rows : kTensorTile - skipped;
     bytes[0] = first * kSliceBytes;
     bytes[1] = (rows - first) * kSliceBytes;
-    place[0] = from.data + tile * from.slices * kPackedBytes + skipped * kSliceBytes;
-    place[1] = from.data + (tile < last ? tile + 1 : last) * from.slices * kPackedBytes;
+    const unsigned char* const data = from.data + slice * kPackedBytes;
+    place[0] = data + tile * from.slices * kPackedBytes + skipped * kSliceBytes;
+    place[1] = data + (tile < last ? tile + 1 : last) * from.slices * kPackedBytes;
   }
 };
 
@@ -144,7 +146,10 @@ struct WarpgroupTile {
       NTKFAST_UNROLL_DEVICE
       for (int s = 0; s < kSlice; s += 32) {
         if constexpr (kHalves) {
-          ctx.multiply_halves(type, sums, ctx.moved(a, s), ctx.moved(b, s), s > 0 || accumulate);
+          const bool add = s > 0 || accumulate;
+          const auto left = ctx.moved(a, s), right = ctx.moved(b, s);
+          ctx.template multiply_half<0>(type, sums, left, right, add);
+          ctx.template multiply_half<1>(type, sums, left, ctx.moved(right, 128 * kSlice), add);
         } else {
           ctx.multiply_shared(type, sums, ctx.moved(a, s), ctx.moved(b, s), s > 0 || accumulate);
         }

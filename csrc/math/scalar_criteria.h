@@ -151,7 +151,7 @@ struct Scalar<Criterion, OfSoftmax> : Criterion {
   static constexpr bool kHasTargets = has<Criterion>(kReadsTargets);
   // logits (k); q (k) and sum_j q_j F_j (1)
   static NTKFAST_HD int point_size(int k) { return kHasTargets ? 2 * k + 1 : k; }
-  static NTKFAST_HD int candidate_size(int k) { return 2 + 2 * k; }
+  static NTKFAST_HD constexpr int candidate_size(int k) { return 2 + 2 * k; }
   template <class T>
   static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
     prepare_softmax<Criterion>(s, x, out);
@@ -229,7 +229,7 @@ struct Scalar<Criterion, OfSoftmax> : Criterion {
 template <class Criterion>
 struct Scalar<Criterion, OfArgmax> : Criterion {
   static NTKFAST_HD int point_size(int k) { return 1 + k; }  // argmax f (1), logits (k)
-  static NTKFAST_HD int candidate_size(int k) { return 2 + 2 * k; }
+  static NTKFAST_HD constexpr int candidate_size(int k) { return 2 + 2 * k; }
   template <class T>
   static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
     out[0] = static_cast<T>(argmax(x.f, s.classes));
@@ -331,7 +331,7 @@ struct Scalar<Criterion, OfChange> : Criterion {
   static constexpr bool kEveryLabel = has<Criterion>(kReadsLabelProbs);
   static NTKFAST_HD int point_size(int k) { return 1 + k; }
   // a per covariance, then |r|^2, r (k) of one label, or s, s B (k), |r_y|^2 (k), P (k)
-  static NTKFAST_HD int candidate_size(int k) { return 2 + (kEveryLabel ? 3 * k : k); }
+  static NTKFAST_HD constexpr int candidate_size(int k) { return 2 + (kEveryLabel ? 3 * k : k); }
   template <class T>
   static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
     prepare_change(s, x, out);
@@ -374,7 +374,7 @@ struct Scalar<Criterion, OfChange> : Criterion {
 template <class Criterion>
 struct Scalar<Criterion, OfWhitened> : Criterion {
   static NTKFAST_HD int point_size(int) { return 0; }
-  static NTKFAST_HD int candidate_size(int) { return 1; }
+  static NTKFAST_HD constexpr int candidate_size(int) { return 1; }
   template <class T>
   static NTKFAST_HD void prepare_point(const Settings&, const PointInputs&, Prepared<T>) {}
   template <class T>
@@ -394,7 +394,7 @@ struct Scalar<Criterion, OfWhitened> : Criterion {
 template <class Criterion>
 struct Scalar<Criterion, OfCorrelation> : Criterion {
   static NTKFAST_HD int point_size(int) { return 3; }  // 1 / sqrt(S + lam), p, q
-  static NTKFAST_HD int candidate_size(int) { return 3; }
+  static NTKFAST_HD constexpr int candidate_size(int) { return 3; }
   template <class T>
   static NTKFAST_HD void prepare_point(const Settings& s, const PointInputs& x, Prepared<T> out) {
     const double factor = 1.0 / (x.variance + s.ridge);
@@ -423,8 +423,8 @@ struct Scalar<Criterion, OfCorrelation> : Criterion {
 /// The covariance is K itself. A point without features covers nothing: its rho is zero.
 template <class Criterion>
 struct Scalar<Criterion, OfCoverage> : Criterion {
-  static NTKFAST_HD int point_size(int) { return 2; }      // 1 / |x|, m
-  static NTKFAST_HD int candidate_size(int) { return 2; }  // scale / |c|, shift
+  static NTKFAST_HD int point_size(int) { return 2; }                // 1 / |x|, m
+  static NTKFAST_HD constexpr int candidate_size(int) { return 2; }  // scale / |c|, shift
   static NTKFAST_HD double inverse_length(double square) {
     return square > 0 ? 1.0 / sqrt(square) : 0.0;
   }

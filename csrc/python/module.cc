@@ -313,7 +313,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       "workspace", "stream");
   gpu(m, "cuda_cholesky", cholesky_cuda, out("A"), out("failed"), "stream");
   gpu(m, "cuda_triangular_solve", triangular_solve_cuda, "L", out("B"), "transpose", "stream");
-  gpu(m, "cuda_gram_add_workspace", gram_add_cuda_workspace, "A", "B", "products");
+  gpu(m, "cuda_gram_add_workspace", gram_add_cuda_workspace, "A", "B", "lower", "products");
   gpu(m, "cuda_gram_add", gram_add_cuda, "A", "B", out("out"), "lower", "products", "workspace",
       "stream");
   gpu(m, "cuda_gram_ghost", gram_ghost_cuda, "left", "right", "left2", "right2", out("out"),

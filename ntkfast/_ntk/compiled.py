@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from .. import cuda_ops, ops
@@ -89,16 +88,12 @@ class CudaContractions:
         out: Tensor,
     ) -> None:
         keys = (start, sign_key, shift_key)
-        a, b = _on(out.device, left), _on(out.device, right)
-        cuda_ops.sketch_gradients(*a, *b, *keys, out, groups=groups)
+        tables = [(f.data[:, 0], f.positions, f.columns) for f in (left, right)]
+        cuda_ops.sketch_gradients(*tables[0], *tables[1], *keys, out, groups=groups)
 
 
 def _numpy(f: Factor) -> tuple[Any, Any, Any]:
     return f.data[:, 0].numpy(), f.positions.numpy(), f.columns.numpy()
-
-
-def _on(device: torch.device, f: Factor) -> tuple[Tensor, Tensor, Tensor]:
-    return f.data[:, 0], f.positions.to(device), f.columns.to(device)
 
 
 Contractions: TypeAlias = CpuContractions | CudaContractions

@@ -26,6 +26,10 @@ def _beside(path: PathLike) -> tuple[Path, Path]:
     return final, final.with_name(final.name + ".partial")
 
 
+def _progress_of(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
+
+
 def _new_array(path: Path, dtype: torch.dtype, shape: tuple[int, int]) -> Any:
     """Map a new file, all of whose room is taken at once.
 
@@ -102,14 +106,22 @@ class Rows:
 
 
 class GramFile:
-    """A matrix in a file that remembers which of its blocks are done, for restarts."""
+    """A matrix in a file that remembers which of its blocks are done, for restarts.
+
+    Its blocks are those of panels of `panel` points.
+    """
 
     def __init__(
-        self, path: PathLike, shape: tuple[int, int], dtype: torch.dtype, fingerprint: str
+        self,
+        path: PathLike,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        fingerprint: str,
+        panel: int,
     ) -> None:
         self._final, self._partial = _beside(path)
-        self._progress = self._partial.with_name(self._partial.name + ".json")
-        self._fingerprint = fingerprint
+        self._progress = _progress_of(self._partial)
+        self._fingerprint, self._panel = fingerprint, panel
         self.done: set[tuple[int, int]] = set()
         kind = _numpy_dtype(dtype)
         if self._partial.exists() and self._progress.exists():
@@ -127,8 +139,21 @@ class GramFile:
             self.matrix = _new_array(self._partial, dtype, shape)
             self._save()
 
+    @staticmethod
+    def panel_of(path: PathLike) -> int | None:
+        """Points of a panel of the unfinished matrix there, if there is one."""
+        _, partial = _beside(path)
+        if not partial.exists() or not _progress_of(partial).exists():
+            return None
+        panel = json.loads(_progress_of(partial).read_text()).get("panel")
+        return panel if isinstance(panel, int) and panel > 0 else None
+
     def _save(self) -> None:
-        state = {"fingerprint": self._fingerprint, "done": sorted(self.done)}
+        state = {
+            "fingerprint": self._fingerprint,
+            "panel": self._panel,
+            "done": sorted(self.done),
+        }
         temporary = self._progress.with_name(self._progress.name + ".new")
         temporary.write_text(json.dumps(state))
         os.replace(temporary, self._progress)

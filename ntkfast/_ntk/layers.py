@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -67,6 +68,7 @@ class Factor:
     """One factor of a weight's gradients without spelling out its positions.
 
     data (n, R or 1, m) contiguous; entry (t, c) of a sample is ``data[positions[t] + columns[c]]``.
+    Positions and columns are on the device of the data, shared with others, and never changed.
     """
 
     data: Tensor
@@ -78,7 +80,9 @@ class Factor:
         """Return the factor (n, R or 1, T, columns)."""
         positions, columns = data.shape[2:]
         return Factor(
-            data.contiguous().flatten(2), torch.arange(positions) * columns, torch.arange(columns)
+            data.contiguous().flatten(2),
+            _places(data.device, (positions,), (columns,)),
+            _places(data.device, (columns,), (1,)),
         )
 
     @staticmethod
@@ -86,12 +90,31 @@ class Factor:
         """Return the factor (n, R or 1, q, columns, *spatial) with positions (q, *spatial)."""
         q, columns = data.shape[2:4]
         places = math.prod(data.shape[4:])
-        calls = torch.arange(q)[:, None] * (columns * places)
         return Factor(
             data.contiguous().flatten(2),
-            (calls + torch.arange(places)).flatten(),
-            torch.arange(columns) * places,
+            _places(data.device, (q, places), (columns * places, 1)),
+            _places(data.device, (columns,), (places,)),
         )
+
+
+def _places(device: torch.device, counts: Sequence[int], steps: Sequence[int]) -> Tensor:
+    """(prod(counts),) int64: ``i steps[0] + j steps[1] + ...`` of indices (i, j, ...), in order.
+
+    Tables are kept: on a GPU each would be a copy that the host waits for, and its memory belongs
+    to the stream it was made on.
+    """
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _kept_places(device, stream, tuple(counts), tuple(steps))
+
+
+@lru_cache(maxsize=1024)
+def _kept_places(
+    device: torch.device, stream: int, counts: tuple[int, ...], steps: tuple[int, ...]
+) -> Tensor:
+    places = torch.zeros((), dtype=torch.int64)
+    for count, step in zip(counts, steps, strict=True):
+        places = places[..., None] + torch.arange(count) * step
+    return places.flatten().to(device)
 
 
 @dataclass
@@ -245,15 +268,14 @@ class Geometry:
         n, combinations, q, channels = x.shape[:4]
         x = self._padded(x.flatten(0, 2), counts)
         spatial = x.shape[2:]
-        positions, columns = torch.arange(q) * x[0].numel(), torch.arange(channels)
-        columns = columns * math.prod(spatial)
-        for axis, count in enumerate(counts):
-            step = math.prod(spatial[axis + 1 :])
-            place = torch.arange(count) * (self.stride[axis] * step)
-            positions = (positions[:, None] + place).flatten()
-            inside = torch.arange(self.kernel[axis]) * (self.dilation[axis] * step)
-            columns = (columns[:, None] + inside).flatten()
-        return Factor(x.reshape(n, combinations, -1), positions, columns)
+        steps = [math.prod(spatial[axis + 1 :]) for axis in range(len(spatial))]
+        strides = [a * b for a, b in zip(self.stride, steps, strict=True)]
+        dilations = [a * b for a, b in zip(self.dilation, steps, strict=True)]
+        return Factor(
+            x.reshape(n, combinations, -1),
+            _places(x.device, (q, *counts), (x[0].numel(), *strides)),
+            _places(x.device, (channels, *self.kernel), (math.prod(spatial), *dilations)),
+        )
 
 
 @dataclass

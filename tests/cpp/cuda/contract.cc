@@ -60,15 +60,26 @@ struct GramNumbers<PlainProducts<T_>> {
   using T = T_;
 };
 
-/// `wanted`: bytes of rows at once.
+/// Memory that nothing has written: NaN.
+std::unique_ptr<void, decltype(&std::free)> unwritten(int64_t bytes) {
+  const auto size = static_cast<std::size_t>(round_to(bytes + 1, 256));
+  void* const memory = std::aligned_alloc(256, size);
+  std::memset(memory, 0xff, size);
+  return {memory, &std::free};
+}
+
+/// How blocks share out the depth of a product, and its value. `wanted`: bytes of rows at once.
+/// `same`: A A^T.
 template <class Products>
-void check_gram_add(int64_t n, int64_t m, int64_t depth, int gap, bool lower, int bits = 4,
-                    double tolerance = 1e-6, emulation::Options options = {},
-                    int64_t wanted = GramOfRows<Fp16Products>::kWantedBytes) {
+std::vector<typename GramNumbers<Products>::T> check_gram_add(
+    int64_t n, int64_t m, int64_t depth, int gap, bool lower, int bits = 4, double tolerance = 1e-6,
+    emulation::Options options = {}, int64_t wanted = GramOfRows<Fp16Products>::kWantedBytes,
+    bool same = false) {
   using Element = typename GramNumbers<Products>::Element;
   using T = typename GramNumbers<Products>::T;
   const int64_t stride = round_to(depth, 8) + gap;
-  const Numbers<Element> A(n, stride, 1, bits), B(m, stride, 2, bits);
+  const Numbers<Element> A(n, stride, 1, bits), other(m, stride, 2, bits);
+  const Numbers<Element>& B = same ? A : other;
   auto out = random_matrix<T>(n, m, 3);
   std::vector<double> expected(out.begin(), out.end());
   for (int64_t i = 0; i < n; ++i)
@@ -85,15 +96,16 @@ void check_gram_add(int64_t n, int64_t m, int64_t depth, int gap, bool lower, in
   if constexpr (std::is_same<Products, PlainProducts<T>>::value) {
     args.left = tensor_operand(A.data(), stride, depth);
     args.right = tensor_operand(B.data(), stride, depth);
-    launch_gram_add<Products>(launcher, args);
+    const DepthShares shares = shares_of_matrices<Products>(launcher, args, args.left.depth_bytes);
+    launch_gram_add<Products>(launcher, args, shares,
+                              unwritten(part_bytes<Products>(args, shares)).get());
   } else {
-    const GramOfRows<Products> gram(n, m, depth, false, wanted);
-    const std::unique_ptr<void, decltype(&std::free)> memory(
-        std::aligned_alloc(256, static_cast<std::size_t>(gram.bytes())), &std::free);
-    gram.launch(launcher, GramFactors<Element>{A.data(), B.data(), stride, stride}, memory.get(),
-                args);
+    const GramOfRows<Products> gram(launcher, args, depth, same, wanted);
+    gram.launch(launcher, GramFactors<Element>{A.data(), B.data(), stride, stride},
+                unwritten(gram.bytes()).get(), args);
   }
   expect_close(kept(out, m, lower), kept(expected, m, lower), tolerance, "gram_add");
+  return kept(out, m, lower);
 }
 NTKFAST_TEST(gram_add_plain) {
   check_gram_add<PlainProducts<float>>(70, 65, 37, 1, false);
@@ -137,6 +149,74 @@ NTKFAST_TEST(gram_add_tensor) {
   }
 }
 
+/// Shares of tiles of this kernel with so many multiprocessors.
+template <class Kernel>
+DepthShares shares_of(int64_t n, int64_t m, int64_t slices, int multiprocessors, bool lower) {
+  GramAddArgs<typename Kernel::T> args{};
+  args.rows = n;
+  args.cols = m;
+  args.lower = lower;
+  return GramShares<Kernel>::best(args, slices, multiprocessors);
+}
+NTKFAST_TEST(gram_shares) {
+  using Split = GramAddWarpgroup<SplitFp16Products>;
+  // A Gram matrix of 1000 points, 65 536 numbers of depth: blocks for every multiprocessor.
+  const DepthShares few = shares_of<Split>(1000, 1000, 2048, 132, true);
+  test::expect(36 * few.count >= 120, std::to_string(few.count) + " shares of 36 tiles");
+  test::expect(3 * few.cost < shares_of<Split>(1000, 1000, 2048, 36, true).cost, "of what use?");
+  // Enough tiles, or nothing to share.
+  test::expect(shares_of<Split>(8192, 8192, 256, 132, false).count == 1, "many tiles");
+  test::expect(shares_of<Split>(8192, 8192, 256, 132, true).count == 1, "many lower tiles");
+  test::expect(shares_of<Split>(100, 100, 1, 132, false).count == 1, "one slice");
+  for (const int64_t slices : {1, 2, 3, 7, 100, 131, 133, 2048, 100'000}) {
+    for (const int64_t n : {1, 128, 190, 1000, 3000}) {
+      const DepthShares shares = shares_of<Split>(n, n, slices, 132, false);
+      const bool exact =
+          shares.slices * (shares.count - 1) < slices && shares.slices * shares.count >= slices;
+      test::expect(exact, "shares without slices, or slices without a share");
+    }
+  }
+}
+/// The depth of a tile in several shares, the last of them shorter. Same bits whatever block comes
+/// first.
+template <class Products>
+void check_shared_depth(emulation::Options options, int bits, double tolerance) {
+  options.multiprocessors = 7;
+  constexpr int64_t kSlice = 128 / sizeof(typename GramNumbers<Products>::Element);
+  std::vector<typename GramNumbers<Products>::T> first;
+  for (const emulation::Order order : {emulation::Order::kForward, emulation::Order::kShuffled}) {
+    options.order = order;
+    const auto found =
+        check_gram_add<Products>(9, 5, 17 * kSlice + 5, 1, false, bits, tolerance, options);
+    if (first.empty()) first = found;
+    test::expect(found == first, "other bits in another order");
+  }
+  options.order = emulation::Order::kForward;
+  // Several tiles, those of the lower part alone; products without signs on the diagonal.
+  constexpr int64_t kAll = GramOfRows<Fp16Products>::kWantedBytes;
+  check_gram_add<Products>(131, 131, 40 * kSlice + 1, 0, true, bits, tolerance, options, kAll,
+                           true);
+}
+NTKFAST_TEST(gram_add_shares_the_depth) {
+  check_shared_depth<PlainProducts<float>>({}, 4, 1e-6);
+  check_shared_depth<PlainProducts<double>>({}, 4, 1e-14);
+}
+NTKFAST_TEST(gram_add_shares_the_depth_on_tensor_cores) {
+  for (const bool warpgroups : {false, true}) {
+    emulation::Options options;
+    options.warpgroups = warpgroups;
+    check_shared_depth<Bf16Products>(options, 4, 1e-6);
+    check_shared_depth<SplitFp16Products>(options, 16, 1e-6);
+  }
+  emulation::Options options;
+  options.copies_land_at_wait = true;
+  check_shared_depth<Fp16Products>(options, 4, 1e-6);
+  // Rows filled by blocks; three stretches, of which the last has fewer shares.
+  options.multiprocessors = 40;
+  check_gram_add<Fp16Products>(20, 30, 2500, 0, false, 4, 1e-6, options);
+  check_gram_add<SplitFp16Products>(5, 3, 2500, 0, false, 16, 1e-6, options, 1);
+}
+
 /// Rows near either end of float's range: their products are in it, and so is what they are formed
 /// of.
 template <class Products>
@@ -150,12 +230,10 @@ void check_unlike_magnitudes(bool warpgroups) {
     GramAddArgs<float> args{};
     args.rows = args.cols = args.out_stride = 1;
     args.out = &out;
-    const GramOfRows<Products> gram(1, 1, kDepth, false);
-    const std::unique_ptr<void, decltype(&std::free)> memory(
-        std::aligned_alloc(256, static_cast<std::size_t>(gram.bytes())), &std::free);
     emulation::Launcher launcher(options);
-    gram.launch(launcher, GramFactors<float>{A.data(), B.data(), kDepth, kDepth}, memory.get(),
-                args);
+    const GramOfRows<Products> gram(launcher, args, kDepth, false);
+    gram.launch(launcher, GramFactors<float>{A.data(), B.data(), kDepth, kDepth},
+                unwritten(gram.bytes()).get(), args);
     const double expected = kDepth * double{small} * double{large};
     test::expect(std::abs(out / expected - 1) < 1e-3,
                  std::to_string(out) + " instead of " + std::to_string(expected));
@@ -169,9 +247,16 @@ NTKFAST_TEST(gram_add_of_unlike_magnitudes) {
 }
 NTKFAST_TEST(gram_add_workspace_is_bounded) {
   constexpr int64_t kWanted = GramOfRows<Fp16Products>::kWantedBytes;
-  for (const int64_t rows : {1, 2, 100, 130, 3000}) {
-    const GramOfRows<SplitFp16Products> gram(rows, rows, 10'000'000, false);
-    test::expect(gram.bytes() <= kWanted + (int64_t{1} << 20), std::to_string(gram.bytes()));
+  for (const int multiprocessors : {3, 132}) {
+    emulation::Options options;
+    options.multiprocessors = multiprocessors;
+    emulation::Launcher launcher(options);
+    for (const int64_t rows : {1, 2, 100, 130, 3000}) {
+      GramAddArgs<float> args{};
+      args.rows = args.cols = rows;
+      const GramOfRows<SplitFp16Products> gram(launcher, args, 10'000'000, false);
+      test::expect(gram.bytes() <= kWanted + (int64_t{65} << 20), std::to_string(gram.bytes()));
+    }
   }
 }
 

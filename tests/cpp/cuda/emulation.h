@@ -746,6 +746,17 @@ class Context {
   template <class Type, class Sums>
   void multiply_shared(Type, Sums& sums, Shared<unsigned char> a, Shared<unsigned char> b,
                        bool accumulate) const {
+    multiply_pairs<0, sizeof(sums[0]) / sizeof(sums[0][0])>(Type{}, sums, a, b, accumulate);
+  }
+  template <int kHalf, class Type, class Sums>
+  void multiply_half(Type, Sums& sums, Shared<unsigned char> a, Shared<unsigned char> b,
+                     bool accumulate) const {
+    multiply_pairs<16 * kHalf, 16>(Type{}, sums, a, b, accumulate);
+  }
+  /// The sums of a thread's pairs from kFirst on, which are the first columns of B.
+  template <int kFirst, int kCount, class Type, class Sums>
+  void multiply_pairs(Type, Sums& sums, Shared<unsigned char> a, Shared<unsigned char> b,
+                      bool accumulate) const {
     block_.start_product(
         thread_,
         {[](Block& block, int thread, void* to, int first_a, int first_b, bool add) NTKFAST_NOTES {
@@ -759,12 +770,12 @@ class Context {
            for (int r = 0; r < 2; ++r)
              for (int w = 0; w < 8; ++w)
                left[r][w] = word(first_a, 16 * warp + 8 * r + lane / 4, w);
-           for (int n = 0; n < static_cast<int>(sizeof(target[0]) / sizeof(target[0][0])); ++n) {
+           for (int n = 0; n < kCount; ++n) {
              for (int i = 0; i < 2; ++i) {
                Numbers right[8];
                for (int w = 0; w < 8; ++w) right[w] = word(first_b, 8 * n + 2 * (lane % 4) + i, w);
                for (int r = 0; r < 2; ++r) {
-                 float& c = target[r][n].v[i];
+                 float& c = target[r][kFirst + n].v[i];
                  double sum = add ? double{c} : 0.0;
                  for (int w = 0; w < 8; ++w) sum += product(left[r][w], right[w]);
                  c = cut_off(sum);
@@ -773,12 +784,6 @@ class Context {
            }
          },
          &sums, a.offset, b.offset, accumulate});
-  }
-
-  template <class Type, class Sums>
-  void multiply_halves(Type type, Sums& sums, Shared<unsigned char> a, Shared<unsigned char> b,
-                       bool accumulate) const {
-    multiply_shared(type, sums, a, b, accumulate);
   }
 
   Float16 round_fp16(float x) const {

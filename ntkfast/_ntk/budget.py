@@ -1,0 +1,32 @@
+"""The memory that calls may take, and how many points at a time, where nobody says."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["automatic_budget", "largest_batch"]
+
+_ELSEWHERE = 1 << 31
+
+
+def automatic_budget(device: torch.device) -> int:
+    """Bytes: 2 GiB, or on a GPU the largest power of two that is at most half of its free memory.
+
+    What torch has reserved and does not use is free, too. A power of two, so that what else lies on
+    the GPU rarely changes how points are divided, and with it the last bits of results.
+    """
+    if device.type != "cuda":
+        return _ELSEWHERE
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return 1 << max(0, (free // 2).bit_length() - 1)
+
+
+def largest_batch(device: torch.device) -> int:
+    """Points per forward and backward pass, at most.
+
+    On a CPU more gain nothing and leave the caches. A GPU waits for what a pass costs the host.
+    Primes: an axis of a layer that is as long as the batch looks like one of points, which each
+    batch is then checked for.
+    """
+    return 1009 if device.type == "cuda" else 251
