@@ -6,7 +6,7 @@
 namespace ntkfast {
 namespace {
 
-constexpr std::int64_t kRows = 4096;  // rows of psi U^T held at a time
+constexpr std::int64_t kPsiRowsHeld = 4096;  // rows of psi U^T held at a time
 
 template <class T, class Dots, class Subtract>
 void condition(const GemmKernels<T, double, double, double>& project,
@@ -28,9 +28,9 @@ void condition(const GemmKernels<T, double, double, double>& project,
     });
     return;
   }
-  const Buffer memory(std::min(kRows, psi.rows) * rank * std::int64_t{sizeof(double)});
-  for (std::int64_t i = 0; i < psi.rows; i += kRows) {
-    const MatrixView<T> rows = psi.part(i, 0, std::min(kRows, psi.rows - i), psi.cols);
+  const Buffer memory(std::min(kPsiRowsHeld, psi.rows) * rank * std::int64_t{sizeof(double)});
+  for (std::int64_t i = 0; i < psi.rows; i += kPsiRowsHeld) {
+    const MatrixView<T> rows = psi.part(i, 0, std::min(kPsiRowsHeld, psi.rows - i), psi.cols);
     const MatrixView<double> projection{memory.as<double>(), rows.rows, rank, rank, 1};
     gemm(project, operand(rows), operand(U), psi.cols, projection, 1.0, 0.0);
     gemm(update, operand(projection), operand(C.transposed()), rank, rows, -1.0, 1.0);

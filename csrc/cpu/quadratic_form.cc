@@ -6,7 +6,7 @@
 namespace ntkfast {
 namespace {
 
-constexpr std::int64_t kRows = 2048;  // rows of X G held at a time
+constexpr std::int64_t kProductRowsHeld = 2048;  // rows of X G held at a time
 
 template <class T, class Dot>
 void quadratic_form(const GemmKernels<T, double, double, double>& kernels, Dot dot_rows,
@@ -15,9 +15,9 @@ void quadratic_form(const GemmKernels<T, double, double, double>& kernels, Dot d
   const MatrixView<T> X = matrix<T>(X_view, "X", -1, -1);
   const MatrixView<double> G = matrix<double>(G_view, "G", X.cols, X.cols);
   double* q = contiguous<double>(q_view, "q", {X.rows});
-  const Buffer memory(std::min(kRows, X.rows) * X.cols * std::int64_t{sizeof(double)});
-  for (std::int64_t i = 0; i < X.rows; i += kRows) {
-    const MatrixView<T> rows = X.part(i, 0, std::min(kRows, X.rows - i), X.cols);
+  const Buffer memory(std::min(kProductRowsHeld, X.rows) * X.cols * std::int64_t{sizeof(double)});
+  for (std::int64_t i = 0; i < X.rows; i += kProductRowsHeld) {
+    const MatrixView<T> rows = X.part(i, 0, std::min(kProductRowsHeld, X.rows - i), X.cols);
     const MatrixView<double> image{memory.as<double>(), rows.rows, X.cols, X.cols, 1};
     gemm(kernels, operand(rows), operand(G.transposed()), X.cols, image, 1.0, 0.0, false,
          interrupted);
