@@ -294,12 +294,15 @@ def _checked(utility: Array, candidates: Array) -> Array:
 
 
 def _openness(task: _Task, F: Array) -> Array:
-    """Weights v(x) U(x) (N_x,) of `uncertainty_herding`, of F (N_x, k) at the evaluation points."""
+    """Weights v(x) U(x) (N_x,) of F (N_x, k) at the evaluation points."""
     post = task.post
     # (Without labels every class is as open as any.)
     if not task.row.uncertainty or not (post._labels or post._is_labeled.any()):
         return task.uncovered
-    largest = np.sort(softmax(F / task.temperature), axis=1)
+    # Where h has the sharp probabilities of squared loss, U has the flat ones (docs/evidence.md).
+    flat = task.row.product and post.loss == "squared"
+    p = probabilities(F, post.loss) if flat else softmax(F / task.temperature)
+    largest = np.sort(p, axis=1)
     weights: Array = task.uncovered * (1 - (largest[:, -1] - largest[:, -2]))
     return weights
 
@@ -760,7 +763,7 @@ def utilities(
         `fisher_variance_reduction` and `fisher_herding` divide it by h(c).
     temperature : float, optional
         Divides outputs inside soft-maxes, those of f+ and of h and U, from 1e-30 to 1e30; default
-        1 (cross-entropy) or 0.1 (squared loss).
+        1 (cross-entropy) or 0.1 (squared loss). U of `fisher_herding` has none with squared loss.
     log_loss_targets : array (N_x, k), optional
         q of `expected_log_loss`, which needs it, in the order of `evaluation`.
     precision : {"auto", "float32", "float64", "tf32", "bf16"}
@@ -826,7 +829,8 @@ def utilities(
 
     with h = 1 - sum_j p_j^2 of p = softmax(f / temperature), the trained network's, and S(x, x) as
     it was before the batch. The first is the share of the variance that a label of c takes away
-    where classes are open, the second is `uncertainty_herding`.
+    where classes are open, the second is `uncertainty_herding`; for squared loss U is that of F
+    clipped to >= 1e-3 and normalised, without a soft-max.
     """
     facts: dict[str, Any] = {}
     with _group(post).together("utilities", facts):

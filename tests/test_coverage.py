@@ -211,17 +211,21 @@ def literal_reductions(p, candidates, h, given, noises, at_first):
 
 @pytest.mark.parametrize("representation", ["features", "kernel"])
 @pytest.mark.parametrize(("n", "d"), [(6, 12), (6, 40), (0, 12), (20, 5)])
-def test_fisher_herding_is_the_definition(n, d, representation, anywhere):
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere):
     """What is covered times what the variance loses, of each and in a batch."""
-    p = problem(n + d, n=n, d=d)
+    squared = loss == "squared"
+    p = problem(n + d, n=n, d=d, **(dict(loss=loss, scale=1.0, spread=0.5) if squared else {}))
     post = conditioned(p, representation, convert=anywhere.put)
     options = options_of(p, anywhere.put)
-    e = np.exp(p["f"] - p["f"].max(1, keepdims=True))
+    e = np.exp((p["f"] - p["f"].max(1, keepdims=True)) / (0.1 if squared else 1.0))
     h = 1 - ((e / e.sum(1, keepdims=True)) ** 2).sum(1)
     labeled = [*p["phi_l"], p["phi"][3], p["phi"][17]]
     given = [*labeled, p["phi"][3]]  # twice, which covers nothing more
     noises = [p["lam"]] * len(given)
     F = anywhere.host(post.mean)
+    if squared:  # the soft-max of the logarithms is what is normalised
+        F = np.log(np.maximum(F, 1e-3))
     kind, v, r = literal_settings("uncertainty_herding", "rbf", p, F, labeled)
     at_first = [remaining_variance(x, given, noises) for x in p["phi"]]
 
