@@ -234,8 +234,8 @@ def _bait(query: Query, options: dict[str, str]) -> np.ndarray:
     F = _information(V) / len(V)
     inverse = np.linalg.inv(np.eye(len(F)) + _information(V[:n])).astype(np.float32)
     V = V[n:]
-    H = V @ inverse
-    G, A = H @ F, H @ V.transpose(0, 2, 1)
+    H = _rows_times(V, inverse)
+    G, A = _rows_times(H, F), H @ V.transpose(0, 2, 1)
     B = G @ H.transpose(0, 2, 1)
     rows = np.arange(len(V))
     picked: list[int] = []
@@ -251,13 +251,18 @@ def _bait(query: Query, options: dict[str, str]) -> np.ndarray:
         (picked.append if sign > 0 else picked.remove)(int(rows[at]))
         root = np.linalg.inv(np.linalg.cholesky(S[at])).astype(np.float32)
         Q = H[at].T @ root.T  # M^-1 becomes M^-1 - sign Q Q^T
-        W, GQ, FQ = V @ Q, G @ Q, F @ Q
+        W, GQ, FQ = _rows_times(V, Q), _rows_times(G, Q), F @ Q
         WT = W.transpose(0, 2, 1)
         B = B - sign * (GQ @ WT + W @ GQ.transpose(0, 2, 1)) + W @ (Q.T @ FQ) @ WT
         A = A - sign * (W @ WT)
-        H -= sign * (W @ Q.T)
-        G -= sign * (W @ FQ.T)
+        H -= sign * _rows_times(W, Q.T)
+        G -= sign * _rows_times(W, FQ.T)
     return np.array(picked)
+
+
+def _rows_times(V: np.ndarray, M: np.ndarray) -> np.ndarray:
+    """Return V @ M for V (m, k, d) by one product of matrices, several times as fast as m of them."""
+    return (V.reshape(-1, V.shape[2]) @ M).reshape(*V.shape[:2], -1)
 
 
 def _information(V: np.ndarray) -> np.ndarray:
