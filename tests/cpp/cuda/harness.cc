@@ -156,6 +156,214 @@ NTKFAST_TEST(mistakes_are_found) {
   }
 }
 
+// Four bytes share a note: what is known of one of them must not hide another's fault.
+struct PartlyWritten {  // half a word
+  static constexpr int kThreads = 32;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    if (ctx.thread() == 0) ctx.template shared<std::uint16_t>(0, 2)[0] = 7;
+    ctx.barrier();
+    out[0] = static_cast<float>(ctx.template shared<std::uint32_t>(0, 1)[0]);
+  }
+};
+struct OtherHalfWritten {  // and the other half is read
+  static constexpr int kThreads = 32;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto halves = ctx.template shared<std::uint16_t>(0, 2);
+    if (ctx.thread() == 0) halves[1] = 7;
+    ctx.barrier();
+    out[0] = static_cast<float>(halves[0]);
+  }
+};
+struct AcrossWords {  // the second of two words that a number covers
+  static constexpr int kThreads = 32;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto words = ctx.template shared<std::uint32_t>(0, 2);
+    if (ctx.thread() == 0) words[0] = 7;
+    ctx.barrier();
+    if (ctx.thread() == 1) words[1] = 7;
+    if (ctx.thread() == 0) out[0] = static_cast<float>(ctx.template shared<std::uint64_t>(0, 1)[0]);
+  }
+};
+struct ByteAmongBytes {  // of a word that was read in this epoch
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto bytes = ctx.template shared<unsigned char>(0, 64);
+    bytes[ctx.thread() / 4 * 4] = bytes_of(ctx);
+    ctx.barrier();
+    out[ctx.thread()] = static_cast<float>(bytes[0]);
+    if (ctx.thread() == 40) bytes[1] = 2;
+  }
+  template <class Ctx>
+  static unsigned char bytes_of(const Ctx& ctx) {
+    return static_cast<unsigned char>(ctx.thread());
+  }
+};
+struct Halves {  // correct: two threads with a barrier between them, then a whole word
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto halves = ctx.template shared<std::uint16_t>(0, 2);
+    if (ctx.thread() == 0) halves[0] = 3;
+    ctx.barrier();
+    if (ctx.thread() == 33) halves[1] = 1;
+    ctx.barrier();
+    out[ctx.thread()] = static_cast<float>(ctx.template shared<std::uint32_t>(0, 1)[0]);
+  }
+};
+NTKFAST_TEST(parts_of_words_are_told_apart) {
+  for (const emulation::Order order : emulation::kOrders) {
+    const emulation::Options options{order, false};
+    expect_failure(failure_of<PartlyWritten>(options), "unwritten");
+    expect_failure(failure_of<OtherHalfWritten>(options), "unwritten");
+    test::expect(!failure_of<AcrossWords>(options).empty(),
+                 "a number's second word went unnoticed");
+    test::expect(!failure_of<ByteAmongBytes>(options).empty(), "a race for a word went unnoticed");
+    float out[64];
+    emulation::Launcher(options).run<Halves>({1, 1}, 1024, static_cast<float*>(out));
+    for (const float value : out) test::expect(value == 65539.0f, "wrong word");
+  }
+}
+
+/// Bulk copies of 128 bytes, and barriers in shared memory that say when they have arrived.
+template <class Ctx>
+auto opened_barrier(const Ctx& ctx, int count) {
+  const auto barrier = ctx.template shared<std::uint64_t>(4096, 1);
+  if (ctx.thread() == 0) ctx.open_barrier(barrier, count);
+  ctx.barrier();
+  return barrier;
+}
+alignas(16) const unsigned char kRows[256] = {1, 2, 3, 4};
+/// By the thread that copies, over what has been there.
+template <bool kRead>
+struct BulkTouchedEarly {
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto barrier = opened_barrier(ctx, 1);
+    const auto bytes = ctx.template shared<unsigned char>(0, 128);
+    for (int parity = 0; parity < 2; ++parity) {
+      if (ctx.thread() == 0) {
+        ctx.expect_bytes(barrier, 128);
+        ctx.copy_bulk(bytes, kRows, 128, barrier);
+        if (parity == 1 && kRead) out[0] = static_cast<float>(bytes[127]);
+        if (parity == 1 && !kRead) bytes[127] = 1;
+      }
+      ctx.wait_barrier(barrier, parity);
+      ctx.barrier();
+    }
+  }
+};
+struct BulkOverRead {  // what others may still be reading
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto barrier = opened_barrier(ctx, 1);
+    const auto bytes = ctx.template shared<unsigned char>(0, 128);
+    for (int parity = 0; parity < 2; ++parity) {
+      if (ctx.thread() == 0) {
+        ctx.expect_bytes(barrier, 128);
+        ctx.copy_bulk(bytes, kRows, 128, barrier);
+      }
+      ctx.wait_barrier(barrier, parity);
+      out[ctx.thread()] = static_cast<float>(bytes[4]);
+      ctx.converge();
+    }
+  }
+};
+struct BulkOverWritten {  // one byte of it, by another thread
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float*) {
+    const auto barrier = opened_barrier(ctx, 1);
+    const auto bytes = ctx.template shared<unsigned char>(0, 128);
+    if (ctx.thread() == 40) bytes[127] = 1;
+    ctx.converge();
+    if (ctx.thread() == 0) {
+      ctx.expect_bytes(barrier, 128);
+      ctx.copy_bulk(bytes, kRows, 128, barrier);
+    }
+    ctx.wait_barrier(barrier, 0);
+  }
+};
+struct LateArrival {  // a barrier that waits for more threads than arrive
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float*) {
+    const auto barrier = opened_barrier(ctx, 64);
+    if (ctx.thread() % 32 == 0) ctx.arrive(barrier);
+    ctx.wait_barrier(barrier, 0);
+  }
+};
+struct OneArrivalTooMany {
+  static constexpr int kThreads = 64;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    const auto barrier = opened_barrier(ctx, 63);
+    const auto values = ctx.template shared<float>(0, 64);
+    values[ctx.thread()] = 1.0f;
+    ctx.arrive(barrier);
+    ctx.wait_barrier(barrier, 0);
+    out[ctx.thread()] = values[63 - ctx.thread()];
+  }
+};
+NTKFAST_TEST(mistakes_with_bulk_copies_are_found) {
+  for (const emulation::Order order : emulation::kOrders) {
+    for (const bool at_wait : {false, true}) {
+      const emulation::Options options{order, at_wait};
+      expect_failure(failure_of<BulkTouchedEarly<true>>(options, 8192),
+                     at_wait ? "still writing" : "since the last barrier");
+      expect_failure(failure_of<BulkTouchedEarly<false>>(options, 8192),
+                     at_wait ? "copy is writing" : "since the last barrier");
+      test::expect(!failure_of<BulkOverRead>(options, 8192).empty(), "a copy over what is read");
+      test::expect(!failure_of<BulkOverWritten>(options, 8192).empty(), "a copy over a write");
+      expect_failure(failure_of<LateArrival>(options, 8192), "for ever");
+      test::expect(!failure_of<OneArrivalTooMany>(options, 8192).empty(), "a thread too many");
+    }
+  }
+}
+
+/// A warpgroup multiplies rows that a bulk copy has brought; `kByte`: over one byte of them a
+/// thread has written.
+template <bool kByte>
+struct MultiplyShared {
+  static constexpr int kThreads = 128;
+  template <class Ctx>
+  static void body(const Ctx& ctx, float* out) {
+    constexpr int kBytes = 64 * 128;
+    static unsigned char source[kBytes] = {};
+    const auto barrier = ctx.template shared<std::uint64_t>(kBytes, 1);
+    if (ctx.thread() == 0) ctx.open_barrier(barrier, 1);
+    ctx.barrier();
+    const auto bytes = ctx.template shared<unsigned char>(0, kBytes);
+    if (ctx.thread() == 0) {
+      ctx.expect_bytes(barrier, kBytes);
+      ctx.copy_bulk(bytes, source, kBytes, barrier);
+    }
+    ctx.wait_barrier(barrier, 0);
+    if (kByte && ctx.thread() == 0) bytes[3] = 1;
+    ctx.barrier();
+    Pair<float> sums[2][4] = {};
+    ctx.start_products();
+    const auto operand = ctx.operand(bytes);
+    ctx.multiply_shared(Fp16{}, sums, operand, operand, false);
+    ctx.commit_products();
+    ctx.wait_products(sums);
+    if (ctx.thread() < 64) out[ctx.thread()] = sums[0][0].v[0];
+  }
+};
+NTKFAST_TEST(a_product_of_what_a_thread_wrote_is_found) {
+  for (const bool at_wait : {false, true}) {
+    const emulation::Options options{emulation::Order::kForward, at_wait};
+    const std::string right = failure_of<MultiplyShared<false>>(options, 16384);
+    test::expect(right.empty(), right);
+    expect_failure(failure_of<MultiplyShared<true>>(options, 16384), "a thread has written");
+  }
+}
+
 /// One warp multiplies row-major A (16 x 8 words) and B (8 columns of 8 words) through ldmatrix and
 /// mma.
 template <class Type>
