@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
@@ -40,8 +41,8 @@ SketchName = Literal["sparse", "kronecker", "auto"]
 _CPU_ACTIVATIONS = 1 << 27
 # Where a GPU has no room for batches and panels.
 _ADVICE = (
-    "a smaller memory_budget= takes fewer points at a time; the default is half of what was free "
-    "when the call began"
+    "a smaller memory_budget= takes fewer points at a time; the default is up to half of what is "
+    "free beside the result"
 )
 # Points that a fingerprint reads at once.
 _READ = 256
@@ -142,7 +143,7 @@ class EmpiricalNTK:
     memory_budget : int, optional
         Bytes a call may allocate beside the model, its inputs and its result (approximate).
         Default: 2 GiB; for a model on a GPU the largest power of two that is at most half of the
-        memory free there when the call begins. More memory means fewer passes. Points are divided
+        memory free there beside the result. More memory means fewer passes. Points are divided
         by it, so results with another budget may differ in their last bits.
 
     Raises
@@ -440,6 +441,8 @@ class EmpiricalNTK:
                 self._refuse_if_too_large(setup, inputs.length, numbers)
             rows = None if inputs.length is None else inputs.length * work.rows_per_point
             target = Rows(rows, work.width, self._dtype, self._device, out)
+            setup.budget = self.memory_budget  # of what the result leaves
+            work = self._feature_work(setup)
             outputs: list[Tensor] = []
             try:
                 start = 0
@@ -576,7 +579,8 @@ class EmpiricalNTK:
             N1 and N2 points along the first axis. Inputs (not gradients) must fit in memory.
         out : path, optional
             Write a memory-mapped ``.npy`` file there. While incomplete it is called
-            ``<out>.partial``, and a call with the same arguments goes on where the last stopped.
+            ``<out>.partial``, and a call with the same arguments goes on where the last stopped
+            (without a `memory_budget` in the blocks that the file was begun with).
 
         Returns
         -------
@@ -599,15 +603,16 @@ class EmpiricalNTK:
             setup = self._prepare(net, rows if rows.length > 1 else columns)
             scale = setup.combinations if self._layout.full else 1
             shape = (rows.length * scale, columns.length * scale)
-            size = self._panel_size(setup, rows.length if X2 is None else None)
-            result: Any
+            result: Any = None
             file = None
             if out is None:
                 result = torch.empty(shape, dtype=self._dtype, device=self._device)
-            else:
+                setup.budget = self.memory_budget  # of what the result leaves
+            size = self._panel_size(setup, rows.length if X2 is None else None)
+            if out is not None:
                 if self._memory_budget is None:  # it may have been another when the file was begun
                     size = GramFile.panel_of(out) or size
-                mark = fingerprint(self._identity([rows, columns], size))
+                mark = fingerprint(self._identity([rows, columns]))
                 file = GramFile(out, shape, self._dtype, mark, size)
                 result = file.matrix
 
@@ -931,9 +936,14 @@ class EmpiricalNTK:
         return max(2, min(largest_batch(self._device), room))
 
     def _panel_size(self, setup: _Setup, n: int | None) -> int:
-        """Points per panel: all of them if their factors take half the budget, or a quarter."""
+        """Points per panel: all of them if their factors take half the budget, or a quarter.
+
+        A block of the matrix takes a quarter at most.
+        """
         half = int(setup.budget // (2 * setup.plan.resident_bytes + 1))
-        return n if n is not None and n <= half else max(1, half // 2)
+        scale = setup.combinations if self._layout.full else 1
+        side = math.isqrt(setup.budget // (4 * scale**2 * self._dtype.itemsize))
+        return n if n is not None and n <= min(half, side) else max(1, min(half // 2, side))
 
     def _refuse_if_too_large(self, setup: _Setup, n: int, numbers: int) -> None:
         needed, budget = numbers * self._dtype.itemsize, setup.budget
@@ -973,9 +983,9 @@ class EmpiricalNTK:
             raise ValueError(f"gradients overflow {self._dtype} at {where}; use a float64 model")
         raise capture.not_finite(where, names)
 
-    def _identity(self, inputs: list[Inputs], size: int) -> Iterator[Tensor | str]:
+    def _identity(self, inputs: list[Inputs]) -> Iterator[Tensor | str]:
         """Everything a kernel matrix depends on."""
-        yield f"{self._outputs} {self._draws} {self._seed} {self._names} {size} {self._dtype}"
+        yield f"{self._outputs} {self._draws} {self._seed} {self._names} {self._dtype}"
         yield from identity_of(self._net)
         for part in inputs:
             for batch in part.batches(_READ):

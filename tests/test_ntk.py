@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa: E402
 
 from ntkfast._ntk.budget import automatic_budget  # noqa: E402
+from ntkfast._ntk.gram import GramWork  # noqa: E402
 from ntkfast.ntk import EmpiricalNTK  # noqa: E402
 
 NETWORKS = networks()
@@ -427,19 +428,42 @@ def test_the_budget_follows_the_memory_of_a_gpu(small, monkeypatch) -> None:
     assert ntk.memory_budget == 1 << 30
 
 
-def test_the_budget_of_a_call_is_asked_for_once(small, monkeypatch) -> None:
+@pytest.mark.parametrize("what", ["gram", "features"])
+def test_the_budget_is_what_the_result_leaves(small, monkeypatch, what) -> None:
     """It falls while a call allocates, and what is divided by it must fit together."""
     model, x = small
-    expected, asked = EmpiricalNTK(model).gram(x), []
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    asked: list[int] = []
 
     def budget(device):
-        asked.append(device)
-        return 30_000 // len(asked)
+        asked.append(0)
+        return 1 << 31 if len(asked) == 1 else 1  # once the result is there
 
+    whole = getattr(EmpiricalNTK(model), what)(x)
+    assert max(sizes) == 12
     monkeypatch.setattr("ntkfast.ntk.automatic_budget", budget)
     ntk = EmpiricalNTK(model)
-    assert torch.allclose(ntk.gram(x), expected, rtol=1e-5)
-    assert len(asked) == 1
+    sizes.clear()
+    assert torch.allclose(getattr(ntk, what)(x), whole, rtol=1e-4, atol=1e-5)
+    assert len(asked) == 2 and max(sizes) < 12
+
+
+@pytest.mark.parametrize("outputs", ["sum", "full"])
+def test_blocks_of_the_matrix_are_within_the_budget(outputs, monkeypatch) -> None:
+    model, x = nn.Linear(2, 2), torch.randn(300, 2)
+    expected = EmpiricalNTK(model, outputs).gram(x)
+    store, sizes = GramWork._store, []
+
+    def counted(self, block, i, j):
+        sizes.append(block.numel() * block.itemsize)
+        store(self, block, i, j)
+
+    monkeypatch.setattr(GramWork, "_store", counted)
+    # Factors of all points take less than half of it.
+    found = EmpiricalNTK(model, outputs, memory_budget=160_000).gram(x)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert 30_000 < max(sizes) <= 40_000
 
 
 class Returns(nn.Module):

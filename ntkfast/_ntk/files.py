@@ -131,6 +131,12 @@ class GramFile:
                     f"{self._partial} is the unfinished result of another model, data or setting; "
                     "delete it to start afresh"
                 )
+            if state["panel"] != panel:
+                raise ValueError(
+                    f"{self._partial} was begun with another memory_budget (blocks of "
+                    f"{state['panel']} points, now {panel}): give that one, or none; or delete the "
+                    "file to start afresh"
+                )
             self.matrix = np.lib.format.open_memmap(self._partial, mode="r+")
             if self.matrix.shape != shape or self.matrix.dtype != kind:
                 raise ValueError(f"{self._partial} is damaged; delete it to start afresh")
