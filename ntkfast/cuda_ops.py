@@ -68,7 +68,7 @@ def problem() -> str:
 
 # Where a GPU has no room for results and workspace of a call.
 _ADVICE = (
-    "pass fewer candidates or evaluation points at a time, or free what others hold on the GPU "
+    "pass fewer points at a time, or free what others hold on the GPU "
     "(torch.cuda.empty_cache() gives back what torch keeps). Nothing has changed"
 )
 
@@ -85,7 +85,8 @@ class _Torch:
             return self.torch.empty(shape, dtype=getattr(self.torch, dtype), device=self.device)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        return self.torch.zeros(shape, dtype=getattr(self.torch, dtype), device=self.device)
+        with arrays.memory_advice(_ADVICE):
+            return self.torch.zeros(shape, dtype=getattr(self.torch, dtype), device=self.device)
 
     def copy(self, array: Array) -> Array:
         with arrays.memory_advice(_ADVICE):
@@ -110,7 +111,7 @@ class _Cupy:
             return self.cupy.empty(shape, dtype=dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Array:
-        with self.device:
+        with self.device, arrays.memory_advice(_ADVICE):
             return self.cupy.zeros(shape, dtype=dtype)
 
     def copy(self, array: Array) -> Array:

@@ -142,9 +142,9 @@ class EmpiricalNTK:
         either is refused.
     memory_budget : int, optional
         Bytes a call may allocate beside the model, its inputs and its result (approximate).
-        Default: 2 GiB; for a model on a GPU the largest power of two that is at most half of the
-        memory free there beside the result. More memory means fewer passes. Points are divided
-        by it, so results with another budget may differ in their last bits.
+        Default: 2 GiB; for a model on a CUDA device the largest power of two that is at most half
+        of the memory free there beside the result. More memory means fewer passes. Points are
+        divided by it, so results with another budget may differ in their last bits.
 
     Raises
     ------

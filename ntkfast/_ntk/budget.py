@@ -10,7 +10,7 @@ _ELSEWHERE = 1 << 31
 
 
 def automatic_budget(device: torch.device) -> int:
-    """Bytes: 2 GiB, or on a GPU the largest power of two that is at most half of its free memory.
+    """Bytes: 2 GiB, or with CUDA the largest power of two that is at most half of its free memory.
 
     What torch has reserved and does not use is free, too. A power of two, so that what else lies on
     the GPU rarely changes how points are divided, and with it the last bits of results.
