@@ -527,7 +527,8 @@ def gram_add(
     lower : bool
         Entries above the diagonal are left undefined.
     products : {"fma32", "fma64", "bf16", "f16", "f16x3"}, optional
-        As in `score_features`. Sums in the type of `out`, the same from run to run. "bf16" and
+        As in `score_features`. Sums in the type of `out`, the same from run to run; their last
+        bits depend on the shapes and on the GPU, whose blocks share out long sums. "bf16" and
         "f16" on compute capability 9.0 may cut off, not round, each of 1024 steps of a long sum:
         3e-5 of it where products do not cancel.
     """

@@ -41,8 +41,8 @@ SketchName = Literal["sparse", "kronecker", "auto"]
 _CPU_ACTIVATIONS = 1 << 27
 # Where a GPU has no room for batches and panels.
 _ADVICE = (
-    "a smaller memory_budget= takes fewer points at a time; the default is up to half of what is "
-    "free beside the result"
+    "a smaller memory_budget= takes fewer points at a time (the default is up to half of what is "
+    "free beside the result); a result without room of its own goes to a file by out="
 )
 # Points that a fingerprint reads at once.
 _READ = 256

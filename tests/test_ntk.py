@@ -399,16 +399,22 @@ def test_bad_arguments_are_refused(small) -> None:
 
 
 def test_the_budget_follows_the_memory_of_a_gpu(small, monkeypatch) -> None:
-    free, reserved, allocated = 78 << 30, 0, 0
+    free, reserved, allocated, share = 78 << 30, 0, 0, 1.0
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 << 30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated)
+    said = "get_per_process_memory_fraction"
+    monkeypatch.setattr(torch.cuda, said, lambda device: share, raising=False)
     gpu, cpu = torch.device("cuda", 1), torch.device("cpu")
     assert automatic_budget(cpu) == 2 << 30
     assert automatic_budget(gpu) == 32 << 30  # the power of two below 39 GiB
     free, reserved, allocated = 16 << 30, 60 << 30, 2 << 30  # most of it is kept by torch, unused
     assert automatic_budget(gpu) == 32 << 30
-    free, reserved = 3 << 30, 2 << 30
+    share = 0.25  # of 80 GiB, of which 2 are taken
+    assert automatic_budget(gpu) == 8 << 30
+    share = 0.01
+    assert automatic_budget(gpu) == 1
+    free, reserved, share = 3 << 30, 2 << 30, 1.0
     assert automatic_budget(gpu) == 1 << 30
     # A model that lies there, as far as anybody is asked.
     model, x = small

@@ -17,9 +17,13 @@ def automatic_budget(device: torch.device) -> int:
     """
     if device.type != "cuda":
         return _ELSEWHERE
-    free = torch.cuda.mem_get_info(device)[0]
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return 1 << max(0, (free // 2).bit_length() - 1)
+    free, total = torch.cuda.mem_get_info(device)
+    allocated = torch.cuda.memory_allocated(device)
+    free += torch.cuda.memory_reserved(device) - allocated
+    # torch may be held to less than all of the GPU; older ones do not say so.
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
+    free = min(free, int(share * total) - allocated)
+    return 1 << max(0, max(0, free // 2).bit_length() - 1)
 
 
 def largest_batch(device: torch.device) -> int:
