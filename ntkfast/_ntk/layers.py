@@ -107,7 +107,7 @@ def _places(device: torch.device, counts: Sequence[int], steps: Sequence[int]) -
     return _kept_places(device, stream, tuple(counts), tuple(steps))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)  # some times as many as a large network needs
 def _kept_places(
     device: torch.device, stream: int, counts: tuple[int, ...], steps: tuple[int, ...]
 ) -> Tensor:
