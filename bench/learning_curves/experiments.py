@@ -32,6 +32,7 @@ __all__ = ["EXPERIMENTS", "Experiment", "run"]
 TABULAR = ("digits", "letter", "satimage", "segment", "optdigits", "penbased", "texture", "splice")
 _MAIN = (
     "random",
+    "entropy",
     "margin",
     "badge",
     "coreset",
@@ -78,7 +79,6 @@ EXPERIMENTS = {
         "cross_entropy",
         (*TABULAR, "mnist"),
         (
-            "entropy",
             "probcover",
             "dropquery",
             "bait",
