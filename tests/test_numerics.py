@@ -1,9 +1,10 @@
 """What rounding leaves of a posterior: small ridges, repeated labels, float32 kernels, units.
 
-The oracles compute with 60 digits (mpmath), or in float64 with the same float32 numbers.
+The oracles compute with 60 digits, or in float64 with the same float32 numbers.
 """
 
-import mpmath
+import decimal
+
 import numpy as np
 import pytest
 from problems import relative_error
@@ -14,18 +15,27 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
 UNIT = 2.0**-24
 
 
+def inverse(matrix):
+    """Gauss-Jordan, of a positive definite one."""
+    n = len(matrix)
+    both = np.concatenate([matrix, np.eye(n, dtype=int)], 1)
+    for i in range(n):
+        both[i] /= both[i, i]
+        others = np.arange(n) != i
+        both[others] -= both[others, i, None] * both[i]
+    return both[:, n:]
+
+
 def refitted(phi, f, labeled, f_labeled, T, noise):
     """F and S with 60 digits: phi M^-1 Phi^T D^-1 r and phi M^-1 phi^T, M = I + Phi^T D^-1 Phi."""
-    with mpmath.workdps(60):
+    with decimal.localcontext(decimal.Context(prec=60)):
         phi, f, labeled, residual, noise = (
-            np.vectorize(mpmath.mpf, otypes=[object])(array)
+            np.vectorize(decimal.Decimal, otypes=[object])(array)
             for array in (phi, f, labeled, T, noise)
         )
-        residual = residual - f_labeled
+        residual = residual - np.vectorize(decimal.Decimal, otypes=[object])(f_labeled)
         weighted = labeled.T / noise
-        M = weighted @ labeled + np.eye(labeled.shape[1], dtype=int)
-        inverse = np.array((mpmath.matrix(M.tolist()) ** -1).tolist(), dtype=object)
-        across = phi @ inverse
+        across = phi @ inverse(weighted @ labeled + np.eye(labeled.shape[1], dtype=int))
         F, S = f + across @ (weighted @ residual), across @ phi.T
     return F.astype(float), S.astype(float)
 
