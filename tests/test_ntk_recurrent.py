@@ -85,6 +85,8 @@ def test_recurrent_layers(kind, packed, bias) -> None:
     torch.manual_seed(0)
     layer, options = KINDS[kind]
     for state, first, layers, both in itertools.product((False, True), repeat=4):
+        if (state + first + layers + both + bias) % 2:
+            continue  # every half of them: any four of the five options in all ways
         network = Reader(
             layer,
             packed,
