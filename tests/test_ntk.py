@@ -293,7 +293,7 @@ def test_model_state_survives_success_failure_and_interruption(mode, tmp_path) -
     model.inner.head.bias.requires_grad_(False)
     model.inner.head.weight.grad = torch.ones_like(model.inner.head.weight)
     model.inner.head.register_forward_hook(lambda *_: None)
-    x = torch.randn(40, 4, 3)
+    x = torch.randn(24, 4, 3)
     before = snapshot(model)
     ntk = EmpiricalNTK(model, dim=64, memory_budget=20_000)
     for call in (
