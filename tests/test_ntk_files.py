@@ -55,8 +55,8 @@ def test_gram_restarts_where_it_stopped(network, tmp_path, outputs, rectangular)
     scale = 4 if outputs == "full" else 1
     arguments = (x, x[5:]) if rectangular else (x,)
     expected = K[:, 5 * scale :] if rectangular else K
-    counting = Counting(model)
-    ntk = EmpiricalNTK(counting, outputs, memory_budget=40_000)
+    counting, budget = Counting(model), 60_000 * scale  # panels of a few points
+    ntk = EmpiricalNTK(counting, outputs, memory_budget=budget)
     path, partial = tmp_path / "K.npy", tmp_path / "K.npy.partial"
     with pytest.raises(KeyboardInterrupt):
         counting.count.stop_at = 60
@@ -66,7 +66,7 @@ def test_gram_restarts_where_it_stopped(network, tmp_path, outputs, rectangular)
     counting.count.stop_at = 10**9
     # Another model, other data or other settings must not be mixed in.
     with pytest.raises(ValueError, match="unfinished result of another"):
-        EmpiricalNTK(counting, outputs, layers="last", memory_budget=40_000).gram(
+        EmpiricalNTK(counting, outputs, layers="last", memory_budget=budget).gram(
             *arguments, out=path
         )
     with pytest.raises(ValueError, match="unfinished result of another"):
