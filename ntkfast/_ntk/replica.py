@@ -13,7 +13,7 @@ import functools
 import random
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -152,9 +152,11 @@ class _Copier:
         return any(self._reaches(entry, depth - 1) for entry in inside)
 
     def _container(self, value: Any) -> Any:
-        result = copy.copy(value)
+        # (A module has a dozen of them for its hooks, and copy.copy takes long to copy nothing.)
+        empty_hooks = type(value) is OrderedDict and not value and not vars(value)
+        result = OrderedDict() if empty_hooks else copy.copy(value)
         self._memo[id(value)] = result  # before its entries: it may contain itself
-        if len(value) > _LARGEST_CONTAINER or isinstance(value, set):
+        if empty_hooks or len(value) > _LARGEST_CONTAINER or isinstance(value, set):
             return result
         if isinstance(value, dict):
             if any(isinstance(key, nn.Module) for key in value):
