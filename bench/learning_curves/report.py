@@ -128,14 +128,16 @@ def _saving(group: Group, dataset: str, strategy: str) -> tuple[float, float, fl
     ours, random = group.paired(dataset, strategy, "random")
     labels = group.labels[dataset]
 
-    def ratio(seeds: Any) -> float:
-        goal = random[seeds].mean(axis=0)[-1]
-        return labels_needed(labels, ours[seeds].mean(axis=0), goal) / labels[-1]
+    def ratios(seeds: Any) -> list[float]:
+        curves, goals = ours[seeds].mean(axis=1), random[seeds, -1].mean(axis=1)
+        return [
+            labels_needed(labels, curve, goal) / labels[-1]
+            for curve, goal in zip(curves, goals, strict=True)
+        ]
 
-    rng = np.random.default_rng(0)
-    draws = [ratio(rng.integers(len(ours), size=len(ours))) for _ in range(1000)]
-    low, high = np.percentile(np.array(draws), [2.5, 97.5], method="nearest")
-    return ratio(slice(None)), float(low), float(high)
+    drawn = np.random.default_rng(0).integers(len(ours), size=(1000, len(ours)))
+    low, high = np.percentile(ratios(drawn), [2.5, 97.5], method="nearest")
+    return ratios(np.arange(len(ours))[None])[0], float(low), float(high)
 
 
 # Tables
