@@ -27,7 +27,7 @@ __all__ = ["PICTURES", "scrape", "setup"]
 
 FOLDER = Path(__file__).parents[1] / "generated" / "pictures"
 EXTENT = (-1.8, 2.8, -1.4, 1.9)
-SHAPE = (55, 76)  # rows and columns of the maps
+SHAPE = (40, 55)  # rows and columns of the maps
 
 COLOURS = {
     "light": {"ink": "#2b2f36", "page": "#ffffff", "blue": "#2f6fb5", "orange": "#d9771e"},
