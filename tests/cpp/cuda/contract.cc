@@ -194,8 +194,14 @@ void check_shared_depth(emulation::Options options, int bits, double tolerance) 
   options.order = emulation::Order::kForward;
   // Several tiles, those of the lower part alone; products without signs on the diagonal.
   constexpr int64_t kAll = GramOfRows<Fp16Products>::kWantedBytes;
-  check_gram_add<Products>(131, 131, 40 * kSlice + 1, 0, true, bits, tolerance, options, kAll,
+  check_gram_add<Products>(131, 131, 20 * kSlice + 1, 0, true, bits, tolerance, options, kAll,
                            true);
+}
+NTKFAST_TEST(gram_add_shares_are_several) {  // in the tests below
+  test::expect(shares_of<GramAdd<PlainProducts<float>>>(9, 5, 17, 7, false).count > 1, "plain");
+  using Split = GramAddWarpgroup<SplitFp16Products>;
+  test::expect(shares_of<Split>(131, 131, 20, 7, true).count > 1, "by warpgroups");
+  test::expect(shares_of<Split>(9, 5, 17, 7, false).count > 1, "one tile");
 }
 NTKFAST_TEST(gram_add_shares_the_depth) {
   check_shared_depth<PlainProducts<float>>({}, 4, 1e-6);
