@@ -1,0 +1,21 @@
+// All operations on a CPU.
+#pragma once
+
+#include "cpu/cholesky.h"
+#include "cpu/condition_dense.h"
+#include "cpu/condition_features.h"
+#include "cpu/downdate_moments.h"
+#include "cpu/form_gradients.h"
+#include "cpu/gram_add.h"
+#include "cpu/gram_ghost.h"
+#include "cpu/product.h"
+#include "cpu/quadratic_form.h"
+#include "cpu/score_blocks.h"
+#include "cpu/score_dense.h"
+#include "cpu/score_features.h"
+#include "cpu/sketch_add.h"
+#include "cpu/sketch_gradients.h"
+#include "cpu/squared_norms.h"
+#include "cpu/triangular_solve.h"
+#include "cpu/weighted_gram.h"
+#include "cpu/whiten.h"
