@@ -2,7 +2,7 @@
 # Compiles the CUDA half for the architectures of CI, warnings as errors, and prints registers, spilled bytes and shared
 # memory of every kernel. Needs nvcc, no GPU.
 #
-# What counts is that it compiles, so without optimisation where nvcc can leave it out, a quarter of the time. Small
+# What counts is that it compiles, so without optimisation where nvcc can leave it out, a third of the time. Small
 # kernels for sm_90a are compiled as in a build, and with `all` everything. The launchers' host code is compiled with the
 # same warnings by `make test-emulated`; here csrc/cuda/device.cu stands for what only nvcc compiles of it.
 #
