@@ -651,7 +651,9 @@ def main() -> None:
     parser.add_argument("--variant", default="", help="of the build, said in the rows")
     parser.add_argument("--rounds", type=int, help="instead of those of each case")
     parser.add_argument("--chunks", type=int, nargs="+", help="of opponents; the fastest counts")
-    parser.add_argument("--dry-run", action="store_true", help="tiny cases, written only to --out")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tiny cases, one round, to --out only"
+    )
     options = parser.parse_args()
     if cuda_ops.problem():
         sys.exit(f"bench_cuda: {cuda_ops.problem()}")  # never a silent skip
@@ -661,7 +663,8 @@ def main() -> None:
     out = options.out or (None if options.dry_run else record.RESULTS / f"{slug}.csv")
     print(f"{device_name()}, {datetime.date.today()}, commit {record.commit()}")
     chunks = options.chunks or ([64] if options.dry_run else [4, 16, 64, 256])
-    bench = Bench(options.own, options.variant, options.rounds, chunks)
+    rounds = options.rounds or (1 if options.dry_run else None)
+    bench = Bench(options.own, options.variant, rounds, chunks)
     cases = TINY if options.dry_run else CASES
     parts = ("b-part", "b-small", "resnet-trace")
     for name in options.only or [case for case in cases if case not in parts]:

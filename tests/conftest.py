@@ -25,6 +25,31 @@ with contextlib.suppress(ModuleNotFoundError):
     settings.load_profile("ntkfast")
 
 
+# Files with tests that need a GPU. A run of these alone (`-m gpu`) reads nothing else.
+WITH_GPU = {
+    "test_blocks.py",
+    "test_coverage.py",
+    "test_cuda.py",
+    "test_device.py",
+    "test_golden.py",
+    "test_new_points.py",
+    "test_posterior.py",
+    "test_selection.py",
+}
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.option.markexpr == "gpu" and collection_path.name.startswith("test_"):
+        return collection_path.name not in WITH_GPU or None
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    missing = {i.path.name for i in items if i.get_closest_marker("gpu")} - WITH_GPU
+    if missing:
+        raise pytest.UsageError(f"WITH_GPU of conftest.py lacks {', '.join(sorted(missing))}")
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """The torch device of `ntkfast.cuda_ops`: of a GPU, or of a build that emulates one (`make \
