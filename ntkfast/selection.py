@@ -17,7 +17,9 @@ from ._posterior.coverage import (
     Cover,
     FeaturesBefore,
     MatrixBefore,
+    Product,
     Similarity,
+    concentration,
     kernel_before,
     largest_pure_radius,
     nearest_radius,
@@ -293,11 +295,15 @@ def _checked(utility: Array, candidates: Array) -> Array:
     return utility
 
 
+def _has_labels(post: Posterior) -> bool:
+    """Whether classes are told apart at all: without labels each is as open as any."""
+    return bool(post._labels or post._is_labeled.any())
+
+
 def _openness(task: _Task, F: Array) -> Array:
     """Weights v(x) U(x) (N_x,) of F (N_x, k) at the evaluation points."""
     post = task.post
-    # (Without labels every class is as open as any.)
-    if not task.row.uncertainty or not (post._labels or post._is_labeled.any()):
+    if not task.row.uncertainty or not _has_labels(post):
         return task.uncovered
     # Where h has the sharp probabilities of squared loss, U has the flat ones (docs/evidence.md).
     flat = task.row.product and post.loss == "squared"
@@ -309,6 +315,8 @@ def _openness(task: _Task, F: Array) -> Array:
 
 # Share of the radius where variances tell, besides, what is far from all labels: balls that touch.
 _FINER = 0.5
+# How fast coverage gives way where distances are alike (docs/evidence.md).
+_CONCENTRATED = 2.0
 # A kernel that is known to no less than this is refused, however far labels are.
 _COARSE = 0.1
 
@@ -341,9 +349,21 @@ def _kernel_before(task: _Task) -> tuple[FeaturesBefore | MatrixBefore, float]:
     return kernel, radius
 
 
-def _cover(task: _Task) -> Cover:
+def _product(task: _Task, kernel: FeaturesBefore | MatrixBefore, F: Array) -> Product:
+    """Return how coverage and variances are multiplied; F (m, k) is of own candidates."""
+    if not _has_labels(task.post):
+        return Product(np.ones(len(F)), 0.0)
+    entropy = np.empty(len(F))
+    for start in range(0, len(F), _ROWS):
+        part = slice(start, start + _ROWS)
+        p = softmax(F[part] / task.temperature)
+        entropy[part] = -(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum(1)
+    w = min(_CONCENTRATED * concentration(kernel) ** 2, 1.0)
+    return Product(np.maximum(entropy, 0.0), w)
+
+
+def _cover(task: _Task, kernel: FeaturesBefore | MatrixBefore, radius: float) -> Cover:
     """Return what candidates cover of the evaluation points, given the labels so far."""
-    kernel, radius = _kernel_before(task)
     weights = _openness(task, task.post._mean[task.evaluation])
     return Cover(
         kernel,
@@ -411,13 +431,18 @@ class _Pool:
         F = self.group.rows(CPU, task.evaluation, lambda own: self._task.mean[own])
         kernel, radius = _kernel_before(task)
         assert isinstance(kernel, FeaturesBefore)
+        times, product = None, None
+        if row.product:
+            times = self._of_covariance()
+            product = _product(task, kernel, self._task.mean[self._task.candidates])
         return PoolCover(
             replace(self._task, criterion=task.similarity, weights=_openness(task, F)),
             kernel,
             radius,
             self._precision,
             self._sequential,
-            times=self._of_covariance() if row.product else None,
+            times,
+            product,
         )
 
     def _of_covariance(self) -> PoolScorer:
@@ -484,12 +509,14 @@ def _moments(task: _Task, rounds: int, *, chosen: bool = False) -> Moments | Non
 def _utilities(task: _Task) -> Array:
     if task.post._space.in_parts:
         return _Pool(task, "top", 1).utilities()
-    covered = None
+    covered, product = np.empty(0), None
     if task.row.coverage:
-        cover, every = _cover(task), np.arange(len(task.candidates))
+        kernel, radius = _kernel_before(task)
+        cover, every = _cover(task, kernel, radius), np.arange(len(task.candidates))
         covered = _checked(_shown(task, lambda some: cover.score(every[some])), task.candidates)
         if not task.row.product:
             return covered
+        product = _product(task, kernel, task.mean[task.candidates])
     task.resolve(float(np.max(task.post._space.variance)), float(task.noise.min()), "top")
     space = task.post._space
     by_moments = _moments(task, 1)
@@ -501,7 +528,9 @@ def _utilities(task: _Task) -> Array:
         utility = moved.score(scorer, shown=True)
     else:
         utility = task.score(space.scorer(task.precision), shown=True)
-    return _checked(utility if covered is None else covered * utility, task.candidates)
+    if product is not None:
+        utility = product(covered, utility)
+    return _checked(utility, task.candidates)
 
 
 def _held(task: _Task, picks: int) -> FeatureScorer | KernelScorer | BlockScorer:
@@ -621,19 +650,23 @@ def _sequential_by_coverage(
     (the lazy greedy algorithm of Minoux). The picks are those of scoring all again, as `choose`
     needs it. Of a product the other factor is known exactly.
     """
-    cover, candidates = _cover(task), task.candidates
-    reduction = _Reduction(task, b) if task.row.product else None
+    kernel, radius = _kernel_before(task)
+    cover, candidates = _cover(task, kernel, radius), task.candidates
+    reduction, product = None, None
+    if task.row.product:
+        product = _product(task, kernel, task.mean[candidates])
+        reduction = _Reduction(task, b)
     bound = _checked(cover.score(np.arange(len(candidates))), candidates)
     current = np.ones(len(candidates), bool)  # bounds that are what is covered
     free = np.ones(len(candidates), bool)
-    factor = np.ones(len(candidates))
+    reduced = np.empty(0)
     indices, values = [], []
     for i in track(range(b), description=task.row.name):
         if reduction is not None:
-            factor = _checked(reduction.utilities(), candidates)
+            reduced = _checked(reduction.utilities(), candidates)
         again = _AGAIN if choose is None else len(candidates)
         while True:
-            utility = _checked(factor * bound, candidates)
+            utility = bound if product is None else _checked(product(bound, reduced), candidates)
             best = np.max(utility, initial=0.0, where=current & free)
             behind = np.flatnonzero(
                 free & ~current & (utility >= best * (1 - _ORDER)) & (utility > 0)

@@ -209,21 +209,40 @@ def literal_reductions(p, candidates, h, given, noises, at_first):
     return np.array(result)
 
 
+def literal_concentration(phi):
+    """Mean squared distance to the nearest other point, as a share of that of two points."""
+    unit = [x / np.linalg.norm(x) for x in phi]
+    others = [[((a - b) ** 2).sum() for b in unit if b is not a] for a in unit]
+    return min(np.mean([min(distances) for distances in others]) / np.mean(others), 1.0)
+
+
+def probabilities_of(F, temperature):
+    e = np.exp((F - F.max(1, keepdims=True)) / temperature)
+    return e / e.sum(1, keepdims=True)
+
+
 @pytest.mark.parametrize("representation", ["features", "kernel"])
 @pytest.mark.parametrize(("n", "d"), [(6, 12), (6, 40), (0, 12), (20, 5)])
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
 def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere):
-    """What is covered times what the variance loses, of each and in a batch."""
+    """What is covered times what the variance loses, of each and in a batch.
+
+    Of few features points have near neighbours, of many none: coverage counts, or entropy does.
+    """
     squared = loss == "squared"
     p = problem(n + d, n=n, d=d, **(dict(loss=loss, scale=1.0, spread=0.5) if squared else {}))
     post = conditioned(p, representation, convert=anywhere.put)
     options = options_of(p, anywhere.put)
-    e = np.exp((p["f"] - p["f"].max(1, keepdims=True)) / (0.1 if squared else 1.0))
-    h = 1 - ((e / e.sum(1, keepdims=True)) ** 2).sum(1)
+    T = 0.1 if squared else 1.0
+    h = 1 - (probabilities_of(p["f"], T) ** 2).sum(1)
     labeled = [*p["phi_l"], p["phi"][3], p["phi"][17]]
     given = [*labeled, p["phi"][3]]  # twice, which covers nothing more
     noises = [p["lam"]] * len(given)
     F = anywhere.host(post.mean)
+    H = -(probabilities_of(F, T) * np.log(probabilities_of(F, T))).sum(1)
+    concerned = np.union1d([*p["candidates"], *p["evaluation"]], [3, 17])
+    w = min(2 * literal_concentration(p["phi"][concerned]) ** 2, 1.0)
+    assert {5: w < 0.2, 12: 0.2 < w < 0.5, 40: w > 0.5}[d], w
     if squared:  # the soft-max of the logarithms is what is normalised
         F = np.log(np.maximum(F, 1e-3))
     kind, v, r = literal_settings("uncertainty_herding", "rbf", p, F, labeled)
@@ -234,9 +253,10 @@ def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere):
             kind, p["phi"], candidates, p["evaluation"], [*labeled, *p["phi"][picks]], v, 0.5 * r
         )
         more = [p["lam"] / h[c] for c in picks]
-        return covered * literal_reductions(
+        reduced = literal_reductions(
             p, candidates, h, [*given, *p["phi"][picks]], [*noises, *more], at_first
         )
+        return reduced * covered ** (1 - w) * H[candidates] ** (2 * w)
 
     found = anywhere.host(nf.utilities(post, "fisher_herding", **options))
     expected = literal(p["candidates"], [])
@@ -248,6 +268,28 @@ def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere):
         assert value == pytest.approx(u.max(), rel=1e-6)
         picks.append(int(free.pop(int(u.argmax()))))
     assert anywhere.host(batch.indices).tolist() == picks
+
+
+def test_concentration_of_distances():
+    """Of a part of many points; 1 where none has a neighbour, 0 where all are in one place."""
+    rng = np.random.default_rng(3)
+
+    def concentration(phi):
+        f = np.zeros((len(phi), 2))
+        post = nf.Posterior.from_features(phi, f, None, None, None, loss="cross_entropy")
+        kernel = coverage.kernel_before(
+            post._space, post._given, np.empty(0, int), np.arange(len(phi)), has_labels=False
+        )
+        return coverage.concentration(kernel)
+
+    phi = rng.normal(size=(60, 7))
+    phi[40] = phi[7]
+    assert concentration(phi) == pytest.approx(literal_concentration(phi), rel=1e-9)
+    many = rng.normal(size=(1500, 5))
+    assert concentration(many) == pytest.approx(literal_concentration(many), rel=0.1)
+    assert concentration(np.eye(20)) == pytest.approx(1, rel=1e-9)
+    assert concentration(np.ones((20, 3), np.float32)) == 0
+    assert concentration(np.ones((1, 3))) == 0
 
 
 # --- Ties, exhausted pools, what covers ---

@@ -629,7 +629,7 @@ def test_small_shared_memory(gpu, monkeypatch, k, d):
     """
     if not _core.cuda_emulated():
         pytest.skip("shared memory is as large as it is")
-    psi, keywords = problem(15, N=200, d=d, k=k, candidates=131, evaluation=140)
+    psi, keywords = problem(15, N=200, d=d, k=k, candidates=70, evaluation=140)
     first = [2, 3, 10].index(k) + [37, 101].index(d)
     for i, criterion in enumerate(ops.criteria(), start=first):
         products = ("bf16", "f16", "f16x3")[i % 3]

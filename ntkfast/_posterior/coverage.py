@@ -30,7 +30,9 @@ __all__ = [
     "Given",
     "KernelBefore",
     "MatrixBefore",
+    "Product",
     "Similarity",
+    "concentration",
     "covered",
     "kernel_before",
     "largest_pure_radius",
@@ -50,6 +52,8 @@ _ACCURACY = 1e-2
 # Points whose nearest neighbour of another cluster is looked for, and the share that must be pure.
 _ANCHORS = 2048
 _PURITY = 0.95
+# Points whose nearest neighbour is looked for.
+_SAMPLE = 512
 
 
 @dataclass(frozen=True)
@@ -544,6 +548,54 @@ def largest_pure_radius(kernel: KernelBefore, k: int, seed: int = 0) -> float:
     # A little less than a distance that occurs, so that rounding does not decide on that pair; two
     # points of length one are not further than 2 apart.
     return min((1 - 1e-5) * radius, 2.0)
+
+
+def concentration(kernel: KernelBefore, seed: int = 0) -> float:
+    """Return how far the nearest other point is, as a share of how far any is; both are means.
+
+    Of squared distances, of at most 512 points to all. In [0, 1]: near 0 where points have
+    neighbours that are much like them, near 1 where all are about as far from each other, so that
+    what is nearest means little (Beyer, Goldstein, Ramakrishnan, Shaft, ICDT 1999). 0 where there
+    is one place only.
+    """
+    R = len(kernel.rows)
+    anchors = np.sort(np.random.default_rng(seed).choice(R, min(R, _SAMPLE), replace=False))
+    own = np.arange(R)[kernel.own]
+    nearest, sums = np.full(len(anchors), np.inf), np.zeros(len(own))
+    for part, of_anchors in kernel.rho(anchors):
+        itself = own[part, None] == anchors
+        distance = np.where(itself, 0.0, np.maximum(1 - of_anchors, 0.0))
+        sums[part] = distance.sum(1)
+        nearest = np.minimum(nearest, np.where(itself, np.inf, distance).min(0, initial=np.inf))
+    # All rows are summed in one order, whatever ranks have them.
+    mean = kernel.of_all(sums).sum() / (len(anchors) * max(R - 1, 1))
+    if 2 * mean <= kernel.same:
+        return 0.0
+    return float(min(kernel.gather(nearest).min(0).mean() / mean, 1.0))
+
+
+@dataclass(frozen=True)
+class Product:
+    """How two utilities >= 0 are multiplied: what is covered, and what the variance loses.
+
+    The less neighbours mean, the less coverage counts, and the more how open the candidate itself
+    is: ``reduced * covered**(1 - w) * entropy**(2 w)``, which never grows when `covered` shrinks.
+
+    Attributes
+    ----------
+    entropy : array (m,)
+        Of the class probabilities of this process's candidates.
+    w : float
+        In [0, 1].
+    """
+
+    entropy: Array
+    w: float
+
+    def __call__(self, covered: Array, reduced: Array) -> Array:
+        """Return the product (m,)."""
+        result: Array = reduced * covered ** (1 - self.w) * self.entropy ** (2 * self.w)
+        return result
 
 
 _FORMS: dict[str, Callable[[Array, float], Array]] = {

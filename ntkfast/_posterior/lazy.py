@@ -16,7 +16,7 @@ from ..arrays import Array
 from ..ops import ScoreInputs
 from ..progress import track
 from . import covariance, disk, pool
-from .coverage import FeaturesBefore, covered, reach, rho
+from .coverage import FeaturesBefore, Product, covered, reach, rho
 from .disk import HeldRows, Rows, reader
 from .engines import CPU
 from .pool import NO_POINT, PoolScorer, PoolTask, pick_of
@@ -34,8 +34,13 @@ class _Lazy(PoolScorer):
     Or which are a product of such a factor with one that `times` knows after every pick.
     """
 
-    def __init__(self, task: PoolTask, times: PoolScorer | None = None) -> None:
-        self.task, self._times = task, times
+    def __init__(
+        self,
+        task: PoolTask,
+        times: PoolScorer | None = None,
+        product: Product | None = None,
+    ) -> None:
+        self.task, self._times, self._product = task, times, product
         self._group, self._engine = task.space.group, task.space.engine
         self._points = task.candidates + self._group.start
         self._free = np.ones(len(self._points), bool)
@@ -74,7 +79,12 @@ class _Lazy(PoolScorer):
         self._bound, self._current[:] = self._scored(None), True
         if self._times is not None:
             self._factor = self._times.utilities()
-        return self._factor * self._bound
+        return self._worth()
+
+    def _worth(self) -> Array:
+        """Return the utilities (m,), or of those that are not current bounds."""
+        bound = self._bound
+        return bound if self._product is None else self._product(bound, self._factor)
 
     def pick(self, point: int) -> None:
         """Condition on a candidate of any rank, by its global number."""
@@ -112,7 +122,7 @@ class _Lazy(PoolScorer):
         """
         again = _AGAIN
         while True:
-            bound, free = self._factor * self._bound, self._free
+            bound, free = self._worth(), self._free
             best = np.max(bound, initial=0.0, where=self._current & free)
             behind = free & ~self._current & (bound > 0)
             may_be = np.max(bound, initial=-1.0, where=behind) * self._slack
@@ -192,6 +202,8 @@ class PoolCover(_Lazy):
         Whether picks will follow.
     times : PoolScorer, optional
         Of the same candidates: what coverage is multiplied by.
+    product : Product, optional
+        How.
     """
 
     def __init__(
@@ -202,8 +214,9 @@ class PoolCover(_Lazy):
         precision: str,
         sequential: bool,
         times: PoolScorer | None = None,
+        product: Product | None = None,
     ) -> None:
-        super().__init__(task, times)
+        super().__init__(task, times, product)
         self._kernel, self._radius = kernel, radius
         self._precision = kernel.precision(precision, reach(task.criterion, radius))
         self._dtype = stored_type(self._precision)
