@@ -358,7 +358,7 @@ def _product(task: _Task, kernel: FeaturesBefore | MatrixBefore, F: Array) -> Pr
         part = slice(start, start + _ROWS)
         p = softmax(F[part] / task.temperature)
         entropy[part] = -(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum(1)
-    w = min(_CONCENTRATED * concentration(kernel) ** 2, 1.0)
+    w = min(_CONCENTRATED * concentration(kernel, task.evaluation) ** 2, 1.0)
     return Product(np.maximum(entropy, 0.0), w)
 
 
@@ -853,17 +853,22 @@ def utilities(
     logits by a `temperature` that calibrates them on labels held out of training:
     `ntkfast.calibration_temperature`. A scalar kernel is needed.
 
-    `fisher_herding` multiplies two sums over the evaluation points:
+    `fisher_herding` multiplies two sums over the evaluation points, and an entropy:
 
     .. math::
 
-        \sum_x \frac{v(x)\, h(x)\, S(x, c)^2}{(S(x, x) + \lambda)(S(c, c) + \lambda_c / h(c))}
-        \; \sum_x v(x)\, U(x) \max(0, k(x, c) - m(x))
+        \left(\sum_x \frac{v(x)\, h(x)\, S(x, c)^2}
+        {(S(x, x) + \lambda)(S(c, c) + \lambda_c / h(c))}\right)
+        \left(\sum_x v(x)\, U(x) \max(0, k(x, c) - m(x))\right)^{1 - w} H(c)^{2 w}
 
     with h = 1 - sum_j p_j^2 of p = softmax(f / temperature), the trained network's, and S(x, x) as
     it was before the batch. The first is the share of the variance that a label of c takes away
     where classes are open, the second is `uncertainty_herding`; for squared loss U is that of F
-    clipped to >= 1e-3 and normalised, without a soft-max.
+    clipped to >= 1e-3 and normalised, without a soft-max. H is the entropy of
+    softmax(F / temperature). w = min(1, 2 kappa^2), 0 while there are no labels, where kappa is the
+    mean squared distance of an evaluation point to the nearest other one, of features of length
+    one, over that of two points (of at most 512 to all): where it is near 1 all are about as far
+    from each other, and what is covered means little.
     """
     facts: dict[str, Any] = {}
     with _group(post).together("utilities", facts):

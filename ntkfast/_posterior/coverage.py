@@ -550,25 +550,27 @@ def largest_pure_radius(kernel: KernelBefore, k: int, seed: int = 0) -> float:
     return min((1 - 1e-5) * radius, 2.0)
 
 
-def concentration(kernel: KernelBefore, seed: int = 0) -> float:
+def concentration(kernel: KernelBefore, evaluation: Array, seed: int = 0) -> float:
     """Return how far the nearest other point is, as a share of how far any is; both are means.
 
-    Of squared distances, of at most 512 points to all. In [0, 1]: near 0 where points have
-    neighbours that are much like them, near 1 where all are about as far from each other, so that
-    what is nearest means little (Beyer, Goldstein, Ramakrishnan, Shaft, ICDT 1999). 0 where there
-    is one place only.
+    Of squared distances, of at most 512 of the evaluation points to all of them. In [0, 1]: near 0
+    where points have neighbours that are much like them, near 1 where all are about as far from
+    each other, so that what is nearest means little (Beyer, Goldstein, Ramakrishnan, Shaft, ICDT
+    1999). 0 where there is one place only.
     """
-    R = len(kernel.rows)
-    anchors = np.sort(np.random.default_rng(seed).choice(R, min(R, _SAMPLE), replace=False))
+    R, points = len(kernel.rows), np.unique(np.searchsorted(kernel.rows, evaluation))
+    rng = np.random.default_rng(seed)
+    anchors = np.sort(rng.choice(points, min(len(points), _SAMPLE), replace=False))
     own = np.arange(R)[kernel.own]
+    counted = np.isin(own, points)
     nearest, sums = np.full(len(anchors), np.inf), np.zeros(len(own))
     for part, of_anchors in kernel.rho(anchors):
-        itself = own[part, None] == anchors
-        distance = np.where(itself, 0.0, np.maximum(1 - of_anchors, 0.0))
-        sums[part] = distance.sum(1)
-        nearest = np.minimum(nearest, np.where(itself, np.inf, distance).min(0, initial=np.inf))
+        other = counted[part, None] & (own[part, None] != anchors)
+        distance = np.maximum(1 - of_anchors, 0.0)
+        sums[part] = np.sum(distance, axis=1, where=other)
+        nearest = np.minimum(nearest, np.min(distance, axis=0, initial=np.inf, where=other))
     # All rows are summed in one order, whatever ranks have them.
-    mean = kernel.of_all(sums).sum() / (len(anchors) * max(R - 1, 1))
+    mean = kernel.of_all(sums).sum() / (len(anchors) * max(len(points) - 1, 1))
     if 2 * mean <= kernel.same:
         return 0.0
     return float(min(kernel.gather(nearest).min(0).mean() / mean, 1.0))
