@@ -19,7 +19,7 @@ import numpy as np
 from ..arrays import ArgumentValueError, Array, as_choice
 from ..ops import ScoreInputs
 from .covariance import FeatureScorer, FunctionSpace, KernelScorer, WeightSpace
-from .disk import BLOCK_BYTES, Rows, reader
+from .disk import BLOCK_BYTES, HeldRows, Rows, reader
 from .engines import CPU, Engine
 from .group import total
 from .precision import Precision, check_tensor_cores, stored_type
@@ -183,8 +183,11 @@ class KernelBefore:
         """Scores the criteria of K among `rows`, where one process holds all of it."""
         raise NotImplementedError
 
-    def rho(self, points: Array) -> Iterator[tuple[slice, Array]]:
-        """rho(own rows, points) (b, m) for positions (m,) among `rows`, some own rows at a time."""
+    def rho(self, points: Array, of: Array | None = None) -> Iterator[tuple[slice, Array]]:
+        """rho(own rows, points) (b, m) for positions (m,) among `rows`, some own rows at a time.
+
+        `of`: of these own rows, by their position among them.
+        """
         raise NotImplementedError
 
     def labeled_rho(self) -> Iterator[tuple[slice, Array]]:
@@ -271,8 +274,12 @@ class FeaturesBefore(KernelBefore):
 
     def part(self, points: Array, dtype: np.dtype[Any]) -> Rows:
         """Features of some points of this rank (increasing), in this type; not to be updated."""
-        if dtype == self._weights.dtype and np.array_equal(points, self._points):
-            return self._K
+        if dtype == self._weights.dtype:
+            if np.array_equal(points, self._points):
+                return self._K
+            if self._K.held:
+                held = self._K.take(np.searchsorted(self._points, points))
+                return HeldRows(held, self.engine, owned=False)
         return self._reader(points, dtype)
 
     def features(self, points: Array) -> Any:
@@ -293,10 +300,12 @@ class FeaturesBefore(KernelBefore):
         K = self.engine.cast(self._K.read(0, len(self._K)), stored_type(precision))
         return FeatureScorer(K, self.diagonal, precision, self.engine)
 
-    def rho(self, points: Array) -> Iterator[tuple[slice, Array]]:
+    def rho(self, points: Array, of: Array | None = None) -> Iterator[tuple[slice, Array]]:
         """See `KernelBefore.rho`."""
-        own, columns = self.inverse[self.own], self.features(points)
-        return rho(self.engine, self._K, own, columns, self.inverse[points])
+        own, rows = self.inverse[self.own], self._K
+        if of is not None and len(of) < len(own):
+            own, rows = own[of], self.part(self._points[of], self._weights.dtype)
+        return rho(self.engine, rows, own, self.features(points), self.inverse[points])
 
     def labeled_rho(self) -> Iterator[tuple[slice, Array]]:
         """See `KernelBefore.labeled_rho`."""
@@ -400,14 +409,14 @@ class MatrixBefore(KernelBefore):
         K = self.engine.cast(self._K, stored_type(precision))
         return KernelScorer(K, self.diagonal, 0, self.engine, shared=True)
 
-    def rho(self, points: Array) -> Iterator[tuple[slice, Array]]:
+    def rho(self, points: Array, of: Array | None = None) -> Iterator[tuple[slice, Array]]:
         """See `KernelBefore.rho`."""
         engine, step = self.engine, _rows_at_once(len(points))
-        for start in range(0, len(self.rows), step):
+        of = np.arange(len(self.rows)) if of is None else of
+        for start in range(0, len(of), step):
             part = slice(start, start + step)
-            rows = np.arange(len(self.rows))[part]
-            K = engine.host(engine.cast(engine.part(self._K, rows, points), np.float64))
-            yield part, K * self.inverse[part, None] * self.inverse[points]
+            K = engine.host(engine.cast(engine.part(self._K, of[part], points), np.float64))
+            yield part, K * self.inverse[of[part], None] * self.inverse[points]
 
     def labeled_rho(self) -> Iterator[tuple[slice, Array]]:
         """See `KernelBefore.labeled_rho`."""
@@ -558,17 +567,16 @@ def concentration(kernel: KernelBefore, evaluation: Array, seed: int = 0) -> flo
     each other, so that what is nearest means little (Beyer, Goldstein, Ramakrishnan, Shaft, ICDT
     1999). 0 where there is one place only.
     """
-    R, points = len(kernel.rows), np.unique(np.searchsorted(kernel.rows, evaluation))
+    points = np.unique(np.searchsorted(kernel.rows, evaluation))
     rng = np.random.default_rng(seed)
     anchors = np.sort(rng.choice(points, min(len(points), _SAMPLE), replace=False))
-    own = np.arange(R)[kernel.own]
-    counted = np.isin(own, points)
-    nearest, sums = np.full(len(anchors), np.inf), np.zeros(len(own))
-    for part, of_anchors in kernel.rho(anchors):
-        other = counted[part, None] & (own[part, None] != anchors)
-        distance = np.maximum(1 - of_anchors, 0.0)
-        sums[part] = np.sum(distance, axis=1, where=other)
-        nearest = np.minimum(nearest, np.min(distance, axis=0, initial=np.inf, where=other))
+    own = points[(points >= kernel.own.start) & (points < kernel.own.stop)] - kernel.own.start
+    nearest, sums = np.full(len(anchors), np.inf), np.zeros(kernel.own.stop - kernel.own.start)
+    for part, of_anchors in kernel.rho(anchors, own):
+        itself = own[part, None] + kernel.own.start == anchors
+        distance = np.where(itself, 0.0, np.maximum(1 - of_anchors, 0.0))
+        sums[own[part]] = distance.sum(1)
+        nearest = np.minimum(nearest, np.min(distance, axis=0, initial=np.inf, where=~itself))
     # All rows are summed in one order, whatever ranks have them.
     mean = kernel.of_all(sums).sum() / (len(anchors) * max(len(points) - 1, 1))
     if 2 * mean <= kernel.same:
