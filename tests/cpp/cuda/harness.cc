@@ -237,6 +237,13 @@ auto opened_barrier(const Ctx& ctx, int count) {
   return barrier;
 }
 alignas(16) const unsigned char kRows[256] = {1, 2, 3, 4};
+/// The first thread has a row copied.
+template <class Ctx, class Barrier, class Row>
+void copy_row(const Ctx& ctx, Barrier barrier, Row row) {
+  if (ctx.thread() != 0) return;
+  ctx.expect_bytes(barrier, 128);
+  ctx.copy_bulk(row, kRows, 128, barrier);
+}
 /// By the thread that copies, over what has been there.
 template <bool kRead>
 struct BulkTouchedEarly {
@@ -246,11 +253,10 @@ struct BulkTouchedEarly {
     const auto barrier = opened_barrier(ctx, 1);
     const auto bytes = ctx.template shared<unsigned char>(0, 128);
     for (int parity = 0; parity < 2; ++parity) {
-      if (ctx.thread() == 0) {
-        ctx.expect_bytes(barrier, 128);
-        ctx.copy_bulk(bytes, kRows, 128, barrier);
-        if (parity == 1 && kRead) out[0] = static_cast<float>(bytes[127]);
-        if (parity == 1 && !kRead) bytes[127] = 1;
+      copy_row(ctx, barrier, bytes);
+      if (ctx.thread() == 0 && parity == 1) {
+        if (kRead) out[0] = static_cast<float>(bytes[127]);
+        if (!kRead) bytes[127] = 1;
       }
       ctx.wait_barrier(barrier, parity);
       ctx.barrier();
@@ -264,10 +270,7 @@ struct BulkOverRead {  // what others may still be reading
     const auto barrier = opened_barrier(ctx, 1);
     const auto bytes = ctx.template shared<unsigned char>(0, 128);
     for (int parity = 0; parity < 2; ++parity) {
-      if (ctx.thread() == 0) {
-        ctx.expect_bytes(barrier, 128);
-        ctx.copy_bulk(bytes, kRows, 128, barrier);
-      }
+      copy_row(ctx, barrier, bytes);
       ctx.wait_barrier(barrier, parity);
       out[ctx.thread()] = static_cast<float>(bytes[4]);
       ctx.converge();
@@ -282,10 +285,7 @@ struct BulkOverWritten {  // one byte of it, by another thread
     const auto bytes = ctx.template shared<unsigned char>(0, 128);
     if (ctx.thread() == 40) bytes[127] = 1;
     ctx.converge();
-    if (ctx.thread() == 0) {
-      ctx.expect_bytes(barrier, 128);
-      ctx.copy_bulk(bytes, kRows, 128, barrier);
-    }
+    copy_row(ctx, barrier, bytes);
     ctx.wait_barrier(barrier, 0);
   }
 };
