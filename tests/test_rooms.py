@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import conftest
 import pytest
 
 import ntkfast
@@ -45,3 +46,8 @@ def test_wings_have_a_public_module():
 def test_nobody_asks_for_blocks(path):
     """What differs with k x k blocks is behind the methods of the spaces."""
     assert not re.search(r"isinstance\([^)]*BlockSpace", path.read_text())
+
+
+def test_gpu_tests_are_where_they_are_looked_for(request):
+    of_a_gpu = {item.path.name for item in request.session.items if item.get_closest_marker("gpu")}
+    assert of_a_gpu <= conftest.WITH_GPU
