@@ -300,15 +300,18 @@ def _has_labels(post: Posterior) -> bool:
     return bool(post._labels or post._is_labeled.any())
 
 
+def _probabilities(task: _Task, F: Array) -> Array:
+    """Class probabilities (m, k) of F, of U and H."""
+    # Where h has the sharp ones of squared loss, these are flat (docs/evidence.md).
+    flat = task.row.product and task.post.loss == "squared"
+    return probabilities(F, task.post.loss) if flat else softmax(F / task.temperature)
+
+
 def _openness(task: _Task, F: Array) -> Array:
     """Weights v(x) U(x) (N_x,) of F (N_x, k) at the evaluation points."""
-    post = task.post
-    if not task.row.uncertainty or not _has_labels(post):
+    if not task.row.uncertainty or not _has_labels(task.post):
         return task.uncovered
-    # Where h has the sharp probabilities of squared loss, U has the flat ones (docs/evidence.md).
-    flat = task.row.product and post.loss == "squared"
-    p = probabilities(F, post.loss) if flat else softmax(F / task.temperature)
-    largest = np.sort(p, axis=1)
+    largest = np.sort(_probabilities(task, F), axis=1)
     weights: Array = task.uncovered * (1 - (largest[:, -1] - largest[:, -2]))
     return weights
 
@@ -356,7 +359,7 @@ def _product(task: _Task, kernel: FeaturesBefore | MatrixBefore, F: Array) -> Pr
     entropy = np.empty(len(F))
     for start in range(0, len(F), _ROWS):
         part = slice(start, start + _ROWS)
-        p = softmax(F[part] / task.temperature)
+        p = _probabilities(task, F[part])
         entropy[part] = -(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum(1)
     w = min(_CONCENTRATED * concentration(kernel, task.evaluation) ** 2, 1.0)
     return Product(np.maximum(entropy, 0.0), w)
@@ -796,7 +799,8 @@ def utilities(
         `fisher_variance_reduction` and `fisher_herding` divide it by h(c).
     temperature : float, optional
         Divides outputs inside soft-maxes, those of f+ and of h and U, from 1e-30 to 1e30; default
-        1 (cross-entropy) or 0.1 (squared loss). U of `fisher_herding` has none with squared loss.
+        1 (cross-entropy) or 0.1 (squared loss). U and H of `fisher_herding` have none with squared
+        loss.
     log_loss_targets : array (N_x, k), optional
         q of `expected_log_loss`, which needs it, in the order of `evaluation`.
     precision : {"auto", "float32", "float64", "tf32", "bf16"}
@@ -864,8 +868,8 @@ def utilities(
     with h = 1 - sum_j p_j^2 of p = softmax(f / temperature), the trained network's, and S(x, x) as
     it was before the batch. The first is the share of the variance that a label of c takes away
     where classes are open, the second is `uncertainty_herding`; for squared loss U is that of F
-    clipped to >= 1e-3 and normalised, without a soft-max. H is the entropy of
-    softmax(F / temperature). w = min(1, 2 kappa^2), 0 while there are no labels, where kappa is the
+    clipped to >= 1e-3 and normalised, without a soft-max. H is the entropy of the probabilities
+    that U is of. w = min(1, 2 kappa^2), 0 while there are no labels, where kappa is the
     mean squared distance of an evaluation point to the nearest other one, of features of length
     one, over that of two points (of at most 512 to all): where it is near 1 all are about as far
     from each other, and what is covered means little.
