@@ -220,11 +220,10 @@ _TABLE = (
     ),
     Criterion(
         name="fisher_herding",
-        formula="A B^(1-w) H^2w; A: fisher_variance_reduction with v / (S(x,x) + lam), "
-        "B: uncertainty_herding",
+        formula="A B^(1-w) H^2w: fisher_variance_reduction by S(x,x) + lam, uncertainty_herding",
         needs=("similarity", "radius", "temperature"),
         use="the best choice for classes, and for batches: shares of variances where classes are "
-        "open, and many open points nearby, or where distances are alike (w near 1) c's entropy H",
+        "open (A), and many open points nearby (B) or, if all are as far (w near 1), entropy (H)",
         look_ahead=False,
         compiled="variance_reduction",
         moments=True,
