@@ -318,8 +318,8 @@ def _openness(task: _Task, F: Array) -> Array:
 
 # Share of the radius where variances tell, besides, what is far from all labels: balls that touch.
 _FINER = 0.5
-# How fast coverage gives way where distances are alike (docs/evidence.md).
-_CONCENTRATED = 2.0
+# Concentrations of distances at which coverage begins to give way, and has (docs/evidence.md).
+_NEAR, _ALIKE = 0.25, 0.75
 # A kernel that is known to no less than this is refused, however far labels are.
 _COARSE = 0.1
 
@@ -361,8 +361,8 @@ def _product(task: _Task, kernel: FeaturesBefore | MatrixBefore, F: Array) -> Pr
         part = slice(start, start + _ROWS)
         p = _probabilities(task, F[part])
         entropy[part] = -(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum(1)
-    w = min(_CONCENTRATED * concentration(kernel, task.evaluation) ** 2, 1.0)
-    return Product(np.maximum(entropy, 0.0), w)
+    w = (concentration(kernel, task.evaluation) - _NEAR) / (_ALIKE - _NEAR)
+    return Product(np.maximum(entropy, 0.0), min(max(w, 0.0), 1.0))
 
 
 def _cover(task: _Task, kernel: FeaturesBefore | MatrixBefore, radius: float) -> Cover:
@@ -869,10 +869,10 @@ def utilities(
     it was before the batch. The first is the share of the variance that a label of c takes away
     where classes are open, the second is `uncertainty_herding`; for squared loss U is that of F
     clipped to >= 1e-3 and normalised, without a soft-max. H is the entropy of the probabilities
-    that U is of. w = min(1, 2 kappa^2), 0 while there are no labels, where kappa is the
-    mean squared distance of an evaluation point to the nearest other one, of features of length
-    one, over that of two points (of at most 512 to all): where it is near 1 all are about as far
-    from each other, and what is covered means little.
+    that U is of. kappa is how far the nearest other evaluation point is, as a share of how far any
+    is: of mean squared distances of features of length one, from at most 512 points to all. Where
+    it is large, all are about as far from each other, and what is covered means little:
+    w = 2 kappa - 1/2, but 0 up to kappa = 1/4 and while there are no labels, and 1 from 3/4 on.
     """
     facts: dict[str, Any] = {}
     with _group(post).together("utilities", facts):

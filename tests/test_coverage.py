@@ -239,8 +239,8 @@ def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere):
     given = [*labeled, p["phi"][3]]  # twice, which covers nothing more
     noises = [p["lam"]] * len(given)
     F = anywhere.host(post.mean)
-    w = min(2 * literal_concentration(p["phi"][p["evaluation"]]) ** 2, 1.0)
-    assert {5: w < 0.2, 12: 0.2 < w < 0.5, 40: w > 0.5}[d], w
+    w = np.clip(2 * literal_concentration(p["phi"][p["evaluation"]]) - 0.5, 0, 1)
+    assert {5: w == 0, 12: 0.1 < w < 0.5, 40: w > 0.5}[d], w
     if squared:  # the soft-max of the logarithms is what is normalised
         F = np.log(np.maximum(F, 1e-3))
     H = -(probabilities_of(F, 1.0) * np.log(probabilities_of(F, 1.0))).sum(1)
