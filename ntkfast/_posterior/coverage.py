@@ -127,6 +127,7 @@ class KernelBefore:
     """
 
     diagonal: Array
+    inverse: Array
     _labeled: Any
     _labeled_inverse: Array
 
@@ -186,7 +187,8 @@ class KernelBefore:
     def rho(self, points: Array, of: Array | None = None) -> Iterator[tuple[slice, Array]]:
         """rho(own rows, points) (b, m) for positions (m,) among `rows`, some own rows at a time.
 
-        `of`: of these own rows, by their position among them.
+        `of`: of these own rows alone, by their position among them, increasing; so the slices are
+        of `of`. Arrays are the caller's own.
         """
         raise NotImplementedError
 
@@ -365,7 +367,9 @@ def rho(
         for a in range(0, len(block), step):
             part = slice(start + a, start + min(a + step, len(block)))
             K = engine.host(engine.product(block[a : a + step], across))
-            yield part, K * inverse[part, None] * column_inverse
+            K *= inverse[part, None]
+            K *= column_inverse
+            yield part, K
 
 
 class MatrixBefore(KernelBefore):
@@ -565,20 +569,24 @@ def concentration(kernel: KernelBefore, evaluation: Array, seed: int = 0) -> flo
     Of squared distances, of at most 512 of the evaluation points to all of them. In [0, 1]: near 0
     where points have neighbours that are much like them, near 1 where all are about as far from
     each other, so that what is nearest means little (Beyer, Goldstein, Ramakrishnan, Shaft, ICDT
-    1999). 0 where there is one place only.
+    1999). 0 where there is one place only. Points with features of length zero have no place.
     """
     points = np.unique(np.searchsorted(kernel.rows, evaluation))
+    points = points[kernel.inverse[points] > 0]
+    if len(points) < 2:
+        return 0.0
     rng = np.random.default_rng(seed)
     anchors = np.sort(rng.choice(points, min(len(points), _SAMPLE), replace=False))
     own = points[(points >= kernel.own.start) & (points < kernel.own.stop)] - kernel.own.start
     nearest, sums = np.full(len(anchors), np.inf), np.zeros(kernel.own.stop - kernel.own.start)
-    for part, of_anchors in kernel.rho(anchors, own):
-        itself = own[part, None] + kernel.own.start == anchors
-        distance = np.where(itself, 0.0, np.maximum(1 - of_anchors, 0.0))
-        sums[own[part]] = distance.sum(1)
-        nearest = np.minimum(nearest, np.min(distance, axis=0, initial=np.inf, where=~itself))
+    for part, to_anchors in kernel.rho(anchors, own):
+        half = np.subtract(1, to_anchors, out=to_anchors)  # of squared distances
+        np.maximum(half, 0, out=half)
+        sums[own[part]] = half.sum(1)  # but for rounding an anchor is 0 from itself
+        half[own[part, None] + kernel.own.start == anchors] = np.inf
+        nearest = np.minimum(nearest, half.min(0))
     # All rows are summed in one order, whatever ranks have them.
-    mean = kernel.of_all(sums).sum() / (len(anchors) * max(len(points) - 1, 1))
+    mean = kernel.of_all(sums).sum() / (len(anchors) * (len(points) - 1))
     if 2 * mean <= kernel.same:
         return 0.0
     return float(min(kernel.gather(nearest).min(0).mean() / mean, 1.0))
