@@ -220,10 +220,11 @@ _TABLE = (
     ),
     Criterion(
         name="fisher_herding",
-        formula="A B^(1-w) H^2w: fisher_variance_reduction by S(x,x) + lam, uncertainty_herding",
+        formula="A B^(1-w) H^(2w), A = fisher_variance_reduction with v / (S(x,x) + lam)",
         needs=("similarity", "radius", "temperature"),
         use="the best choice for classes, and for batches: shares of variances where classes are "
-        "open (A), and many open points nearby (B) or, if all are as far (w near 1), entropy (H)",
+        "open (A), and many open points nearby (B, uncertainty_herding); the more alike all "
+        "distances are (w), the more the entropy of c itself counts instead (H)",
         look_ahead=False,
         compiled="variance_reduction",
         moments=True,

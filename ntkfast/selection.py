@@ -869,10 +869,14 @@ def utilities(
     it was before the batch. The first is the share of the variance that a label of c takes away
     where classes are open, the second is `uncertainty_herding`; for squared loss U is that of F
     clipped to >= 1e-3 and normalised, without a soft-max. H is the entropy of the probabilities
-    that U is of. kappa is how far the nearest other evaluation point is, as a share of how far any
-    is: of mean squared distances of features of length one, from at most 512 points to all. Where
-    it is large, all are about as far from each other, and what is covered means little:
-    w = 2 kappa - 1/2, but 0 up to kappa = 1/4 and while there are no labels, and 1 from 3/4 on.
+    that U is of, at c.
+
+    w is 0 while there are no labels, else 2 kappa - 1/2 within [0, 1]. kappa is the mean squared
+    distance, of features of length one, of the evaluation points (at most 512 of them) to the
+    nearest other one, divided by that to all others. Where it is large, all are about as far from
+    each other, and what is covered means little. `weights` do not count there, and features of
+    length zero are left out. The fewer evaluation points, the larger kappa: of two it is 1, and
+    coverage plays no part.
     """
     facts: dict[str, Any] = {}
     with _group(post).together("utilities", facts):

@@ -277,7 +277,7 @@ def test_concentration_of_distances():
 
     def concentration(phi):
         f = np.zeros((len(phi), 2))
-        post = nf.Posterior.from_features(phi, f, None, None, None, loss="cross_entropy")
+        post = nf.Posterior.from_features(phi, f, None, None, None, ridge=1.0, loss="cross_entropy")
         kernel = coverage.kernel_before(
             post._space, post._given, np.empty(0, int), np.arange(len(phi)), has_labels=False
         )
@@ -291,6 +291,42 @@ def test_concentration_of_distances():
     assert concentration(np.eye(20)) == pytest.approx(1, rel=1e-9)
     assert concentration(np.ones((20, 3), np.float32)) == 0
     assert concentration(np.ones((1, 3))) == 0
+    nowhere = np.vstack([phi[:50], np.zeros((9, 7)), phi[50:]])
+    assert concentration(nowhere) == pytest.approx(literal_concentration(phi), rel=1e-9)
+    assert concentration(np.zeros((20, 3))) == 0
+    one_place = np.outer(rng.uniform(1, 9, 20), rng.normal(size=4)).astype(np.float32)
+    assert concentration(one_place) == 0  # but for rounding
+
+
+@pytest.mark.parametrize("representation", ["features", "kernel", "disk"])
+def test_fisher_herding_where_all_distances_are_alike(representation, tmp_path):
+    """Then w is 1, and coverage counts nothing; a label is about its own point alone."""
+    rng = np.random.default_rng(0)
+    variance, f = rng.uniform(0.5, 2, 14), rng.normal(size=(14, 3))
+    f[9] = [1e4, 0, 0]  # settled: entropy and h are 0
+    phi = np.diag(np.sqrt(variance))
+    settings = dict(loss="cross_entropy", ridge=0.1, labeled_indices=[2, 5])
+    if representation == "kernel":
+        K = np.diag(variance)
+        post = nf.Posterior.from_kernel(
+            K, K[[2, 5]], K[[2, 5]][:, [2, 5]], f, f[[2, 5]], [0, 2], **settings
+        )
+    else:
+        np.save(tmp_path / "phi.npy", phi)
+        features = np.load(tmp_path / "phi.npy", mmap_mode="r") if representation == "disk" else phi
+        post = nf.Posterior.from_features(features, f, phi[[2, 5]], f[[2, 5]], [0, 2], **settings)
+    p = probabilities_of(f, 2.0)
+    h, H = 1 - (p**2).sum(1), -(p * np.log(np.maximum(p, 1e-300))).sum(1)
+    shares = h * variance**2 / ((variance + 0.1) * (variance + 0.1 / np.maximum(h, 1e-300)))
+    free = np.setdiff1d(np.arange(14), [2, 5])
+    expected = (shares * H**2)[free]
+    found = nf.utilities(post, "fisher_herding", temperature=2.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    order = np.lexsort((free, -expected))
+    for mode in ("sequential", "top"):
+        picked = nf.select(post, "fisher_herding", 12, mode, temperature=2.0)
+        assert picked.indices.tolist() == free[order].tolist()
+        np.testing.assert_allclose(picked.utilities, expected[order], rtol=1e-9)
 
 
 # --- Ties, exhausted pools, what covers ---

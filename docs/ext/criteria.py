@@ -32,7 +32,7 @@ _SIGNS = {
 }
 _OPERATOR = r"\\(?:operatorname\{\w+\}|log|det|max)(?:_\{\w+\})?"
 _NAME = r"[^\W\d_]{2,}(?:_[^\W\d_]{2,})*"
-_TOKENS = re.compile(rf"f\+|!=|{_NAME}(?: (?:{_NAME}|a\b))*|[_^]-?\w+|\s+|.")
+_TOKENS = re.compile(rf"f\+|!=|{_NAME}(?: (?:{_NAME}|a\b))*|[_^](?:-?\w+|\([^()]*\))|\s+|.")
 
 
 def _parts(formula: str) -> Iterator[str]:
@@ -41,7 +41,7 @@ def _parts(formula: str) -> Iterator[str]:
         if token in _SIGNS:
             yield _SIGNS[token]
         elif token[0] in "_^" and len(token) > 1:
-            yield f"{token[0]}{{{token[1:]}}}"
+            yield f"{token[0]}{{{token[1:].strip('()')}}}"
         elif words and len(words[0]) > 1 and words[0][0].isalpha():
             # Words between formulas, among them perhaps an operator: "the largest softmax".
             for word in words:
@@ -58,6 +58,8 @@ def latex(formula: str) -> str:
     '\\sum_{x} v S(x,c)^{2} / (S(c,c) + \\lambda_{c})'
     >>> latex("variance_reduction with v(x) = h(x)")
     '\\text{variance\\_reduction with } v(x) = h(x)'
+    >>> latex("B^(1-w) exp(-x)")
+    'B^{1-w} \\exp(-x)'
     """
     text = re.sub(r" \}\s*\\text\{ ", " ", "".join(_parts(formula)))  # words in a row are one text
     text = re.sub(r"(^|[(\[])\\text\{ ", r"\1\\text{", text)

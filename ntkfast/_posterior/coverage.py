@@ -571,7 +571,7 @@ def concentration(kernel: KernelBefore, evaluation: Array, seed: int = 0) -> flo
     each other, so that what is nearest means little (Beyer, Goldstein, Ramakrishnan, Shaft, ICDT
     1999). 0 where there is one place only. Points with features of length zero have no place.
     """
-    points = np.unique(np.searchsorted(kernel.rows, evaluation))
+    points = np.sort(np.searchsorted(kernel.rows, evaluation))
     points = points[kernel.inverse[points] > 0]
     if len(points) < 2:
         return 0.0

@@ -31,7 +31,8 @@ _AGAIN = 64
 class _Lazy(PoolScorer):
     """`utilities` and `batch` of criteria whose utilities, which are >= 0, never grow.
 
-    Or which are a product of such a factor with one that `times` knows after every pick.
+    Or which are a `product` of such a factor with one that `times` knows after every pick: give
+    both or none.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class _Lazy(PoolScorer):
         return self._worth()
 
     def _worth(self) -> Array:
-        """Return the utilities (m,), or of those that are not current bounds."""
+        """Utilities (m,), or what bounds them where factors are not current."""
         bound = self._bound
         return bound if self._product is None else self._product(bound, self._factor)
 
@@ -203,7 +204,7 @@ class PoolCover(_Lazy):
     times : PoolScorer, optional
         Of the same candidates: what coverage is multiplied by.
     product : Product, optional
-        How.
+        How; with `times`.
     """
 
     def __init__(
