@@ -275,19 +275,22 @@ def test_concentration_of_distances():
     """Of a part of many points; 1 where none has a neighbour, 0 where all are in one place."""
     rng = np.random.default_rng(3)
 
-    def concentration(phi):
+    def concentration(phi, evaluation=None):
         f = np.zeros((len(phi), 2))
         post = nf.Posterior.from_features(phi, f, None, None, None, ridge=1.0, loss="cross_entropy")
         kernel = coverage.kernel_before(
             post._space, post._given, np.empty(0, int), np.arange(len(phi)), has_labels=False
         )
-        return coverage.concentration(kernel, np.arange(len(phi)))
+        return coverage.concentration(
+            kernel, np.arange(len(phi)) if evaluation is None else evaluation
+        )
 
     phi = rng.normal(size=(60, 7))
     phi[40] = phi[7]
     assert concentration(phi) == pytest.approx(literal_concentration(phi), rel=1e-9)
     many = rng.normal(size=(1500, 5))
     assert concentration(many) == pytest.approx(literal_concentration(many), rel=0.1)
+    assert concentration(many, rng.permutation(1500)) == concentration(many)
     assert concentration(np.eye(20)) == pytest.approx(1, rel=1e-9)
     assert concentration(np.ones((20, 3), np.float32)) == 0
     assert concentration(np.ones((1, 3))) == 0
