@@ -165,16 +165,22 @@ def test_float32(name, similarity, representation):
     assert relative_error(forced, expected) <= 2e-5
 
 
-def test_temperature_of_uncertainty():
-    p = problem(9)
-    post = conditioned(p, "features")
-    labeled = [*p["phi_l"], p["phi"][3], p["phi"][17]]
-    for temperature in (1.0, 3.0):
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+def test_temperature_of_uncertainty(loss):
+    """Of labels from the start, which are none of the points."""
+    p = problem(9, **(dict(loss=loss, scale=1.0, spread=0.5) if loss == "squared" else {}))
+    post = posterior(p)
+    for temperature in (None, 3.0):
         kind, v, r = literal_settings(
-            "uncertainty_herding", "rbf", p, post.mean, labeled, temperature=temperature
+            "uncertainty_herding",
+            "rbf",
+            p,
+            post.mean,
+            p["phi_l"],
+            temperature=temperature or {"cross_entropy": 1.0, "squared": 0.1}[loss],
         )
         expected = literal_utilities(
-            kind, p["phi"], p["candidates"], p["evaluation"], labeled, v, r
+            kind, p["phi"], p["candidates"], p["evaluation"], p["phi_l"], v, r
         )
         found = nf.utilities(post, "uncertainty_herding", temperature=temperature, **options_of(p))
         assert relative_error(found, expected) <= 1e-9
@@ -271,6 +277,22 @@ def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere):
     assert anywhere.host(batch.indices).tolist() == picks
 
 
+def test_fisher_herding_without_labels():
+    """All is as open as any, whatever the outputs say: two factors, of the radius 1/2."""
+    p = problem(4, n=0, d=40)  # distances are alike
+    h = 1 - (probabilities_of(p["f"], 1.0) ** 2).sum(1)
+    at_first = (p["phi"] ** 2).sum(1)
+    for representation in ("features", "kernel"):
+        post = posterior(p, representation)
+        covered = literal_utilities(
+            "rbf", p["phi"], p["candidates"], p["evaluation"], [], p["v"], 0.5
+        )
+        expected = covered * literal_reductions(p, p["candidates"], h, [], [], at_first)
+        found = nf.utilities(post, "fisher_herding", **options_of(p))
+        assert relative_error(found, expected) <= 1e-9
+        assert nf.select(post, "fisher_herding", 1, **options_of(p)).utilities[0] == found.max()
+
+
 def test_concentration_of_distances():
     """Of a part of many points; 1 where none has a neighbour, 0 where all are in one place."""
     rng = np.random.default_rng(3)
@@ -289,6 +311,7 @@ def test_concentration_of_distances():
     phi[40] = phi[7]
     assert concentration(phi) == pytest.approx(literal_concentration(phi), rel=1e-9)
     many = rng.normal(size=(1500, 5))
+    many[:700] *= [9, 1, 1, 1, 1]  # the first are nearer to each other
     assert concentration(many) == pytest.approx(literal_concentration(many), rel=0.1)
     assert concentration(many, rng.permutation(1500)) == concentration(many)
     assert concentration(np.eye(20)) == pytest.approx(1, rel=1e-9)
