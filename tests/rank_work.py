@@ -109,6 +109,8 @@ def results(path, mine=slice(None), convert=lambda a: a, group=None):
     picks("covering", post, "prob_cover", 6, evaluation=some)
     picks("covering", post, "fisher_herding", 7, candidates=np.arange(0, N, 7))
     picks("covering few", post, "fisher_herding", 7, **covering, similarity="cosine")
+    apart = dict(candidates=few["candidates"], evaluation=some[:12])  # entropy counts as well
+    picks("covering apart", post, "fisher_herding", 7, **apart)
     picks("covering top", post, "max_herding", 6, mode="top", **covering)
     for criterion in ("variance_reduction", "emoc", "d_optimal", "fisher_herding"):
         picks("chosen", post, criterion, 4, **few, choose=second_best)

@@ -112,6 +112,7 @@ def test_everything_is_as_from_memory(labels, dtype, tmp_path):
             ("prob_cover", 6, few),
             ("fisher_herding", 8, few),
             ("fisher_herding", 8, dict(evaluation=some, weights=weights[some], radius=0.3)),
+            ("fisher_herding", 8, dict(evaluation=some[:12])),  # far apart: entropy counts as well
         ]:
             assert_same(
                 [nf.utilities(held, criterion, **keywords)],
