@@ -320,6 +320,8 @@ def _openness(task: _Task, F: Array) -> Array:
 _FINER = 0.5
 # Concentrations of distances at which coverage begins to give way, and has (docs/evidence.md).
 _NEAR, _ALIKE = 0.25, 0.75
+# Evaluation points that tell: a few are far from each other, whatever they are.
+_ENOUGH = 100
 # A kernel that is known to no less than this is refused, however far labels are.
 _COARSE = 0.1
 
@@ -354,14 +356,15 @@ def _kernel_before(task: _Task) -> tuple[FeaturesBefore | MatrixBefore, float]:
 
 def _product(task: _Task, kernel: FeaturesBefore | MatrixBefore, F: Array) -> Product:
     """Return how coverage and variances are multiplied; F (m, k) is of own candidates."""
-    if not _has_labels(task.post):
+    points = task.evaluation[task.uncovered > 0]
+    if not _has_labels(task.post) or len(points) < _ENOUGH:
         return Product(np.ones(len(F)), 0.0)
     entropy = np.empty(len(F))
     for start in range(0, len(F), _ROWS):
         part = slice(start, start + _ROWS)
         p = _probabilities(task, F[part])
         entropy[part] = -(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum(1)
-    w = (concentration(kernel, task.evaluation) - _NEAR) / (_ALIKE - _NEAR)
+    w = (concentration(kernel, points) - _NEAR) / (_ALIKE - _NEAR)
     return Product(np.maximum(entropy, 0.0), min(max(w, 0.0), 1.0))
 
 
@@ -871,12 +874,11 @@ def utilities(
     clipped to >= 1e-3 and normalised, without a soft-max. H is the entropy of the probabilities
     that U is of, at c.
 
-    w is 0 while there are no labels, else 2 kappa - 1/2 within [0, 1]. kappa is the mean squared
-    distance, of features of length one, of the evaluation points (at most 512 of them) to the
-    nearest other one, divided by that to all others. Where it is large, all are about as far from
-    each other, and what is covered means little. `weights` do not count there, and features of
-    length zero are left out. The fewer evaluation points, the larger kappa: of two it is 1, and
-    coverage plays no part.
+    w is 2 kappa - 1/2 within [0, 1], but 0 while there are no labels or fewer than 100 evaluation
+    points with v > 0. kappa is the mean squared distance, of features of length one, of these
+    points (at most 512 of them) to the nearest other one, divided by that to all others. Where it
+    is large, all are about as far from each other, and what is covered means little. Copies are
+    near each other, and features of length zero are left out.
     """
     facts: dict[str, Any] = {}
     with _group(post).together("utilities", facts):

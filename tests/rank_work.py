@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 import ntkfast as nf
-from ntkfast import arrays
+from ntkfast import arrays, selection
 from ntkfast._posterior import covariance, coverage, disk, engines, pool
 
 SIZES = (1, 2, 3, 4, 8)
@@ -37,6 +37,7 @@ def small_parts():
         (pool, "_CACHED_BYTES"): 1 << 10,
         (pool, "_FRONT_BYTES"): 1 << 9,
         (pool, "_FRONT_LEAST"): 4,
+        (selection, "_ENOUGH"): 12,
     }
     before = {place: getattr(*place) for place in places}
     for place, value in places.items():

@@ -7,6 +7,7 @@ import pytest
 from problems import posterior, random_problem, relative_error
 
 import ntkfast as nf
+from ntkfast import selection
 from ntkfast._posterior import coverage
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*outnumber a quarter")
@@ -230,10 +231,11 @@ def probabilities_of(F, temperature):
 @pytest.mark.parametrize("representation", ["features", "kernel"])
 @pytest.mark.parametrize(("n", "d"), [(6, 12), (6, 40), (0, 12), (20, 5)])
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
-def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere):
+def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere, monkeypatch):
     """What is covered times what the variance loses, of each and in a batch.
 
     Of few features points have near neighbours, of many none: coverage counts, or entropy does.
+    But of less than a hundred points that is not told.
     """
     squared = loss == "squared"
     p = problem(n + d, n=n, d=d, **(dict(loss=loss, scale=1.0, spread=0.5) if squared else {}))
@@ -245,15 +247,15 @@ def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere):
     given = [*labeled, p["phi"][3]]  # twice, which covers nothing more
     noises = [p["lam"]] * len(given)
     F = anywhere.host(post.mean)
-    w = np.clip(2 * literal_concentration(p["phi"][p["evaluation"]]) - 0.5, 0, 1)
-    assert {5: w == 0, 12: 0.1 < w < 0.5, 40: w > 0.5}[d], w
+    w = np.clip(2 * literal_concentration(p["phi"][p["evaluation"][p["v"] > 0]]) - 0.5, 0, 1)
+    assert {5: w < 0.1, 12: 0.1 < w < 0.5, 40: w > 0.5}[d], w
     if squared:  # the soft-max of the logarithms is what is normalised
         F = np.log(np.maximum(F, 1e-3))
     H = -(probabilities_of(F, 1.0) * np.log(probabilities_of(F, 1.0))).sum(1)
     kind, v, r = literal_settings("uncertainty_herding", "rbf", p, F, labeled)
     at_first = [remaining_variance(x, given, noises) for x in p["phi"]]
 
-    def literal(candidates, picks, rounding=0.0):
+    def literal(candidates, picks, rounding=0.0, w=w):
         covered = rounding + literal_utilities(
             kind, p["phi"], candidates, p["evaluation"], [*labeled, *p["phi"][picks]], v, 0.5 * r
         )
@@ -263,6 +265,9 @@ def test_fisher_herding_is_the_definition(loss, n, d, representation, anywhere):
         )
         return reduced * covered ** (1 - w) * H[candidates] ** (2 * w)
 
+    found = anywhere.host(nf.utilities(post, "fisher_herding", **options))
+    assert relative_error(found, literal(p["candidates"], [], w=0)) <= 1e-8
+    monkeypatch.setattr(selection, "_ENOUGH", (p["v"] > 0).sum())
     found = anywhere.host(nf.utilities(post, "fisher_herding", **options))
     expected = literal(p["candidates"], [])
     # The power makes much of what rounding leaves of nothing, of candidates that have labels.
@@ -325,8 +330,9 @@ def test_concentration_of_distances():
 
 
 @pytest.mark.parametrize("representation", ["features", "kernel", "disk"])
-def test_fisher_herding_where_all_distances_are_alike(representation, tmp_path):
+def test_fisher_herding_where_all_distances_are_alike(representation, tmp_path, monkeypatch):
     """Then w is 1, and coverage counts nothing; a label is about its own point alone."""
+    monkeypatch.setattr(selection, "_ENOUGH", 14)
     rng = np.random.default_rng(0)
     variance, f = rng.uniform(0.5, 2, 14), rng.normal(size=(14, 3))
     f[9] = [1e4, 0, 0]  # settled: entropy and h are 0

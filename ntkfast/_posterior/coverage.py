@@ -613,6 +613,7 @@ class Product:
     def __call__(self, covered: Array, reduced: Array) -> Array:
         """Return the product (m,)."""
         result: Array = reduced * covered ** (1 - self.w) * self.entropy ** (2 * self.w)
+        result[covered == 0] = 0.0  # for w = 1 too
         return result
 
 
