@@ -39,9 +39,10 @@ test-emulated: .venv/installed-test
 	  -DNTKFAST_CPU_LIBRARY="$$(ls -t $(CURDIR)/build/cp*/libntkfast_cpu.a 2>/dev/null | head -n 1)"
 	$(BIN)/cmake --build build/emulated
 	tools/stage_package.sh build/emulated
-	cd $(EMULATED) && PYTHONPATH=$(EMULATED) NTKFAST_REQUIRE_GPU=1 $(abspath $(BIN))/python -m pytest \
-	  -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(CURDIR)/tests -m gpu $(ARGS)
-	PYTHONPATH=$(EMULATED) $(BIN)/python bench/bench_cuda.py --dry-run
+	PYTHONPATH=$(EMULATED) $(BIN)/python bench/bench_cuda.py --dry-run >build/emulated/dry-run.log 2>&1 & dry=$$!; \
+	(cd $(EMULATED) && PYTHONPATH=$(EMULATED) NTKFAST_REQUIRE_GPU=1 $(abspath $(BIN))/python -m pytest \
+	  -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) $(CURDIR)/tests -m gpu $(ARGS)); \
+	code=$$?; wait $$dry || { cat build/emulated/dry-run.log; exit 1; }; exit $$code
 
 # Drawn networks and data against gradients taken one point at a time: make fuzz ARGS="--minutes 60 --jobs 2"
 fuzz: .venv/installed-test
