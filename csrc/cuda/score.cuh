@@ -26,6 +26,10 @@ NTKFAST_HD inline int64_t bundle_place(int64_t i, int planes) {
   return i / kBundle * planes * kBundle + i % kBundle;
 }
 
+/// What is prepared of a candidate may lie differently: its first numbers in planes, the others
+/// side by side, those of a bundle's candidates one after the other.
+constexpr int kCandidatePlanes = 2;
+
 /// One call in compute type T.
 template <class T>
 struct ScoreArgs : PrepareArgs<T> {
@@ -117,15 +121,21 @@ struct PrepareCandidates {
     if (i >= args.padded_candidates) return;
     PreparedSizes sizes{args.classes, 0, 0};
     visit_on_device(args.criterion, sizes, Criteria{});
-    T* out = args.prepared + bundle_place(i, sizes.candidate);
+    T* const bundle = args.prepared + bundle_place(i, sizes.candidate) - i % kBundle;
+    Prepared<T> out{bundle + i % kBundle, kBundle};
+    if (args.candidates_in_rows) {
+      out.planes = kCandidatePlanes;
+      out.row =
+          bundle + kCandidatePlanes * kBundle + i % kBundle * (sizes.candidate - kCandidatePlanes);
+    }
     if (i >= args.num_candidates) {
-      for (int j = 0; j < sizes.candidate; ++j) out[j * kBundle] = T(0);
+      for (int j = 0; j < sizes.candidate; ++j) out[j] = T(0);
       return;
     }
     const int64_t c = args.candidates ? args.candidates[i] : i, k = args.classes;
     const CandidateInputs inputs{args.mean + c * k, args.outputs + c * k, args.label_probs + i * k,
                                  args.variance[c], args.noise[i]};
-    PrepareCandidate<T> prepare{args, inputs, Prepared<T>{out, kBundle}};
+    PrepareCandidate<T> prepare{args, inputs, out};
     visit_on_device(args.criterion, prepare, Criteria{});
   }
 };
@@ -418,9 +428,10 @@ struct ScoreRows {
     if constexpr (!kUnrolled) {
       return called_value(k, S, point, stored);
     } else if constexpr (kSoftmax) {
-      if (Criterion::is_moderate(S, candidate))
-        return Criterion::template moderate_value<K>(K, S, point, candidate);
-      return called_value(k, S, point, stored);
+      const Pair<T> A = Criterion::moderate_step_of(S, candidate);
+      if (Criterion::is_moderate(A, candidate))
+        return Criterion::template moderate_value<K>(K, A, point, candidate);
+      return called_large_value(k, S, point, stored);
     } else {
       return Criterion::template value<K>(K, S, point, candidate, static_cast<Pair<T>*>(nullptr));
     }
@@ -430,6 +441,11 @@ struct ScoreRows {
                                                   Candidate candidate) {
     return Criterion::template value<kAnyClasses>(k, S, point, candidate,
                                                   static_cast<Pair<T>*>(nullptr));
+  }
+  template <class Point, class Candidate>
+  static NTKFAST_DEVICE_CALL Pair<T> called_large_value(int k, Pair<T> S, Point point,
+                                                        Candidate candidate) {
+    return Criterion::large_value(k, S, point, candidate);
   }
 };
 

@@ -11,9 +11,10 @@ namespace ntkfast {
 /// (score.cuh).
 template <class T>
 struct PrepareArgs : ScoreInputs {
-  const double* variance;  // of all points
-  T* points;               // 1 + point_size planes, first the weights
-  T* prepared;             // candidate_size planes
+  const double* variance;   // of all points
+  T* points;                // 1 + point_size planes, first the weights
+  T* prepared;              // candidate_size planes
+  bool candidates_in_rows;  // not all in planes: score.cuh
   int64_t padded_points, padded_candidates;
 };
 /// Compiled once for all kinds of products.

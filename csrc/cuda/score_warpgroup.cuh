@@ -72,70 +72,93 @@ struct PointPairs {
   }
 };
 
-/// The scores of a thread's pairs of one tile, kPairs at a time, and the totals of its two
-/// candidates. Planes of points are kStride numbers apart.
-template <class Tile, class Criterion, int K, int kPairs, int kStride>
-class TileScores {
- public:
-  using Walk = TileWalk<Tile::kColumns>;
-  using Values = Lanes<float, 2 * kPairs>;
-  static constexpr int kPieces = Tile::kRows * Tile::kPairs / kPairs;
-
-  /// Adds a piece: kPairs pairs of the first of the thread's rows, and later of the second. Points
-  /// and candidates are the planes of the tile; S(i): covariance of pair i of the piece. All lanes
-  /// of the warp call it.
-  template <class Ctx, class Points, class Candidates, class Covariance>
-  NTKFAST_DEVICE void add(const Ctx& ctx, const ScoreArgs<float>& score, const Walk& of, int thread,
-                          int piece, Points points, Candidates candidates, const Covariance& S) {
-    constexpr int kHalf = kPieces / 2;
-    const int n = piece % kHalf * kPairs;
-    const bool second = piece >= kHalf;
-    const int row = Tile::row(thread) + (second ? 8 : 0), col = Tile::col(thread) + 8 * n;
-    if (of.c0() + row < score.num_candidates) {
-      Values covariance;
-      NTKFAST_UNROLL_DEVICE
-      for (int i = 0; i < kPairs; ++i) {
-        const Pair<float> pair = S(i);
-        covariance.v[2 * i] = pair.v[0];
-        covariance.v[2 * i + 1] = pair.v[1];
-      }
-      const auto first = points + col;
-      const PointPairs<decltype(first + 0), kPairs, kStride> weights{first + 0},
-          point{first + kStride};
-      const CandidateColumn<float, decltype(candidates + 0)> candidate{candidates + row};
-      Values value = Criterion::template value<K>(score.classes, covariance, point, candidate,
-                                                  static_cast<Values*>(nullptr));
-      if (of.x0() + Tile::kColumns > score.num_evaluation) {
-        NTKFAST_UNROLL_DEVICE
-        for (int i = 0; i < 2 * kPairs; ++i)  // beyond the last point it may be anything
-          if (of.x0() + col + 8 * (i / 2) + i % 2 >= score.num_evaluation) value.v[i] = 0;
-      }
-      sum_ = fma_of(weights(0), value, sum_);
-    }
-    if ((n + kPairs) % 4 != 0) return;
-    float of_lane = 0;
-    NTKFAST_UNROLL_DEVICE
-    for (int i = 0; i < 2 * kPairs; ++i) of_lane += sum_.v[i];
-    const double total = static_cast<double>(sum_lanes<4>(ctx, of_lane));
-    first_ += second ? 0.0 : total;
-    second_ += second ? total : 0.0;
-    sum_ = Values(0.0f);
+/// A prepared candidate whose first numbers are in planes, the others side by side, a multiple of
+/// four and at a place that four divides: in unrolled loops four of them are one load.
+template <class Pointer>
+struct CandidateRow {
+  Pointer planes, row;
+  NTKFAST_DEVICE float operator()(int j) const {
+    if (j < kCandidatePlanes) return planes[j * kBundle];
+    const int behind = j - kCandidatePlanes;
+    return load_four(row + behind / 4 * 4).v[behind % 4];
   }
-  /// After the last piece of a tile: writes the totals at the end of an item.
-  NTKFAST_DEVICE void finish(const ScoreArgs<float>& score, const Walk& of, int thread) {
-    if (!of.last()) return;
-    if (thread % 4 == 0) {
-      double* const partial = score.partial + of.group * score.padded_candidates;
-      const int64_t c = of.c0() + Tile::row(thread);
-      if (c < score.num_candidates) partial[c] = first_;
-      if (c + 8 < score.num_candidates) partial[c + 8] = second_;
+};
+
+/// The scores of a thread's pairs of one of its two rows of a tile, kPairs at a time. Planes of
+/// points are kStride numbers apart.
+template <class Tile, class Criterion, int K, int kPairs, int kStride>
+struct RowScores {
+  using Values = Lanes<float, 2 * kPairs>;
+  static constexpr int kPieces = Tile::kPairs / kPairs;
+  /// Pieces whose scores are added in float.
+  static constexpr int kSummed = kPairs < 4 ? 4 / kPairs : 1;
+  static_assert(kPieces % kSummed == 0 && kPieces <= 32, "");
+
+  /// The sum of weights times scores. `points` are the planes of the thread's first pair, S(i) are
+  /// the covariances of piece i.
+  ///
+  /// What is rare waits for the end: without a branch there is nothing to come back from, which
+  /// takes some 14 cycles a time, and the next piece's numbers are on their way.
+  template <class Points, class Candidate, class Covariances>
+  static NTKFAST_DEVICE double sum(int k, Points points, const Candidate& candidate,
+                                   const Covariances& S) {
+    double total = 0;
+    uint32_t large = 0;  // a bit for each piece with a step that is not moderate
+    Values next = S(0);
+    NTKFAST_KEEP_LOOP
+    for (int begin = 0; begin < kPieces; begin += kSummed) {
+      Values sum(0.0f);
+      NTKFAST_KEEP_LOOP
+      for (int piece = begin; piece < begin + kSummed; ++piece) {
+        const Values covariance = next;
+        next = S(piece + 1 < kPieces ? piece + 1 : piece);
+        const auto first = points + piece * (8 * kPairs);
+        Values weight = weights_of(first), value;
+        const PointPairs<decltype(first + 0), kPairs, kStride> point{first + kStride};
+        if constexpr (kSoftmax) {
+          Values A = Criterion::moderate_step_of(covariance, candidate);
+          const bool moderate = Criterion::is_moderate(A, candidate);
+          large |= moderate ? 0u : 1u << piece;
+          NTKFAST_UNROLL_DEVICE
+          for (int i = 0; i < 2 * kPairs; ++i) {
+            A.v[i] = moderate ? A.v[i] : 0.0f;
+            weight.v[i] = moderate ? weight.v[i] : 0.0f;
+          }
+          value = Criterion::template moderate_value<K>(k, A, point, candidate);
+        } else {
+          value = Criterion::template value<K>(k, covariance, point, candidate,
+                                               static_cast<Values*>(nullptr));
+        }
+        sum = fma_of(weight, value, sum);
+      }
+      total += static_cast<double>(sum_of(sum));
     }
-    first_ = second_ = 0;
+    if constexpr (kSoftmax) {
+      NTKFAST_KEEP_LOOP
+      for (int piece = 0; large >> piece != 0; ++piece) {
+        if (!(large >> piece & 1)) continue;
+        const auto first = points + piece * (8 * kPairs);
+        const PointPairs<decltype(first + 0), kPairs, kStride> point{first + kStride};
+        const Values value = Criterion::large_value(k, S(piece), point, candidate);
+        total += static_cast<double>(sum_of(weights_of(first) * value));
+      }
+    }
+    return total;
   }
 
  private:
-  Values sum_ = Values(0.0f);
-  double first_ = 0, second_ = 0;
+  static constexpr bool kSoftmax = std::is_base_of<OfSoftmax, Criterion>::value;
+
+  template <class Points>
+  static NTKFAST_DEVICE Values weights_of(Points first) {
+    return PointPairs<Points, kPairs, kStride>{first}(0);
+  }
+  static NTKFAST_DEVICE float sum_of(const Values& values) {
+    float sum = 0;
+    NTKFAST_UNROLL_DEVICE
+    for (int i = 0; i < 2 * kPairs; ++i) sum += values.v[i];
+    return sum;
+  }
 };
 
 /// Two warpgroups multiply, and two others score what they have multiplied before; thread 0 copies
@@ -156,7 +179,13 @@ struct ScorePairsWarpgroup {
   enum { kThere, kScored, kPlanesThere, kBarriers = kPlanesThere + 2 };
   /// Pairs of a row that are scored at once: as many as registers hold.
   static constexpr int kPairs = K == 1 ? 4 : K == kAnyClasses ? 2 : 1;
-  using Scores = TileScores<Tile, Criterion, K, kPairs, kSets ? kColumns : kBundle>;
+  using Scores = RowScores<Tile, Criterion, K, kPairs, kSets ? kColumns : kBundle>;
+  /// Numbers of a candidate that lie side by side: chunks of 16 bytes of eight neighbours are in
+  /// different banks where a row has an odd number of them.
+  static constexpr int kRowNumbers = K > 0 && kSets > 0 && kColumns == kTensorTile
+                                         ? Criterion::candidate_size(K) - kCandidatePlanes
+                                         : 0;
+  static constexpr bool kInRows = kRowNumbers > 0 && kRowNumbers % 8 == 4;
 
   /// Numbers of a set: of candidates, and behind them of points.
   static NTKFAST_HD int candidate_numbers(int classes) {
@@ -303,32 +332,68 @@ struct ScorePairsWarpgroup {
   static NTKFAST_DEVICE void score(const Ctx& ctx, const WarpgroupScoreArgs& args,
                                    Barriers barriers, Covariances covariances) {
     const ScoreArgs<float>& score = args.tensor.score;
-    const int thread = ctx.thread() - kMultipliers, k = score.classes;
+    const int thread = scored_by(ctx.thread() - kMultipliers), k = score.classes;
     const auto sets =
         ctx.template shared<float>(sets_at(args.tensor.stages), kSets * set_numbers(k));
-    Scores scores;
+    const int row = Tile::row(thread), col = Tile::col(thread);
+    double totals[2] = {0, 0};  // of the thread's rows
     Walk now;
     now.start(args, static_cast<int>(ctx.block_x()));
     for (int parity = 0, set = 0, set_parity = 0;; parity ^= 1) {
       if (kSets) ctx.wait_barrier(barriers + (kPlanesThere + set), set_parity);
       ctx.wait_barrier(barriers + kThere, parity);
+      // Points and candidates beyond the last ones weigh nothing or are nobody's: their features
+      // are zeros, and what is prepared of them is finite.
       NTKFAST_KEEP_LOOP
-      for (int piece = 0; piece < Scores::kPieces; ++piece) {
-        const auto S = [&](int i) {
-          return load_pair(covariances + place(piece * kPairs + i, thread));
+      for (int half = 0; half < 2; ++half) {
+        const auto S = [&](int piece) {
+          typename Scores::Values values;
+          NTKFAST_UNROLL_DEVICE
+          for (int i = 0; i < kPairs; ++i) {
+            const Pair<float> pair =
+                load_pair(covariances + place(half * Tile::kPairs + piece * kPairs + i, thread));
+            values.v[2 * i] = pair.v[0];
+            values.v[2 * i + 1] = pair.v[1];
+          }
+          return values;
         };
+        const int of_candidate = row + 8 * half;
+        double total;
         if constexpr (kSets > 0) {
           const auto candidates = sets + set * set_numbers(k);
-          scores.add(ctx, score, now, thread, piece, candidates + candidate_numbers(k), candidates,
-                     S);
+          const auto points = candidates + candidate_numbers(k) + col;
+          if constexpr (kInRows) {
+            const auto rows = candidates + kCandidatePlanes * kBundle;
+            total = Scores::sum(k, points,
+                                CandidateRow<decltype(rows + 0)>{candidates + of_candidate,
+                                                                 rows + of_candidate * kRowNumbers},
+                                S);
+          } else {
+            total = Scores::sum(k, points, column(candidates + of_candidate), S);
+          }
         } else {
-          scores.add(ctx, score, now, thread, piece,
-                     score.points + bundle_place(now.x0(), 1 + Criterion::point_size(k)),
-                     score.prepared + bundle_place(now.c0(), Criterion::candidate_size(k)), S);
+          total = Scores::sum(
+              k, score.points + bundle_place(now.x0(), 1 + Criterion::point_size(k)) + col,
+              column(score.prepared + bundle_place(now.c0(), Criterion::candidate_size(k)) +
+                     of_candidate),
+              S);
         }
+        totals[0] += half == 0 ? total : 0.0;
+        totals[1] += half == 0 ? 0.0 : total;
       }
       ctx.arrive(barriers + kScored);
-      scores.finish(score, now, thread);
+      if (now.last()) {
+        NTKFAST_UNROLL_DEVICE
+        for (int half = 0; half < 2; ++half) {
+          double total = totals[half];
+          totals[half] = 0;
+          NTKFAST_UNROLL_DEVICE
+          for (const int bits : {4, 1}) total += ctx.shuffle_xor(total, bits);
+          const int64_t c = now.c0() + row + 8 * half;
+          if (col == 0 && c < score.num_candidates)
+            score.partial[now.group * score.padded_candidates + c] = total;
+        }
+      }
       if (!now.next(args, ctx.grid_x())) break;
       if (kSets == 2) {
         set_parity ^= set;
@@ -339,6 +404,15 @@ struct ScorePairsWarpgroup {
     }
   }
 
+  /// Whose pairs a thread scores: bits 1 and 2 change places. Lanes that differ in bit 0 then have
+  /// the same candidate, and in bit 1 the same points: shared memory serves two such lanes at once.
+  static NTKFAST_DEVICE int scored_by(int thread) {
+    return (thread & ~6) | (thread & 2) << 1 | (thread & 4) >> 1;
+  }
+  template <class Pointer>
+  static NTKFAST_DEVICE auto column(Pointer first) {
+    return CandidateColumn<float, Pointer>{first};
+  }
   /// Where the covariances of a thread's pair lie.
   static NTKFAST_DEVICE int place(int pair, int thread) {
     return 2 * (pair * kMultipliers + thread);
@@ -452,8 +526,10 @@ void launch_score_tensor_as(Launcher& launcher, const ScoreArgs<float>& score,
   args.tensor.score = score;
   place_workspace(args.tensor.score, workspace, kTensorTiles);
   if (score.num_evaluation > 0) {
-    prepare(args.tensor.score);
     const bool by_warpgroups = scores_by_warpgroup<Products, Criterion, K>(launcher, score);
+    args.tensor.score.candidates_in_rows =
+        by_warpgroups && ScoreKernel<Products, Criterion, K>::kInRows;
+    prepare(args.tensor.score);
     if (!by_warpgroups && std::is_same<SourceElement<Products>, BFloat16>::value) {  // as they are
       args.tensor.points = args.tensor.candidates = tensor_operand(psi.data, psi.stride, psi.depth);
       args.tensor.point_rows = score.evaluation;

@@ -33,12 +33,17 @@ struct CandidateInputs {
   double noise;
 };
 
-/// Where prepare_* write: element j of the prepared point or candidate, in the compute type.
+/// Where prepare_* write: element j of the prepared point or candidate, in the compute type. From
+/// element `planes` on they may lie side by side.
 template <class T>
 struct Prepared {
   T* data;
   int64_t stride;
-  NTKFAST_HD T& operator[](int64_t j) const { return data[j * stride]; }
+  int64_t planes = INT64_MAX;
+  T* row = nullptr;
+  NTKFAST_HD T& operator[](int64_t j) const {
+    return j < planes ? data[j * stride] : row[j - planes];
+  }
 };
 
 template <class V, class Source>
@@ -181,33 +186,43 @@ struct Scalar<Criterion, OfSoftmax> : Criterion {
   template <int K, class V, class Point, class Candidate>
   static NTKFAST_HD NTKFAST_INLINE V value(int k, V S, const Point& x, const Candidate& c,
                                            V* scratch) {
-    return value_of<K, false>(k, S, x, c, scratch);
+    return value_of<K, kAnyStep>(k, label_step(S, c), x, c, scratch);
   }
-  /// Whether moderate_value is the value, for all lanes: nearly always.
+  /// A, which is the step where it is moderate.
   template <class V, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE bool is_moderate(V S, const Candidate& c) {
-    return all_of(abs_of(label_step(S, c)) * bound<V>(c) <= V(moderate_step<scalar_of<V>>()));
+  static NTKFAST_HD NTKFAST_INLINE V moderate_step_of(V S, const Candidate& c) {
+    return S * V(c(0));
+  }
+  /// Whether moderate_value(A) is the value, for all lanes: nearly always. Not where A is NaN.
+  template <class V, class Candidate>
+  static NTKFAST_HD NTKFAST_INLINE bool is_moderate(V A, const Candidate& c) {
+    return all_of(abs_of(A) * bound<V>(c) <= V(moderate_step<scalar_of<V>>()));
   }
   template <int K, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V moderate_value(int k, V S, const Point& x,
+  static NTKFAST_HD NTKFAST_INLINE V moderate_value(int k, V A, const Point& x,
                                                     const Candidate& c) {
-    return value_of<K, true>(k, S, x, c, static_cast<V*>(nullptr));
+    return value_of<K, kModerateStep>(k, A, x, c, static_cast<V*>(nullptr));
+  }
+  /// The value where the step of some lane is not moderate. On a GPU.
+  template <class V, class Point, class Candidate>
+  static NTKFAST_HD NTKFAST_INLINE V large_value(int k, V S, const Point& x, const Candidate& c) {
+    return value_of<kAnyClasses, kLargeStep>(k, label_step(S, c), x, c, static_cast<V*>(nullptr));
   }
 
  private:
+  enum Step { kAnyStep, kModerateStep, kLargeStep };
   template <class V, class Candidate>
   static NTKFAST_HD NTKFAST_INLINE V bound(const Candidate& c) {
     // Squares double the step.
     return has<Criterion>(kReadsSquares) ? V(c(1)) + V(c(1)) : V(c(1));
   }
-  template <int K, bool kModerate, class V, class Point, class Candidate>
-  static NTKFAST_HD NTKFAST_INLINE V value_of(int k, V S, const Point& x, const Candidate& c,
+  template <int K, Step kStep, class V, class Point, class Candidate>
+  static NTKFAST_HD NTKFAST_INLINE V value_of(int k, V A, const Point& x, const Candidate& c,
                                               V* scratch) {
     using T = scalar_of<V>;
     const int count = K > 0 ? K : k;
     const Shifted<V, Point> q{x, count};
     const Shifted<V, Candidate> B{c, 2}, P{c, 2 + count};
-    const V A = label_step(S, c);
     V base(T(0));
     if constexpr (kHasTargets) {
       base = x(2 * count);
@@ -215,9 +230,11 @@ struct Scalar<Criterion, OfSoftmax> : Criterion {
       for (int j = 0; j < count; ++j) base = fma_of(-A * B(j), q(j), base);
     }
     Body<V, Shifted<V, Candidate>, Shifted<V, Point>> body{P, q, base, A, V(T(0))};
-    if constexpr (kModerate) {
+    if constexpr (kStep == kModerateStep) {
       LabelScratch<K, V> kept(scratch, k);
       moderate_labels<K>(k, A, x, B, kept, body);
+    } else if constexpr (kStep == kLargeStep) {
+      for_each_label_of_large_step(k, A, x, B, body);
     } else {
       for_each_label<K>(k, A, bound<V>(c), x, B, scratch, body);
     }

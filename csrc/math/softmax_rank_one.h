@@ -165,7 +165,7 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
   const Logits<V, Point, Candidate> logit{A, F, B};
   V S(T(0)), N0(T(0)), Q0(T(0));
   LargestOthers<K, V> others;
-  NTKFAST_UNROLL_CLASSES
+  NTKFAST_UNROLL_HOT_CLASSES
   for (int j = 0; j < count; ++j) {
     const V u = logit(j);
     const V w = exp2_of(u);
@@ -181,7 +181,7 @@ NTKFAST_HD NTKFAST_INLINE void moderate_labels(int k, V A, const Point& F, const
   const V growth = E - V(T(1));
   const V square_growth = fma_of(E, E, V(T(-1)));
   const V A_E = A * E;
-  NTKFAST_UNROLL_CLASSES
+  NTKFAST_UNROLL_HOT_CLASSES
   for (int y = 0; y < count; ++y) {
     const V u = scratch.logit(y, [&] { return logit(y); });
     const V w = scratch.weight(y, [&] { return exp2_of(u); });

@@ -910,15 +910,22 @@ inline void multiply_fragments(const Context& ctx, double (&c)[4], const double 
                                const double (&b)[2], int site = __builtin_LINE()) {
   ctx.multiply_fragments(c, a, b, site);
 }
-/// Found next to the load_pair of real pointers through the type of its argument.
+template <int N, class T>
+inline Lanes<T, N> load_lanes(const Shared<T>& p) {
+  if (p.offset % int{alignof(Lanes<T, N>)} != 0)
+    p.block->fail("loads misaligned numbers", p.thread, p.offset);
+  Lanes<T, N> lanes;
+  for (int i = 0; i < N; ++i) lanes.v[i] = p[i];
+  return lanes;
+}
+/// Found next to the load_pair and load_four of real pointers through the type of its argument.
 template <class T>
 inline Lanes<T, 2> load_pair(const Shared<T>& p) {
-  if (p.offset % int{alignof(Lanes<T, 2>)} != 0)
-    p.block->fail("loads a misaligned pair", p.thread, p.offset);
-  Lanes<T, 2> pair;
-  pair.v[0] = p[0];
-  pair.v[1] = p[1];
-  return pair;
+  return load_lanes<2>(p);
+}
+template <class T>
+inline Lanes<T, 4> load_four(const Shared<T>& p) {
+  return load_lanes<4>(p);
 }
 
 }  // namespace emulation

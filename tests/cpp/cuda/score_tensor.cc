@@ -188,6 +188,41 @@ NTKFAST_TEST(score_tensor_warpgroups_tiles_and_items) {
   check(60, 4);
   check(200, 2);
 }
+/// Pairs whose step is not moderate wait until a thread has been through its row: none, some, most.
+NTKFAST_TEST(score_tensor_warpgroups_large_steps) {
+  for (const double size : {1.0, 15.0, 1e4}) {
+    const Problem problem(kEntropy, 10, 150, 40, 140, 9, size);
+    const auto S = problem.covariance(0);
+    int small = 0, large = 0, very_large = 0;
+    for (const int64_t c : problem.candidates)
+      for (const int64_t x : problem.evaluation) {
+        const auto at = static_cast<std::size_t>(c);
+        const double A = problem.label_scale / problem.temperature * kLog2E *
+                         std::abs(S[at * 150 + static_cast<std::size_t>(x)]) /
+                         (problem.variance[at] + 0.5);
+        small += A < 1;
+        large += A > 4;
+        very_large += A > 16;
+      }
+    const int pairs = problem.Nc * problem.Nx;
+    test::expect(size == 15  ? small > pairs / 20 && large > pairs / 5 && very_large > pairs / 50
+                 : size > 15 ? very_large > pairs * 9 / 10
+                             : small > pairs / 2,
+                 "the problem shows nothing: " + std::to_string(small) + " " +
+                     std::to_string(large) + " " + std::to_string(very_large) + " of " +
+                     std::to_string(pairs));
+    int index = 0;
+    const auto check = [&](auto criterion) {
+      using Criterion = decltype(criterion);
+      const Problem of(index++, 10, 150, 40, 140, 9, size);
+      if constexpr (std::is_base_of<OfSoftmax, Criterion>::value) {
+        compare(of, run_tensor<SplitFp16Products, As<Criterion, 10>>(of, {}), 2e-5);
+        compare(of, run_tensor<SplitFp16Products, As<Criterion, kAnyClasses>>(of, {}), 2e-5);
+      }
+    };
+    for (int i = 0; i < Criteria::size; ++i) visit_scalar(i, check);
+  }
+}
 template <class Kernel>
 std::vector<double> run_kernel_of(const Problem& problem, const emulation::Options& options) {
   using Products = SplitFp16Products;
