@@ -449,8 +449,8 @@ def contract(
             1.0,
         )
         for kind, a, b in (
-            ("tf32x3", left, right),
-            ("tf32", left, right),
+            ("f16x3", left, right),
+            ("f16", left, right),
             ("bf16", left.bfloat16(), right.bfloat16()),
         )
     }

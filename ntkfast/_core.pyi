@@ -25,6 +25,7 @@ __all__: list[str] = [
     "cuda_gram_add",
     "cuda_gram_add_workspace",
     "cuda_gram_ghost",
+    "cuda_gram_ghost_workspace",
     "cuda_problem",
     "cuda_product",
     "cuda_quadratic_form",
@@ -117,8 +118,12 @@ def cuda_gram_ghost(
     out: View,
     lower: bool,
     products: str,
+    workspace: View,
     stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
+def cuda_gram_ghost_workspace(
+    left: View, right: View, left2: View, right2: View, lower: bool, products: str
+) -> int: ...
 def cuda_problem() -> str: ...
 def cuda_product(
     X: View, B: View, Y: View, stream: typing.SupportsInt | typing.SupportsIndex

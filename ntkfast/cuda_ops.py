@@ -207,9 +207,9 @@ def _matrix(name: str, array: Array) -> tuple[int, int]:
     return array.shape[0], array.shape[1]
 
 
-def _products(products: str | None, array: Array, single: str = "f16x3") -> str:
+def _products(products: str | None, array: Array) -> str:
     """How to form products of `array`: as the caller says, else as exactly as its type allows."""
-    return products or {"float32": single, "bfloat16": "bf16"}.get(_dtype(array), "fma64")
+    return products or {"float32": "f16x3", "bfloat16": "bf16"}.get(_dtype(array), "fma64")
 
 
 def score_features(
@@ -560,7 +560,8 @@ def gram_ghost(
     """``out[i, j] += sum_ts <left[i, t], left2[j, s]> <right[i, t], right2[j, s]>`` in place.
 
     Inner products of the weight gradients ``left_i^T right_i`` and ``left2_j^T right2_j``, see
-    `ntkfast.ops.gram_ghost`. The tile of products over pairs of positions stays on the chip.
+    `ntkfast.ops.gram_ghost`. Two matrices of products, of at most 4096 pairs of sample and position
+    either way, lie in workspace.
 
     Parameters
     ----------
@@ -570,22 +571,24 @@ def gram_ghost(
         Of the same type.
     out : (n, m) or (n R, m R2) float32, or float64 for float64
         Changed; rows contiguous.
-    lower
+    lower, products
         As in `gram_add`.
-    products : {"fma32", "fma64", "bf16", "tf32", "tf32x3"}, optional
-        "fma32", "fma64" and "bf16" as in `score_features`; "tf32" of float32 numbers rounded to
-        tf32, "tf32x3" of two such numbers each, three products of them: as exact as "fma32".
-        Default: "tf32x3", "fma64" or "bf16".
     """
     library = _library("left", left)
-    _core.cuda_gram_ghost(
+    products = _products(products, left)
+    factors = (
         _view("left", left[None] if len(left.shape) == 3 else left),
         _view("right", right),
         _view("left2", left2[None] if len(left2.shape) == 3 else left2),
         _view("right2", right2),
+    )
+    workspace = _workspace(library, _core.cuda_gram_ghost_workspace(*factors, lower, products))
+    _core.cuda_gram_ghost(
+        *factors,
         _view("out", out),
         lower,
-        _products(products, left, "tf32x3"),
+        products,
+        _view("workspace", workspace),
         library.stream(),
     )
 

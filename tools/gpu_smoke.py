@@ -27,7 +27,6 @@ from ntkfast import _core, cuda_ops, ops
 EMULATED = _core.cuda_emulated()
 # Of random signs: rounding to 24, 11 and 8 bits. bf16 features are rounded before either side.
 BOUNDS = {"f16x3": 2e-5, "f16": 2e-2, "bf16": 2e-5, "fma32": 2e-5, "fma64": 1e-11}
-GHOST_BOUNDS = {"tf32x3": 2e-5, "tf32": 2e-2, "bf16": 2e-5, "fma32": 2e-5, "fma64": 1e-11}
 
 Check = tuple[str, float, Callable[[], float]]  # name, bound, error
 
@@ -89,7 +88,7 @@ def as_products(array: np.ndarray, products: str) -> tuple[Any, np.ndarray]:
 
 
 def problem(
-    N: int, d: int, k: int, *, coherent: bool = False
+    N: int, d: int, k: int, *, coherent: bool = False, label_scale: float = 1.0
 ) -> tuple[np.ndarray, ops.ScoreInputs]:
     rng = np.random.default_rng(1000 * k + d)
     psi = rng.normal(size=(N, d)) / np.sqrt(d)
@@ -105,7 +104,7 @@ def problem(
         ridge=0.3,
         label_probs=rng.dirichlet(np.ones(k), len(candidates)),
         weights=rng.uniform(0.1, 1, len(evaluation)),
-        label_scale=1.0,
+        label_scale=label_scale,
         loss="squared",
         temperature=1.0,
         log_loss_targets=rng.dirichlet(np.ones(k), len(evaluation)),
@@ -224,15 +223,25 @@ def gram_error(products: str, n: int, depth: int, coherent: bool) -> float:
     return relative(out, exact @ exact.T)
 
 
-def ghost_error(products: str) -> float:
-    """Of 30 samples with 7 positions."""
+def ghost_error(products: str, n: int, positions: int) -> float:
+    """Of the lower triangle."""
     rng = np.random.default_rng(6)
-    left, exact_left = as_products(rng.normal(size=(30, 7, 40)), products)
-    right, exact_right = as_products(rng.normal(size=(30, 7, 90)), products)
-    out = library.put(np.zeros((30, 30), np.float64 if products == "fma64" else np.float32))
-    cuda_ops.gram_ghost(left, right, left, right, out, products=products)
-    gradients = (exact_left.swapaxes(1, 2) @ exact_right).reshape(30, -1)
-    return relative(out, gradients @ gradients.T)
+    left, exact_left = as_products(rng.normal(size=(n, positions, 40)), products)
+    right, exact_right = as_products(rng.normal(size=(n, positions, 90)), products)
+    out = library.put(np.zeros((n, n), np.float64 if products == "fma64" else np.float32))
+    cuda_ops.gram_ghost(left, right, left, right, out, lower=True, products=products)
+    gradients = (exact_left.swapaxes(1, 2) @ exact_right).reshape(n, -1)
+    return relative(library.put(np.tril(library.host(out))), np.tril(gradients @ gradients.T))
+
+
+def ghost_checks(products: str, small: bool) -> Iterator[Check]:
+    """One block of products, and several."""
+    for n, positions in ((30, 7),) if small else ((30, 7), (300, 16), (40, 150)):
+        yield (
+            f"gram_ghost, {products}, {n} x {positions}",
+            BOUNDS[products],
+            lambda n=n, p=positions: ghost_error(products, n, p),
+        )
 
 
 def sketch_errors() -> Iterator[Check]:
@@ -297,13 +306,22 @@ def score_checks(products: str, small: bool) -> Iterator[Check]:
     N, bound = 60 if EMULATED else 150 if small else 600, BOUNDS[products]
     criteria = ("expected_entropy", "variance_reduction", "epig", "emoc")
     for d in (70,) if small and not EMULATED else (37, 70 if EMULATED else 1000):
-        for k in (10, 100) if small and not EMULATED else (2, 10, 26):
+        for k in (
+            (10, 100) if small and not EMULATED else (2, 10, 26) if EMULATED else (2, 10, 26, 100)
+        ):
             psi, inputs = problem(N, d, k)
             for criterion in criteria[:2] if small and not EMULATED else criteria:
                 yield (
                     f"{criterion}, {products}, d = {d}, k = {k}", bound,
                     lambda c=criterion, psi=psi, i=inputs: scoring_error(c, products, psi, i),
                 )  # fmt: skip
+    for k in (10, 26):  # some steps are moderate, some large, some too large for plain sums
+        psi, inputs = problem(N, 37, k, label_scale=60.0)
+        for criterion in ("expected_entropy", "expected_error"):
+            yield (
+                f"{criterion}, {products}, large steps, k = {k}", max(bound, 5e-5),
+                lambda c=criterion, psi=psi, i=inputs: scoring_error(c, products, psi, i),
+            )  # fmt: skip
     if small and not EMULATED:
         return
     bound = {"f16x3": 5e-6, "fma32": 5e-6, "f16": 2e-3}.get(products, bound)
@@ -356,11 +374,7 @@ def families(small: bool) -> dict[str, Callable[[], Iterator[Check]]]:
     for products in library.kinds:
         found[f"score-{products}"] = lambda p=products: score_checks(p, small)
         found[f"gram-{products}"] = lambda p=products: gram_checks(p, small)
-    for products, bound in GHOST_BOUNDS.items():
-        if products in library.kinds or products.startswith("tf32"):
-            found[f"ghost-{products}"] = lambda p=products, b=bound: iter(
-                [(f"gram_ghost, {p}", b, lambda: ghost_error(p))]
-            )
+        found[f"ghost-{products}"] = lambda p=products: ghost_checks(p, small)
     found["dense"] = lambda: dense_checks(small)
     found["blocks"] = lambda: blocks_checks(small)
     found["sketches"] = sketch_errors

@@ -63,7 +63,6 @@ struct Float16 {
 };
 
 /// Operand types of the tensor-core instructions; all read 32 bytes of a row per step.
-struct Tf32 {};
 struct Bf16 {};
 struct Fp16 {};
 
@@ -196,16 +195,6 @@ struct Context {
                  : "memory");
   }
 
-  /// C (16 x 8) += A (16 x 8) B (8 x 8) in the fragment layouts of mma.m16n8k8.
-  NTKFAST_DEVICE void multiply(Tf32, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                               uint32_t b1) const {
-    asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
   /// C (16 x 8) += A (16 x 16) B (16 x 8) in the fragment layouts of mma.m16n8k16.
   NTKFAST_DEVICE void multiply(Bf16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                uint32_t b1) const {
@@ -423,18 +412,6 @@ struct Context {
     float result;
     asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
     return result;
-  }
-
-  /// Nearest number with the ten mantissa bits of tf32: ties to even from compute capability 9.0
-  /// on, away from zero before, where one instruction of PTX takes three of the machine.
-  NTKFAST_DEVICE float round_tf32(float x) const {
-    uint32_t bits;
-#if __CUDA_ARCH__ >= 900
-    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-#else
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-#endif
-    return __uint_as_float(bits);
   }
 
  private:

@@ -2,8 +2,8 @@
 // depth, and their sums are added in order.
 #pragma once
 
+#include "cuda/gram_products.h"
 #include "cuda/gram_tile.cuh"
-#include "cuda/operand_rows.cuh"
 #include "cuda/warpgroup_tile.cuh"
 
 /// Warpgroups of a wide tile: two, or three, which read less.
@@ -26,7 +26,7 @@ struct GramAddArgs {
   int64_t rows, cols;
   T* out;
   int64_t out_stride;
-  bool lower;      // only tiles that meet the lower triangle
+  GramRule rule;
   Pair<T>* parts;  // sums of shares of the depth, for AddParts; null: sums go to out
   int64_t share;   // slices of 128 bytes of each share but the last
 };
@@ -42,7 +42,7 @@ struct GramTile {
         place_in_panels(block, div_up(args.rows, kRows), div_up(args.cols, kColumns));
     row0 = place.row * kRows;
     col0 = place.col * kColumns;
-    wanted = !args.lower || col0 < row0 + kRows;
+    wanted = !args.rule.lower || col0 < row0 + kRows + args.rule.above;
   }
 };
 
@@ -79,7 +79,7 @@ NTKFAST_DEVICE void add_some_pairs(const GramAddArgs<T>& args, int64_t r, int64_
       for (int lane = 0; lane < 2; ++lane)
         term.v[lane] = unscaled(term.v[lane], args.left_scale[r], scale.v[lane]);
     }
-    value[j] = read_pair<kWhole>(out + at, left - at) + term;
+    value[j] = args.rule.replace ? term : read_pair<kWhole>(out + at, left - at) + term;
   }
   NTKFAST_UNROLL_DEVICE
   for (int j = 0; j < kAtOnce; ++j) {
@@ -216,8 +216,10 @@ struct GramShares {
   /// Tiles that there is something to do for.
   static int64_t tiles(const GramAddArgs<T>& args) {
     int64_t count = 0;
-    for (int64_t end = Kernel::kRows; end < args.rows + Kernel::kRows; end += Kernel::kRows)
-      count += div_up(args.lower && end < args.cols ? end : args.cols, Kernel::kColumns);
+    for (int64_t end = Kernel::kRows; end < args.rows + Kernel::kRows; end += Kernel::kRows) {
+      const int64_t before = end + args.rule.above;
+      count += div_up(args.rule.lower && before < args.cols ? before : args.cols, Kernel::kColumns);
+    }
     return count;
   }
   static int64_t part_bytes(const GramAddArgs<T>& args, int64_t shares) {
@@ -359,7 +361,7 @@ struct GramAddWarpgroup {
 };
 
 /// Of plain products, or of products by warps that read the matrices as they are. `args` with its
-/// rows, columns and `lower`.
+/// rows, columns and rule.
 template <class Products, class Launcher>
 DepthShares shares_of_matrices(Launcher& launcher, const GramAddArgs<typename Products::T>& args,
                                int64_t depth_bytes) {
@@ -386,14 +388,45 @@ struct GramFactors {
   int64_t left_stride, right_stride;
 };
 
-/// out += A B^T of 16-bit numbers, a stretch of the depth after the other.
+/// out += A B^T, or whatever the rule says, of plain products.
+template <class T_>
+class GramOfMatrices {
+ public:
+  using T = T_;
+  using Element = T_;
+
+  /// As those of GramOfRows.
+  template <class Launcher>
+  GramOfMatrices(Launcher& launcher, const GramAddArgs<T>& args, int64_t depth, bool /*same*/)
+      : depth_(depth),
+        shares_(shares_of_matrices<Products>(launcher, args, depth * int64_t{sizeof(T)})),
+        bytes_(part_bytes<Products>(args, shares_)) {}
+  int64_t bytes() const { return bytes_; }
+  template <class Launcher>
+  void launch(Launcher& launcher, const GramFactors<T>& factors, void* memory,
+              GramAddArgs<T> args) const {
+    args.left = tensor_operand(factors.left, factors.left_stride, depth_);
+    args.right = tensor_operand(factors.right, factors.right_stride, depth_);
+    launch_gram_add<Products>(launcher, args, shares_, memory);
+  }
+
+ private:
+  using Products = PlainProducts<T>;
+  int64_t depth_;
+  DepthShares shares_;
+  int64_t bytes_;
+};
+
+/// The same of 16-bit numbers, a stretch of the depth after the other.
 template <class Products>
 class GramOfRows {
  public:
+  using T = float;
+  using Element = SourceElement<Products>;
   /// Bytes of rows that are wanted at once.
   static constexpr int64_t kWantedBytes = int64_t{NTKFAST_GRAM_MEBIBYTES} << 20;
 
-  /// `args` with its rows, columns and `lower`; `same`: the rows of both matrices.
+  /// `args` with its rows, columns and rule; `same`: the rows of both matrices.
   template <class Launcher>
   GramOfRows(Launcher& launcher, const GramAddArgs<float>& args, int64_t depth, bool same,
              int64_t wanted = kWantedBytes)
@@ -438,7 +471,7 @@ class GramOfRows {
 
   /// `args` without its operands; memory aligned to 256 bytes.
   template <class Launcher>
-  void launch(Launcher& launcher, const GramFactors<SourceElement<Products>>& factors, void* memory,
+  void launch(Launcher& launcher, const GramFactors<Element>& factors, void* memory,
               GramAddArgs<float> args) const {
     unsigned char* const bytes = static_cast<unsigned char*>(memory);
     unsigned char* const parts = bytes + left_bytes() + right_bytes();
@@ -448,6 +481,7 @@ class GramOfRows {
       return launch_gram_add<ByWarps>(launcher, args, shares_, parts);
     }
     for (int64_t begin = 0; begin < depth_; begin += stretch_) {
+      args.rule.replace = args.rule.replace && begin == 0;
       const int64_t depth = depth_ - begin < stretch_ ? depth_ - begin : stretch_;
       const OperandRows left = operand_rows<Products>(left_.rows, depth).at(bytes);
       OperandRows right = left;
@@ -490,6 +524,15 @@ class GramOfRows {
   bool same_, packed_, wide_ = false;
   DepthShares shares_{};
   OperandRows left_{}, right_{};
+};
+
+template <class Products>
+struct GramOf {
+  using type = GramOfRows<Products>;
+};
+template <class T>
+struct GramOf<PlainProducts<T>> {
+  using type = GramOfMatrices<T>;
 };
 
 }  // namespace

@@ -1,176 +1,165 @@
-// Gram matrix of weight gradients from products over pairs of positions, without the gradients.
+// Gram matrix of weight gradients from products over pairs of positions, without the gradients:
+//     out_ij += sum_{t, s} (left_it . left2_js) (right_it . right2_js).
 //
-// A block owns the entries of out between two groups of samples and goes through the tiles of their
-// pairs of positions. Of every tile the right products stay in registers; the left products of each
-// pair of combinations are multiplied with them, and the result is summed over the positions of
-// each pair of samples. Nobody else adds to those entries, so the order of all additions is fixed.
+// Both kinds of products are Gram matrices of rows, one for each (sample, position), which
+// gram_add forms at the rate of the tensor cores. So a block of either is written to memory, and
+// AddGhost multiplies them and adds up the positions of each pair of samples. At a depth of 5000
+// that costs a tenth of the products; within one kernel they had to be formed by warps.
 #pragma once
 
-#include "cuda/gram_tile.cuh"
+#include "cuda/lanes.cuh"
 
 namespace ntkfast {
 namespace {
 
-/// One side: rows are (sample, position) pairs.
+/// One side: rows are (sample, position) pairs, of each combination of the left factor.
 struct GhostSide {
-  TensorOperand left, right;  // left: of the first combination
-  int64_t samples;
-  int positions, combinations;
-  int64_t left_bytes;  // from one combination to the next
-  int64_t group;       // samples of a block
+  int64_t samples, positions;
+  int combinations;
 };
+/// Neighbouring rows of a side: of whole samples, or of one that has more than are taken at once.
+struct GhostRows {
+  int64_t first;   // row
+  int64_t sample;  // of that row
+  int64_t samples, positions;
+  NTKFAST_HD int64_t rows() const { return samples * positions; }
+};
+/// Rows that are taken at once: two square matrices of so many are in memory, and each row is read
+/// and packed anew for so many others.
+constexpr int64_t kGhostRows = 4096;
+
+inline GhostRows ghost_rows(const GhostSide& side, int64_t first, int64_t most) {
+  const int64_t sample = first / side.positions, position = first % side.positions;
+  if (side.positions > most) {
+    const int64_t left = side.positions - position;
+    return {first, sample, 1, left < most ? left : most};
+  }
+  const int64_t left = side.samples - sample, some = most / side.positions;
+  return {first, sample, left < some ? left : some, side.positions};
+}
+
+/// Calls visit(rows, columns, above) for all blocks. `above`: only products at most so far above
+/// the diagonal are wanted; -1: all of them.
+template <class Visit>
+void each_ghost_block(const GhostSide& rows, const GhostSide& cols, bool lower, int64_t most,
+                      const Visit& visit) {
+  GhostRows r{}, c{};
+  for (int64_t i = 0; i < rows.samples * rows.positions; i += r.rows()) {
+    r = ghost_rows(rows, i, most);
+    for (int64_t j = 0; j < cols.samples * cols.positions; j += c.rows()) {
+      c = ghost_rows(cols, j, most);
+      if (lower && c.sample >= r.sample + r.samples) break;
+      const bool diagonal = lower && i == j && r.positions == c.positions;
+      visit(r, c, diagonal ? r.positions - 1 : int64_t{-1});
+    }
+  }
+}
+/// Numbers of the larger block of products, whose rows begin at even places.
+inline int64_t ghost_products(const GhostSide& rows, const GhostSide& cols, int64_t most) {
+  int64_t largest = 0;
+  each_ghost_block(rows, cols, false, most, [&](const GhostRows& r, const GhostRows& c, int64_t) {
+    const int64_t size = r.rows() * round_to(c.rows(), 2);
+    largest = size > largest ? size : largest;
+  });
+  return largest;
+}
+
+template <class T>
+struct AddGhostArgs {
+  const T *left, *right;  // products of rows, `stride` numbers apart
+  int64_t stride;
+  GhostRows rows, cols;
+  T* out;                      // of the first samples
+  int64_t row_step, col_step;  // from one sample to the next
+  bool lower;
+  int64_t group;  // samples of a block's columns
+};
+
+/// out += left * right, summed over the positions of each pair of samples. A block takes one sample
+/// of the rows and some of the columns.
+template <class T>
+struct AddGhost {
+  static constexpr int kThreads = 256, kColumns = 1024;
+  static constexpr int kSharedBytes = (kColumns + kColumns / 32) * int{sizeof(T)};
+
+  template <class Ctx>
+  static NTKFAST_DEVICE void body(const Ctx& ctx, const AddGhostArgs<T>& args) {
+    const int64_t groups = div_up(args.cols.samples, args.group);
+    const int64_t i = ctx.block_x() / groups, j0 = ctx.block_x() % groups * args.group;
+    const int64_t last = args.lower ? args.rows.sample + i - args.cols.sample : args.cols.samples;
+    if (j0 > last) return;  // the whole block
+    const int64_t left_samples = args.cols.samples - j0;
+    const int samples = static_cast<int>(left_samples < args.group ? left_samples : args.group);
+    const int64_t positions = args.cols.positions, columns = samples * positions;
+    const int64_t first = i * args.rows.positions * args.stride + j0 * positions;
+    const auto sums = ctx.template shared<T>(0, kColumns + kColumns / 32);
+    // A thread for each sample where it has few positions, otherwise a warp.
+    const bool alone = positions < 32;
+    const int lane = alone ? 0 : ctx.thread() % 32, lanes = alone ? 1 : 32;
+    NTKFAST_KEEP_LOOP
+    for (int64_t begin = 0; begin < columns; begin += kColumns) {  // several: of one sample
+      const int width = columns - begin < kColumns ? static_cast<int>(columns - begin) : kColumns;
+      NTKFAST_KEEP_LOOP
+      for (int c = ctx.thread(); c < width; c += kThreads) {
+        const T *left = args.left + first + begin + c, *right = args.right + first + begin + c;
+        T sum(0);
+        NTKFAST_UNROLL_FOUR
+        for (int64_t t = 0; t < args.rows.positions; ++t)
+          sum = fma_of(left[t * args.stride], right[t * args.stride], sum);
+        sums[place(c)] = sum;
+      }
+      ctx.barrier();
+      NTKFAST_KEEP_LOOP
+      for (int j = ctx.thread() / lanes; j < samples && j0 + j <= last; j += kThreads / lanes) {
+        const int64_t from = j * positions,
+                      to = from + positions < width ? from + positions : width;
+        T sum(0);
+        for (int64_t c = from + lane; c < to; c += lanes) sum += sums[place(static_cast<int>(c))];
+        if (!alone) sum = sum_lanes<32>(ctx, sum);
+        if (lane == 0) args.out[i * args.row_step + (j0 + j) * args.col_step] += sum;
+      }
+      ctx.barrier();
+    }
+  }
+
+ private:
+  /// Neighbouring samples of 16 or 32 positions fall into different banks.
+  static NTKFAST_DEVICE int place(int column) { return column + column / 32; }
+};
+
 template <class T>
 struct GhostArgs {
   GhostSide rows, cols;
   T* out;  // (sample, combination) pairs
   int64_t out_stride;
   bool lower;
+  T *left, *right;  // memory for ghost_products numbers each
+  int64_t most = kGhostRows;
 };
 
-template <class Products>
-struct GramGhost {
-  using T = typename Products::T;
-  static constexpr int kThreads = Products::kThreads;
-  static constexpr int kTile = Products::kTile;
-  static constexpr int64_t kDepth = Products::kSummedBytes;
-  /// The tile of products lies where its operands were. With the right products in shared memory
-  /// too, it would not fit the 99 KB of GPUs made for graphics.
-  static constexpr int kTileBytes = kTile * kTile * int{sizeof(T)};
-  static constexpr int kSharedBytes =
-      kTileBytes > Products::kSharedBytes ? kTileBytes : Products::kSharedBytes;
-
-  template <class Ctx>
-  static NTKFAST_DEVICE void body(const Ctx& ctx, const GhostArgs<T>& args) {
-    const int64_t groups = div_up(args.cols.samples, args.cols.group);
-    const int64_t i0 = ctx.block_x() / groups * args.rows.group;
-    const int64_t j0 = ctx.block_x() % groups * args.cols.group;
-    if (args.lower && j0 >= i0 + args.rows.group) return;  // the whole block
-    const int64_t row_end = end_of(args.rows, i0), col_end = end_of(args.cols, j0);
-    const auto product = ctx.template shared<T>(0, kTile * kTile);
-    NTKFAST_KEEP_LOOP
-    for (int64_t r = i0 * args.rows.positions; r < row_end; r += kTile) {
-      NTKFAST_KEEP_LOOP
-      for (int64_t c = j0 * args.cols.positions; c < col_end; c += kTile) {
-        typename Products::Sums right;
-        clear_sums(right);
-        const int pairs = args.rows.combinations * args.cols.combinations;
-        // First (-1) the right products, by the same code: it is long, and where there are two of
-        // it the compiler keeps sums in memory.
-        NTKFAST_KEEP_LOOP
-        for (int pair = -1; pair < pairs; ++pair) {
-          const bool first = pair < 0;
-          const int a = first ? 0 : pair / args.cols.combinations;
-          const int b = first ? 0 : pair % args.cols.combinations;
-          const TensorOperand left = first ? args.rows.right : of_combination(args.rows, a);
-          const TensorOperand left2 = first ? args.cols.right : of_combination(args.cols, b);
-          NTKFAST_KEEP_LOOP
-          for (int64_t k = 0; k < left.depth_bytes; k += kDepth) {
-            typename Products::Sums sums;
-            clear_sums(sums);
-            Products::add_slice(ctx, slice_of(left, k, kDepth), r, row_end,
-                                slice_of(left2, k, kDepth), c, col_end, sums);
-            if (first) {
-              add_to_sums(right, sums);
-              continue;
-            }
-            each_place(ctx, [&](int at, int i, int j, int lane) {
-              product[at] = right[i][j].v[lane] * sums[i][j].v[lane];
-            });
-            ctx.barrier();
-            add_sums(ctx, args, product, r, row_end, c, col_end, a, b);
-            ctx.barrier();
+/// multiply(a, b, rows, columns, above, to, stride) forms the products of these rows at `to`: of
+/// combinations a and b of the left factors, or where they are -1 of the right ones.
+template <class T, class Launcher, class Multiply>
+void launch_gram_ghost(Launcher& launcher, const GhostArgs<T>& args, const Multiply& multiply) {
+  each_ghost_block(
+      args.rows, args.cols, args.lower, args.most,
+      [&](const GhostRows& rows, const GhostRows& cols, int64_t above) {
+        const int64_t stride = round_to(cols.rows(), 2);
+        multiply(-1, -1, rows, cols, above, args.right, stride);
+        const int64_t some = AddGhost<T>::kColumns / cols.positions, group = some > 0 ? some : 1;
+        for (int a = 0; a < args.rows.combinations; ++a) {
+          for (int b = 0; b < args.cols.combinations; ++b) {
+            multiply(a, b, rows, cols, above, args.left, stride);
+            T* const out = args.out + (rows.sample * args.rows.combinations + a) * args.out_stride +
+                           cols.sample * args.cols.combinations + b;
+            launcher.template run<AddGhost<T>>(
+                {rows.samples * div_up(cols.samples, group), 1}, AddGhost<T>::kSharedBytes,
+                AddGhostArgs<T>{args.left, args.right, stride, rows, cols, out,
+                                args.rows.combinations * args.out_stride,
+                                int64_t{args.cols.combinations}, args.lower, group});
           }
         }
-      }
-    }
-  }
-
- private:
-  /// Row after the last one of the group that begins with this sample.
-  static NTKFAST_DEVICE int64_t end_of(const GhostSide& side, int64_t first) {
-    const int64_t last = first + side.group < side.samples ? first + side.group : side.samples;
-    return last * side.positions;
-  }
-  static NTKFAST_DEVICE TensorOperand of_combination(const GhostSide& side, int combination) {
-    TensorOperand left = side.left;
-    left.data = static_cast<const unsigned char*>(left.data) + combination * side.left_bytes;
-    return left;
-  }
-  /// Calls visit(place in a tile, and where its number is in the sums of this thread).
-  template <class Ctx, class Visit>
-  static NTKFAST_DEVICE void each_place(const Ctx& ctx, const Visit& visit) {
-    const int row = Products::row(ctx.thread()), col = Products::col(ctx.thread());
-    static_assert(Products::kRowStep % 4 == 0, "place() moves the columns of all rows alike");
-    NTKFAST_UNROLL_DEVICE
-    for (int j = 0; j < Products::kPairs; ++j) {
-      const int first = place(row, col + Products::kColStep * j);
-      NTKFAST_UNROLL_DEVICE
-      for (int i = 0; i < Products::kRows; ++i) {
-        NTKFAST_UNROLL_DEVICE
-        for (int lane = 0; lane < 2; ++lane)
-          visit(first + Products::kRowStep * i * kTile + lane, i, j, lane);
-      }
-    }
-  }
-  /// Pairs stay together; the rows that a warp writes at once fall into different banks.
-  static NTKFAST_DEVICE int place(int row, int col) { return row * kTile + (col ^ (row % 4 * 8)); }
-
-  /// out += the products of the tile at (r, c), summed over the positions of each pair of samples.
-  template <class Ctx, class Product>
-  static NTKFAST_DEVICE void add_sums(const Ctx& ctx, const GhostArgs<T>& args, Product product,
-                                      int64_t r, int64_t row_end, int64_t c, int64_t col_end, int a,
-                                      int b) {
-    const int T1 = args.rows.positions, T2 = args.cols.positions;
-    const int rows = row_end - r < kTile ? static_cast<int>(row_end - r) : kTile;
-    const int cols = col_end - c < kTile ? static_cast<int>(col_end - c) : kTile;
-    const int64_t first_row = r / T1, first_col = c / T2;
-    const int skipped_rows = static_cast<int>(r - first_row * T1);  // of its first sample
-    const int skipped_cols = static_cast<int>(c - first_col * T2);
-    const int row_samples = (skipped_rows + rows - 1) / T1 + 1;
-    const int col_samples = (skipped_cols + cols - 1) / T2 + 1;
-    const int pairs = row_samples * col_samples;
-    // A thread for each pair of samples where there are many, otherwise a warp.
-    const bool alone = pairs >= kThreads / 4;
-    const int lane = alone ? 0 : ctx.thread() % 32, lanes = alone ? 1 : 32;
-    NTKFAST_KEEP_LOOP
-    for (int pair = ctx.thread() / lanes; pair < pairs; pair += kThreads / lanes) {
-      const int i = pair / col_samples, j = pair % col_samples;
-      const int row_begin = i * T1 > skipped_rows ? i * T1 - skipped_rows : 0;
-      const int col_begin = j * T2 > skipped_cols ? j * T2 - skipped_cols : 0;
-      const int row_stop = (i + 1) * T1 - skipped_rows, col_stop = (j + 1) * T2 - skipped_cols;
-      T sum(0);
-      for (int row = row_begin; row < row_stop && row < rows; ++row)
-        for (int col = col_begin + lane; col < col_stop && col < cols; col += lanes)
-          sum += static_cast<T>(product[place(row, col)]);
-      if (!alone) sum = sum_lanes<32>(ctx, sum);
-      if (lane == 0)
-        args.out[((first_row + i) * args.rows.combinations + a) * args.out_stride +
-                 (first_col + j) * args.cols.combinations + b] += sum;
-    }
-  }
-};
-
-/// Samples of a block: as many as fill a few tiles best.
-inline int64_t ghost_group(int64_t positions, int tile) {
-  int64_t best = 1, best_tiles = div_up(positions, tile);
-  for (int64_t tiles = 1; tiles <= 4; ++tiles) {
-    const int64_t samples = tiles * tile / positions;
-    if (samples * best_tiles > best * tiles) {
-      best = samples;
-      best_tiles = tiles;
-    }
-  }
-  return best;
-}
-
-/// `args` lacks its groups. No size may be zero.
-template <class Products, class Launcher>
-void launch_gram_ghost(Launcher& launcher, GhostArgs<typename Products::T> args) {
-  args.rows.group = ghost_group(args.rows.positions, Products::kTile);
-  args.cols.group = ghost_group(args.cols.positions, Products::kTile);
-  launcher.template run<GramGhost<Products>>(
-      {div_up(args.rows.samples, args.rows.group) * div_up(args.cols.samples, args.cols.group), 1},
-      GramGhost<Products>::kSharedBytes, args);
+      });
 }
 
 }  // namespace

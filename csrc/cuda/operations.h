@@ -102,11 +102,13 @@ std::int64_t gram_add_cuda_workspace(const TensorView& A, const TensorView& B, b
                                      const std::string& products);
 void gram_add_cuda(const TensorView& A, const TensorView& B, const TensorView& out, bool lower,
                    const std::string& products, const Workspace& workspace, void* stream);
-/// Products "fma32", "fma64" and "bf16" as for scoring; "tf32" of float32 numbers rounded to tf32,
-/// and "tf32x3" of two such numbers each, as exact as "fma32". See cpu/gram_ghost.h.
+/// See cpu/gram_ghost.h.
+std::int64_t gram_ghost_cuda_workspace(const TensorView& left, const TensorView& right,
+                                       const TensorView& left2, const TensorView& right2,
+                                       bool lower, const std::string& products);
 void gram_ghost_cuda(const TensorView& left, const TensorView& right, const TensorView& left2,
                      const TensorView& right2, const TensorView& out, bool lower,
-                     const std::string& products, void* stream);
+                     const std::string& products, const Workspace& workspace, void* stream);
 
 /// Of both sketches, for `count` parameters.
 std::int64_t sketch_cuda_workspace(std::int64_t start, std::int64_t count, std::int64_t dim);

@@ -46,20 +46,6 @@ struct SplitFp16Products {
   static constexpr bool kSplit = true;
   static constexpr int kSummedSlices = 4;
 };
-struct Tf32Products {  // of float32 numbers rounded to tf32
-  using Element = float;
-  using Operand = Tf32;
-  static constexpr bool kSplit = false;
-  static constexpr int kSummedSlices = 32;
-};
-/// Of float32 numbers as sums of two tf32 numbers; the product of the small parts is dropped. Short
-/// sums leave 5e-7 of what is cut off, less than the rounding of float32 adds up to.
-struct SplitTf32Products {
-  using Element = float;
-  using Operand = Tf32;
-  static constexpr bool kSplit = true;
-  static constexpr int kSummedSlices = 2;
-};
 
 /// A matrix whose rows are multiplied.
 struct TensorOperand {
@@ -175,26 +161,20 @@ struct TensorTile {
     }
   }
 
-  /// Whether a slice holds both parts of its numbers, the small ones behind the large ones.
-  static constexpr bool kStoredParts = Products::kSplit && sizeof(typename Products::Element) == 2;
-
   /// sums += A B^T over one slice: kWarpRows rows of `a`, 32 rows of `b`, steps of 32 bytes.
   template <class Ctx, class Memory>
   static NTKFAST_DEVICE void multiply_slice(const Ctx& ctx, Memory a, Memory b, int lane,
                                             Sums& sums) {
     const int row = lane % 8, matrix = lane / 8;
-    // 32 bytes of 16 rows, and where they are split also the small parts.
+    // 32 bytes of 16 rows, and where they are split also the small parts, behind the large ones.
     const auto load = [&](Memory from, int r, int chunk, uint32_t (&value)[4],
                           uint32_t (&small)[4]) {
       ctx.load_matrices(from + (r * kSlice + (chunk ^ row) * 16), value);
-      if constexpr (kStoredParts) {
+      if constexpr (Products::kSplit)
         ctx.load_matrices(from + (r * kSlice + ((chunk + kChunks / 2) ^ row) * 16), small);
-      } else {
-        round_operand(ctx, value, small);
-      }
     };
     NTKFAST_UNROLL_DEVICE
-    for (int s = 0; s < kSlice / (kStoredParts ? 64 : 32); ++s) {
+    for (int s = 0; s < kSlice / (Products::kSplit ? 64 : 32); ++s) {
       // Registers of A: rows 0-7 and 8-15 of the first 16 bytes, then of the second. Of B: first
       // and second 16 bytes of columns 0-7, then of columns 8-15.
       uint32_t right[2][4], right_small[2][4];
@@ -291,20 +271,6 @@ struct TensorTile {
     memcpy(bytes, &value, sizeof value);
     NTKFAST_UNROLL_DEVICE
     for (int b = 0; b < int{sizeof(Element)}; ++b) to[offset + b] = bytes[b];
-  }
-
-  /// Rounds float32 numbers to what the tensor cores read, instead of letting them cut bits off.
-  template <class Ctx>
-  static NTKFAST_DEVICE void round_operand(const Ctx& ctx, uint32_t (&value)[4],
-                                           uint32_t (&small)[4]) {
-    if constexpr (sizeof(typename Products::Element) == sizeof(float)) {
-      NTKFAST_UNROLL_DEVICE
-      for (int i = 0; i < 4; ++i) {
-        const float exact = float_of(value[i]), rounded = ctx.round_tf32(exact);
-        value[i] = bits_of(rounded);
-        if constexpr (Products::kSplit) small[i] = bits_of(ctx.round_tf32(exact - rounded));
-      }
-    }
   }
 };
 

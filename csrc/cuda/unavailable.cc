@@ -47,7 +47,8 @@ void cholesky_cuda(View, View, void*) { fail(); }
 void triangular_solve_cuda(View, View, bool, void*) { fail(); }
 Size gram_add_cuda_workspace(View, View, bool, Text) { fail(); }
 void gram_add_cuda(View, View, View, bool, Text, const Workspace&, void*) { fail(); }
-void gram_ghost_cuda(View, View, View, View, View, bool, Text, void*) { fail(); }
+Size gram_ghost_cuda_workspace(View, View, View, View, bool, Text) { fail(); }
+void gram_ghost_cuda(View, View, View, View, View, bool, Text, const Workspace&, void*) { fail(); }
 Size sketch_cuda_workspace(Size, Size, Size) { fail(); }
 void sketch_add_cuda(View, Size, Key, Key, View, const Workspace&, void*) { fail(); }
 void sketch_gradients_cuda(const FactorView&, const FactorView&, Size, Size, Key, Key, View,

@@ -299,8 +299,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   gpu(m, "cuda_gram_add_workspace", gram_add_cuda_workspace, "A", "B", "lower", "products");
   gpu(m, "cuda_gram_add", gram_add_cuda, "A", "B", out("out"), "lower", "products", "workspace",
       "stream");
+  gpu(m, "cuda_gram_ghost_workspace", gram_ghost_cuda_workspace, "left", "right", "left2", "right2",
+      "lower", "products");
   gpu(m, "cuda_gram_ghost", gram_ghost_cuda, "left", "right", "left2", "right2", out("out"),
-      "lower", "products", "stream");
+      "lower", "products", "workspace", "stream");
   gpu(m, "cuda_sketch_workspace", sketch_cuda_workspace, "start", "count", "dim");
   gpu(m, "cuda_sketch_add", sketch_add_cuda, "values", "start", "sign_key", "shift_key", out("out"),
       "workspace", "stream");

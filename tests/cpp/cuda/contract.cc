@@ -15,7 +15,7 @@
 namespace ntkfast {
 namespace {
 
-/// Numbers of few bits: products are exact in bf16 and tf32 too. Aligned as device memory is.
+/// Numbers of few bits: products are exact in bf16 too. Aligned as device memory is.
 template <class Element>
 class Numbers {
  public:
@@ -49,17 +49,6 @@ std::vector<T> kept(const std::vector<T>& matrix, int64_t cols, bool lower) {
   return result;
 }
 
-template <class Products>
-struct GramNumbers {  // of tensor cores
-  using Element = SourceElement<Products>;
-  using T = float;
-};
-template <class T_>
-struct GramNumbers<PlainProducts<T_>> {
-  using Element = T_;
-  using T = T_;
-};
-
 /// Memory that nothing has written: NaN.
 std::unique_ptr<void, decltype(&std::free)> unwritten(int64_t bytes) {
   const auto size = static_cast<std::size_t>(round_to(bytes + 1, 256));
@@ -68,6 +57,15 @@ std::unique_ptr<void, decltype(&std::free)> unwritten(int64_t bytes) {
   return {memory, &std::free};
 }
 
+template <class Products, class T>
+auto gram_of(emulation::Launcher& launcher, const GramAddArgs<T>& args, int64_t depth, bool same,
+             [[maybe_unused]] int64_t wanted = GramOfRows<Fp16Products>::kWantedBytes) {
+  if constexpr (std::is_same<Products, PlainProducts<T>>::value) {
+    return GramOfMatrices<T>(launcher, args, depth, same);
+  } else {
+    return GramOfRows<Products>(launcher, args, depth, same, wanted);
+  }
+}
 /// How blocks share out the depth of a product, and its value. `wanted`: bytes of rows at once.
 /// `same`: A A^T.
 template <class Products>
@@ -92,18 +90,10 @@ std::vector<typename GramNumbers<Products>::T> check_gram_add(
   args.cols = m;
   args.out = out.data();
   args.out_stride = m;
-  args.lower = lower;
-  if constexpr (std::is_same<Products, PlainProducts<T>>::value) {
-    args.left = tensor_operand(A.data(), stride, depth);
-    args.right = tensor_operand(B.data(), stride, depth);
-    const DepthShares shares = shares_of_matrices<Products>(launcher, args, args.left.depth_bytes);
-    launch_gram_add<Products>(launcher, args, shares,
-                              unwritten(part_bytes<Products>(args, shares)).get());
-  } else {
-    const GramOfRows<Products> gram(launcher, args, depth, same, wanted);
-    gram.launch(launcher, GramFactors<Element>{A.data(), B.data(), stride, stride},
-                unwritten(gram.bytes()).get(), args);
-  }
+  args.rule.lower = lower;
+  const auto gram = gram_of<Products>(launcher, args, depth, same, wanted);
+  gram.launch(launcher, GramFactors<Element>{A.data(), B.data(), stride, stride},
+              unwritten(gram.bytes()).get(), args);
   expect_close(kept(out, m, lower), kept(expected, m, lower), tolerance, "gram_add");
   return kept(out, m, lower);
 }
@@ -155,7 +145,7 @@ DepthShares shares_of(int64_t n, int64_t m, int64_t slices, int multiprocessors,
   GramAddArgs<typename Kernel::T> args{};
   args.rows = n;
   args.cols = m;
-  args.lower = lower;
+  args.rule.lower = lower;
   return GramShares<Kernel>::best(args, slices, multiprocessors);
 }
 NTKFAST_TEST(gram_shares) {
@@ -269,12 +259,14 @@ NTKFAST_TEST(gram_add_workspace_is_bounded) {
 struct GhostShape {
   int64_t n, m, positions, positions2, p, q, combinations = 1, combinations2 = 1;
 };
+/// `most`: rows at once.
 template <class Products>
-std::vector<typename Products::T> check_gram_ghost(const GhostShape& s, bool lower,
-                                                   double tolerance = 1e-5,
-                                                   emulation::Options options = {}) {
-  using T = typename Products::T;
-  using Element = typename Products::Element;
+std::vector<typename GramNumbers<Products>::T> check_gram_ghost(const GhostShape& s, bool lower,
+                                                                int64_t most = kGhostRows,
+                                                                double tolerance = 1e-5,
+                                                                emulation::Options options = {}) {
+  using T = typename GramNumbers<Products>::T;
+  using Element = typename GramNumbers<Products>::Element;
   const Numbers<Element> left(s.combinations * s.n * s.positions, s.p, 1),
       right(s.n * s.positions, s.q, 2), left2(s.combinations2 * s.m * s.positions2, s.p, 3),
       right2(s.m * s.positions2, s.q, 4);
@@ -298,46 +290,104 @@ std::vector<typename Products::T> check_gram_ghost(const GhostShape& s, bool low
               inner(left, a * s.n * s.positions + i, left2, b * s.m * s.positions2 + j, s.p);
     }
   }
-  const auto side = [&](const Numbers<Element>& a, const Numbers<Element>& b, int64_t samples,
-                        int64_t positions, int64_t combinations) {
-    return GhostSide{tensor_operand(a.data(), s.p, s.p),
-                     tensor_operand(b.data(), s.q, s.q),
-                     samples,
-                     static_cast<int>(positions),
-                     static_cast<int>(combinations),
-                     samples * positions * s.p * int64_t{sizeof(Element)},
-                     0};
-  };
   emulation::Launcher launcher(options);
-  launch_gram_ghost<Products>(
-      launcher, GhostArgs<T>{side(left, right, s.n, s.positions, s.combinations),
-                             side(left2, right2, s.m, s.positions2, s.combinations2), out.data(),
-                             cols, lower});
+  const GhostSide sides[] = {{s.n, s.positions, static_cast<int>(s.combinations)},
+                             {s.m, s.positions2, static_cast<int>(s.combinations2)}};
+  const int64_t bytes = ghost_products(sides[0], sides[1], most) * int64_t{sizeof(T)};
+  const auto of_left = unwritten(bytes), of_right = unwritten(bytes);
+  launch_gram_ghost(
+      launcher,
+      GhostArgs<T>{sides[0], sides[1], out.data(), cols, lower, static_cast<T*>(of_left.get()),
+                   static_cast<T*>(of_right.get()), most},
+      [&](int a, int b, const GhostRows& r, const GhostRows& c, int64_t above, T* to,
+          int64_t stride) {
+        GramAddArgs<T> args{};
+        args.rows = r.rows();
+        args.cols = c.rows();
+        args.out = to;
+        args.out_stride = stride;
+        args.rule = {above >= 0, above >= 0 ? above : 0, true};
+        const int64_t size = a < 0 ? s.q : s.p;
+        const Element* const from =
+            a < 0 ? right.data() : left.data() + a * s.n * s.positions * s.p;
+        const Element* const from2 =
+            a < 0 ? right2.data() : left2.data() + b * s.m * s.positions2 * s.p;
+        const auto gram = gram_of<Products>(launcher, args, size, false);
+        gram.launch(launcher,
+                    GramFactors<Element>{from + r.first * size, from2 + c.first * size, size, size},
+                    unwritten(gram.bytes()).get(), args);
+      });
   expect_close(kept(out, cols, lower), kept(expected, cols, lower), tolerance, "gram_ghost");
   return out;
 }
 NTKFAST_TEST(gram_ghost_plain) {
   using Plain = PlainProducts<float>;
-  check_gram_ghost<Plain>({70, 9, 1, 1, 5, 7}, false);    // one position
-  check_gram_ghost<Plain>({9, 5, 3, 16, 5, 37}, false);   // many samples in a tile
-  check_gram_ghost<Plain>({4, 3, 50, 7, 3, 5}, false);    // tiles that cut samples
-  check_gram_ghost<Plain>({2, 3, 150, 70, 2, 3}, false);  // samples of several tiles
+  check_gram_ghost<Plain>({70, 9, 1, 1, 5, 7}, false);        // one position
+  check_gram_ghost<Plain>({9, 5, 3, 16, 5, 37}, false, 20);   // several blocks
+  check_gram_ghost<Plain>({4, 3, 50, 7, 3, 5}, false);        // warps add up positions
+  check_gram_ghost<Plain>({2, 3, 150, 70, 2, 3}, false, 64);  // positions of a sample in pieces
+  check_gram_ghost<Plain>({2, 2, 3, 1500, 2, 3}, false);      // and in several steps of a block
   check_gram_ghost<Plain>({40, 40, 9, 9, 4, 3}, true);
+  check_gram_ghost<Plain>({40, 40, 9, 9, 4, 3}, true, 100);
+  check_gram_ghost<Plain>({5, 5, 70, 70, 2, 3}, true, 60);
+  check_gram_ghost<Plain>({60, 50, 4, 3, 4, 3}, true, 90);   // unlike sides
   check_gram_ghost<Plain>({3, 4, 5, 6, 4, 3, 3, 2}, false);  // combinations
+  check_gram_ghost<Plain>({7, 7, 5, 5, 4, 3, 2, 2}, true, 10);
   check_gram_ghost<Plain>({1, 1, 2, 2, 4100, 4200}, false);  // summed in two parts
-  check_gram_ghost<PlainProducts<double>>({5, 4, 9, 30, 7, 6, 2, 1}, false, 1e-13);
+  check_gram_ghost<PlainProducts<double>>({5, 4, 9, 30, 7, 6, 2, 1}, false, 40, 1e-13);
 }
 NTKFAST_TEST(gram_ghost_tensor) {
-  check_gram_ghost<TensorProducts<Tf32Products>>({9, 5, 50, 30, 5, 40}, false);
-  check_gram_ghost<TensorProducts<Bf16Products>>({140, 3, 1, 1, 24, 9}, false);
-  check_gram_ghost<TensorProducts<SplitTf32Products>>({3, 4, 5, 6, 4, 3, 2, 2}, false);
-  check_gram_ghost<TensorProducts<Tf32Products>>({1, 1, 2, 3, 1100, 1030}, false);
+  check_gram_ghost<Fp16Products>({9, 5, 50, 30, 5, 40}, false);
+  check_gram_ghost<Bf16Products>({140, 3, 1, 1, 24, 9}, false);
+  check_gram_ghost<SplitFp16Products>({30, 30, 16, 16, 6, 40}, true);
+  check_gram_ghost<SplitFp16Products>({3, 4, 5, 6, 4, 3, 2, 2}, false);
   std::vector<float> first;
   for (const emulation::Order order : emulation::kOrders) {
-    const auto found = check_gram_ghost<TensorProducts<Tf32Products>>({3, 4, 20, 3, 9, 40}, false,
-                                                                      1e-5, {order, true});
+    const auto found = check_gram_ghost<SplitFp16Products>({3, 4, 20, 3, 9, 40}, false, kGhostRows,
+                                                           1e-5, {order, true});
     if (first.empty()) first = found;
     test::expect(found == first, "gram_ghost depends on the order of threads");
+  }
+}
+/// Products up to some diagonal, in memory that holds nothing yet; in several stretches too.
+template <class Products, int64_t kRows, int64_t kDepth>
+void check_rule(bool warpgroups) {
+  emulation::Options options;
+  options.warpgroups = warpgroups;
+  emulation::Launcher launcher(options);
+  using T = typename GramNumbers<Products>::T;
+  const Numbers<typename GramNumbers<Products>::Element> A(kRows, kDepth + 4, 1);
+  for (const int64_t above : {0, 70}) {
+    std::vector<T> out(kRows * kRows, std::numeric_limits<T>::quiet_NaN());
+    GramAddArgs<T> args{};
+    args.rows = args.cols = args.out_stride = kRows;
+    args.out = out.data();
+    args.rule = {true, above, true};
+    const auto gram = gram_of<Products>(launcher, args, kDepth, true, 1);
+    const GramFactors<typename GramNumbers<Products>::Element> factors{A.data(), A.data(),
+                                                                       kDepth + 4, kDepth + 4};
+    gram.launch(launcher, factors, unwritten(gram.bytes()).get(), args);
+    bool undefined = false;
+    for (int64_t i = 0; i < kRows; i += 13) {
+      for (int64_t j = 0; j < kRows; ++j) {
+        const double found = out[static_cast<std::size_t>(i * kRows + j)];
+        undefined = undefined || std::isnan(found);
+        if (j - i > above) continue;
+        double expected = 0;
+        for (int64_t k = 0; k < kDepth; ++k)
+          expected += A[i * (kDepth + 4) + k] * A[j * (kDepth + 4) + k];
+        test::expect(std::abs(found - expected) < 1e-3,
+                     "wrong, or nothing, " + std::to_string(j - i) + " above the diagonal");
+      }
+    }
+    test::expect(undefined || above > 0 || kRows < 130, "all of it was formed");
+  }
+}
+NTKFAST_TEST(gram_products_up_to_a_diagonal) {
+  check_rule<PlainProducts<float>, 150, 40>(false);
+  for (const bool warpgroups : {false, true}) {
+    check_rule<SplitFp16Products, 260, 40>(warpgroups);
+    check_rule<Fp16Products, 20, 1030>(warpgroups);  // in two stretches
   }
 }
 

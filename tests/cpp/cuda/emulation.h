@@ -827,24 +827,16 @@ class Context {
     std::copy(operands.c, operands.c + 4, c);
   }
 
-  float round_tf32(float x) const {
-    const std::uint32_t bits = bits_of(x);
-    return std::isfinite(x) ? float_of((bits + 0xfffu + (bits >> 13 & 1)) & ~0x1fffu) : x;
-  }
-
  private:
   /// What a tensor core does with a sum: bits that do not fit are cut off.
   NTKFAST_NOTES static float cut_off(double sum) {
     const float rounded = static_cast<float>(sum);
     return std::abs(double{rounded}) > std::abs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
   }
-  /// What a word holds. The tensor cores do not see the last 13 bits of a tf32 operand.
+  /// What a word holds.
   struct Numbers {
     double low, high;
   };
-  NTKFAST_NOTES static Numbers numbers(Tf32, std::uint32_t word) {
-    return {float_of(word & ~0x1fffu), 0.0};
-  }
   NTKFAST_NOTES static Numbers numbers(Fp16, std::uint32_t word) {
     return {to_float(Float16{static_cast<std::uint16_t>(word)}),
             to_float(Float16{static_cast<std::uint16_t>(word >> 16)})};

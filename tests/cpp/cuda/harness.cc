@@ -390,38 +390,29 @@ struct Multiply {
       args.c[(lane / 4 + 8 * (i / 2)) * 8 + 2 * (lane % 4) + i % 2] = c[i];
   }
 };
-template <class Type>
-void check_multiply(int per_word) {
+NTKFAST_TEST(fragments_of_the_tensor_cores) {
+  using Type = Bf16;  // two numbers a word
+  constexpr int kDepth = 16;
   std::vector<std::uint32_t> a(128), b(64);
   const auto number = [&](std::vector<std::uint32_t>& words, int i, bool write, float value) {
-    if (per_word == 1) {
-      if (write) words[static_cast<std::size_t>(i)] = bits_of(value);
-      return float_of(words[static_cast<std::size_t>(i)]);
-    }
     std::uint32_t& word = words[static_cast<std::size_t>(i / 2)];
     const int shift = 16 * (i % 2);
     if (write) word = (word & ~(0xffffu << shift)) | ((bits_of(value) >> 16) << shift);
     return float_of((word >> shift) << 16);
   };
-  const int depth = 8 * per_word;
-  for (int i = 0; i < 16 * depth; ++i) number(a, i, true, static_cast<float>(i % 13 - 6));
-  for (int i = 0; i < 8 * depth; ++i) number(b, i, true, static_cast<float>(i % 11 - 5));
+  for (int i = 0; i < 16 * kDepth; ++i) number(a, i, true, static_cast<float>(i % 13 - 6));
+  for (int i = 0; i < 8 * kDepth; ++i) number(b, i, true, static_cast<float>(i % 11 - 5));
   float c[128];
   emulation::Launcher().run<Multiply<Type>>({1, 1}, 1024,
                                             typename Multiply<Type>::Args{a.data(), b.data(), c});
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 8; ++j) {
       float sum = 0;
-      for (int k = 0; k < depth; ++k)
-        sum += number(a, i * depth + k, false, 0) * number(b, j * depth + k, false, 0);
+      for (int k = 0; k < kDepth; ++k)
+        sum += number(a, i * kDepth + k, false, 0) * number(b, j * kDepth + k, false, 0);
       test::expect(c[i * 8 + j] == sum, "wrong product");
     }
   }
 }
-NTKFAST_TEST(fragments_of_the_tensor_cores) {
-  check_multiply<Tf32>(1);
-  check_multiply<Bf16>(2);
-}
-
 }  // namespace
 }  // namespace ntkfast
