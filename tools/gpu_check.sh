@@ -256,7 +256,7 @@ step() { # NAME
       ;;
     profile-dense) run "profile of dense" 45 bash -c 'profile dense ScoreRows' ;;
     profile-gram) run "profile of gram" 45 bash -c 'profile gram GramAdd' ;;
-    profile-ghost) run "profile of gram_ghost" 45 bash -c 'profile contract GramGhost' ;;
+    profile-ghost) run "profile of gram_ghost" 45 bash -c 'profile contract AddGhost' ;;
     profile-sketch) run "profile of sketch_gradients" 45 bash -c 'profile contract FormAndSketch' ;;
     rest) bench "bench of the rest" 60 base --own --only b selection ;;
     opponents-a) bench "opponents of a" 110 base --only a --chunks 64 256 ;;
