@@ -493,6 +493,7 @@ NTKFAST_TEST(sketch_gradients) {
   };
   check({1, 1, 1, 1}, {0, 1});
   check({4, 1, 9, 600}, {123457, 700});  // wide tiles, two in a row, whose rows end in two runs
+  check({3, 1, 70, 530}, {77, 4096});    // nine tiles of 8 rows, staged four at a time
   check({30, 1, 17, 300}, {63, 512});    // 16 rows of 256
   check({50, 1, 40, 150}, {64, 100});    // 32 rows of 128: a row meets a bucket twice
   check({90, 1, 70, 70}, {1, 7});        // square tiles, more positions than are staged at once
