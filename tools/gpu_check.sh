@@ -229,7 +229,7 @@ step() { # NAME
     variants)
       for variant in "$built"/*/package; do
         variant=$(basename "$(dirname "$variant")")
-        [ "$variant" = base ] || [ "$variant" = '*' ] || bench "bench of $variant" 30 "$variant" --own --only gram gram-few blocks
+        [ "$variant" = base ] || [ "$variant" = '*' ] || bench "bench of $variant" 30 "$variant" --own --only b-part gram gram-few blocks
       done
       ;;
     tests)

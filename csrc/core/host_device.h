@@ -38,7 +38,7 @@
 // unrolls a loop of unknown length as it likes.
 #if defined(__CUDACC__)
 #define NTKFAST_UNROLL_CLASSES _Pragma("unroll (K > 0 ? K : 2)")
-#define NTKFAST_UNROLL_HOT_CLASSES _Pragma("unroll (K > 0 ? K : 4)")
+#define NTKFAST_UNROLL_HOT_CLASSES _Pragma("unroll (K > 0 ? K : kLabelsAtOnce)")
 #define NTKFAST_KEEP_LOOP _Pragma("unroll 1")
 #define NTKFAST_UNROLL_CLASSES_ON_GPU _Pragma("unroll (K > 0 ? K : 1)")
 #else

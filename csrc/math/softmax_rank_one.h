@@ -145,6 +145,12 @@ struct LargestOthers<0, V> : LargestTwo<V> {};
 template <class V>
 struct LargestOthers<kAnyClasses, V> : LargestTwo<V> {};
 
+/// Of any number of classes, on a GPU. Two need fewer registers and wait more.
+#if !defined(NTKFAST_LABELS_AT_ONCE)
+#define NTKFAST_LABELS_AT_ONCE 4
+#endif
+constexpr int kLabelsAtOnce = NTKFAST_LABELS_AT_ONCE;
+
 /// |A| (1 + max |B|) up to which plain sums with reference 0 lose at most four bits.
 template <class T>
 NTKFAST_HD constexpr T moderate_step() {
