@@ -42,7 +42,7 @@ class DeviceMemory:
             raise OSError(ctypes.get_errno(), "mprotect")
 
     def call(self, function, arguments):
-        end, pages, moved = mmap.PAGESIZE, [], []
+        end, pages, moved, places = mmap.PAGESIZE, [], [], {}
 
         def move(value):
             nonlocal end
@@ -57,6 +57,8 @@ class DeviceMemory:
             size = span * ITEM[dtype] if min(shape) > 0 and dtype in ITEM else 0
             if size == 0:
                 return CoreView(*value.arguments)
+            if places.get(address, (0, 0))[1] >= size:  # operations look at what is the same
+                return CoreView(name, places[address][0], shape, strides, dtype, device)
             first = end
             end += -(-(size + ALIGNMENT) // mmap.PAGESIZE) * mmap.PAGESIZE
             start = end - size
@@ -64,6 +66,7 @@ class DeviceMemory:
             assert end + mmap.PAGESIZE <= self.size, "arrays larger than the memory of the test"
             ctypes.memmove(self.base + start, address, size)
             moved.append((address, start, size))
+            places[address] = (self.base + start, size)
             pages.append((first, end - first))
             end += mmap.PAGESIZE
             return CoreView(name, self.base + start, shape, strides, dtype, device)

@@ -740,6 +740,25 @@ def test_gram_ghost(gpu, products, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("products", TOLERANCE)
+def test_gram_ghost_of_factors_with_themselves(gpu, products, lower):
+    """Rows are packed once where they are the same, not for unlike combinations."""
+    rng = np.random.default_rng(25)
+    for R, n, T, p, q in [(2, 20, 4, 300, 10), (1, 20, 4, 30, 10), (3, 1, 5, 30, 10)]:
+        left, right = (
+            features(rng.normal(size=shape), products, gpu) for shape in ((R, n, T, p), (n, T, q))
+        )
+        out = torch.zeros(n * R, n * R, device=gpu)
+        out = out.double() if products == "fma64" else out
+        cuda_ops.gram_ghost(left, right, left, right, out, lower=lower, products=products)
+        gradients = torch.einsum("antp,ntq->napq", left.double().cpu(), right.double().cpu())
+        expected = gradients.flatten(0, 1).flatten(1) @ gradients.flatten(0, 1).flatten(1).T
+        keep = (lambda a: a.tril()) if lower else (lambda a: a)
+        close(keep(out), keep(expected).numpy(), exact_tolerance(products))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("dim", [1, 100, 4096, 30000])
 @pytest.mark.parametrize("shared_memory", [99, 227])

@@ -9,11 +9,11 @@
 namespace ntkfast {
 namespace {
 
-GhostSide ghost_side(const TensorView& left) {
-  require(left.ndim == 4, "left, left2: expected four dimensions");
+GhostSide ghost_side(const TensorView& left, const std::string& name) {
+  require(left.ndim == 4, name + ": expected four dimensions");
   constexpr std::int64_t kMost = std::numeric_limits<int>::max() / 2;
   require(left.shape[2] <= kMost && left.shape[0] <= 32768,
-          "left: expected at most 2^30 positions and 32768 combinations");
+          name + ": expected at most 2^30 positions and 32768 combinations");
   return {left.shape[1], left.shape[2], static_cast<int>(left.shape[0])};
 }
 
@@ -69,18 +69,22 @@ bool nothing_to_do(const TensorView& left, const TensorView& right, const Tensor
 std::int64_t gram_ghost_cuda_workspace(const TensorView& left, const TensorView& right,
                                        const TensorView& left2, const TensorView& right2,
                                        bool lower, const std::string& products) {
-  const GhostSide rows = ghost_side(left), cols = ghost_side(left2);
-  require(right.ndim == 3 && right2.ndim == 3, "right, right2: expected three dimensions");
+  const GhostSide rows = ghost_side(left, "left"), cols = ghost_side(left2, "left2");
+  require(right.ndim == 3, "right: expected three dimensions");
+  require(right2.ndim == 3, "right2: expected three dimensions");
   std::int64_t bytes = 0;
   if (nothing_to_do(left, right, left2)) return bytes;
   visit_products(products, [&](auto kind) {
     using Numbers = GramNumbers<decltype(kind)>;
     const GhostFactors factors{left, right, left2, right2, sizeof(typename Numbers::Element)};
+    // Rows that are multiplied with themselves are packed once: not those of unlike combinations.
+    const int pairs[][2] = {
+        {-1, -1}, {0, 0}, {rows.combinations - 1, 0}, {0, cols.combinations - 1}};
     each_ghost_block(rows, cols, lower, kGhostRows,
                      [&](const GhostRows& r, const GhostRows& c, std::int64_t above) {
-                       for (const int of : {-1, 0})
+                       for (const auto& [a, b] : pairs)
                          bytes = std::max(bytes, gram_products_workspace(
-                                                     factors.rows(of, r), factors.cols(of, c),
+                                                     factors.rows(a, r), factors.cols(b, c),
                                                      ghost_rule(above), products));
                      });
     bytes += 2 * ghost_bytes<typename Numbers::T>(rows, cols);
@@ -102,7 +106,7 @@ void gram_ghost_cuda(const TensorView& left, const TensorView& right, const Tens
     const std::int64_t m = left2.shape[1];
     device_array<Element>(right2, "right2", {m, left2.shape[2], q});
     const MatrixView<T> sum = device_matrix<T>(out, "out", n * left.shape[0], m * left2.shape[0]);
-    const GhostSide rows = ghost_side(left), cols = ghost_side(left2);
+    const GhostSide rows = ghost_side(left, "left"), cols = ghost_side(left2, "left2");
     const DeviceGuard guard(common_device({&left, &right, &left2, &right2, &out}));
     check_workspace(workspace,
                     gram_ghost_cuda_workspace(left, right, left2, right2, lower, products));

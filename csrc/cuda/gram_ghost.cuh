@@ -123,7 +123,7 @@ struct AddGhost {
   }
 
  private:
-  /// Neighbouring samples of 16 or 32 positions fall into different banks.
+  /// Neighbouring samples of 16 positions fall into different banks.
   static NTKFAST_DEVICE int place(int column) { return column + column / 32; }
 };
 

@@ -102,7 +102,7 @@ std::int64_t gram_add_cuda_workspace(const TensorView& A, const TensorView& B, b
                                      const std::string& products);
 void gram_add_cuda(const TensorView& A, const TensorView& B, const TensorView& out, bool lower,
                    const std::string& products, const Workspace& workspace, void* stream);
-/// See cpu/gram_ghost.h.
+/// `products` as for gram_add. See cpu/gram_ghost.h.
 std::int64_t gram_ghost_cuda_workspace(const TensorView& left, const TensorView& right,
                                        const TensorView& left2, const TensorView& right2,
                                        bool lower, const std::string& products);

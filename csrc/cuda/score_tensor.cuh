@@ -8,7 +8,7 @@
 // stages, or two where shared memory does not hold them.
 #pragma once
 
-#include "cuda/score.cuh"
+#include "cuda/row_scores.cuh"
 #include "cuda/tensor_tile.cuh"
 
 namespace ntkfast {
@@ -44,27 +44,6 @@ NTKFAST_DEVICE void scale_sums(const TensorScoreArgs& args, int64_t c0, int64_t 
         sums[r][n].v[lane] = unscaled(sums[r][n].v[lane], down, scale.v[lane]);
     }
   }
-}
-
-/// The sum over kCount pairs of points, 8 apart, of their weights times the criterion.
-/// `candidate` and `points` are the prepared numbers of the candidate and of the first point, which
-/// has the number x; S(n) is the covariance with pair n.
-template <class Criterion, int K, int kCount, int kStride, class Points, class Candidates,
-          class Covariance>
-NTKFAST_DEVICE Pair<float> sum_of_pairs(const ScoreArgs<float>& score, int64_t x, Points points,
-                                        Candidates candidate, const Covariance& S) {
-  const CandidateColumn<float, Candidates> column{candidate};
-  Pair<float> sum(0.0f);
-  NTKFAST_UNROLL_DEVICE
-  for (int n = 0; n < kCount; ++n) {
-    if (x + 8 * n >= score.num_evaluation) continue;
-    const auto weights = points + 8 * n;
-    const PointPair<Points, kStride> point{weights + kStride};
-    const Pair<float> value = Criterion::template value<K>(score.classes, S(n), point, column,
-                                                           static_cast<Pair<float>*>(nullptr));
-    sum = fma_of(load_pair(weights), value, sum);
-  }
-  return sum;
 }
 
 /// Starts copying kWidth numbers of each plane of a bundle, which then lie close together.
@@ -209,10 +188,9 @@ struct ScorePairsTensor {
       }
       scale_sums<Tile>(args, c0, x0, thread, sums);
       if constexpr (kPlanesShared) {
-        epilogue<kColumns>(ctx, score, c0, x0, planes + candidate_planes * kTile, planes, totals,
-                           sums);
+        epilogue<kColumns>(ctx, score, planes + candidate_planes * kTile, planes, totals, sums);
       } else {
-        epilogue<kBundle>(ctx, score, c0, x0, points, prepared, totals, sums);
+        epilogue<kBundle>(ctx, score, points, prepared, totals, sums);
       }
     }
     ctx.template wait_copies<0>();
@@ -226,24 +204,39 @@ struct ScorePairsTensor {
   }
 
  private:
+  /// kCount neighbouring pairs, chosen by comparisons: registers cannot be indexed.
+  template <int kCount, int N>
+  static NTKFAST_DEVICE Lanes<float, 2 * kCount> piece_of(const Pair<float> (&pairs)[N],
+                                                          int piece) {
+    Lanes<float, 2 * kCount> values;
+    NTKFAST_UNROLL_DEVICE
+    for (int i = 0; i < N; ++i) {
+      NTKFAST_UNROLL_DEVICE
+      for (int lane = 0; lane < 2; ++lane) {
+        float& value = values.v[2 * (i % kCount) + lane];
+        value = i < kCount || i / kCount == piece ? pairs[i].v[lane] : value;
+      }
+    }
+    return values;
+  }
   /// totals += the criterion of every pair of the warp's part, summed over its columns.
   template <int kPointStride, class Ctx, class Points, class Candidates, class Totals>
-  static NTKFAST_DEVICE void epilogue(const Ctx& ctx, const ScoreArgs<float>& score, int64_t c0,
-                                      int64_t x0, Points points, Candidates candidates,
-                                      Totals totals, typename Tile::Sums& sums) {
+  static NTKFAST_DEVICE void epilogue(const Ctx& ctx, const ScoreArgs<float>& score, Points points,
+                                      Candidates candidates, Totals totals,
+                                      typename Tile::Sums& sums) {
     const int lane = ctx.thread() % 32, warp = ctx.thread() / 32;
     const int first_row = Tile::row(ctx.thread()), first_col = Tile::col(ctx.thread());
     // A loop over the rows: unrolled over all pairs, the code would not fit the instruction cache.
     NTKFAST_KEEP_LOOP
     for (int r = 0; r < Tile::kRows; ++r) {
       const int row = first_row + 8 * r;
-      Pair<float> sum(0.0f);
-      if (c0 + row < score.num_candidates)
-        sum = sum_of_pairs<Criterion, K, Tile::kPairs, kPointStride>(
-            score, x0 + first_col, points + first_col, candidates + row,
-            [&](int n) { return sums[0][n]; });
-      const float total = sum_lanes<4>(ctx, sum.v[0] + sum.v[1]);
-      if (lane % 4 == 0) totals[(warp % kWarpColumns) * kTile + row] += static_cast<double>(total);
+      constexpr int kPairs = K == 1 ? Tile::kPairs : 1;  // at once, as registers allow
+      using Scores = RowScores<Criterion, K, Tile::kPairs, kPairs, kPointStride>;
+      const double total = sum_lanes<4>(
+          ctx, Scores::sum(score.classes, points + first_col,
+                           CandidateColumn<float, decltype(candidates + row)>{candidates + row},
+                           [&](int piece) { return piece_of<kPairs>(sums[0], piece); }));
+      if (lane % 4 == 0) totals[(warp % kWarpColumns) * kTile + row] += total;
       NTKFAST_UNROLL_DEVICE
       for (int i = 0; i < Tile::kRows - 1; ++i) {  // registers cannot be indexed by r
         NTKFAST_UNROLL_DEVICE

@@ -55,23 +55,6 @@ struct TileWalk {
   }
 };
 
-/// kCount pairs of neighbouring points, 8 apart, as one point of 2 kCount lanes; planes are kStride
-/// numbers apart.
-template <class Pointer, int kCount, int kStride>
-struct PointPairs {
-  Pointer first;
-  NTKFAST_DEVICE Lanes<float, 2 * kCount> operator()(int j) const {
-    Lanes<float, 2 * kCount> result;
-    NTKFAST_UNROLL_DEVICE
-    for (int i = 0; i < kCount; ++i) {
-      const Pair<float> pair = load_pair(first + (j * kStride + 8 * i));
-      result.v[2 * i] = pair.v[0];
-      result.v[2 * i + 1] = pair.v[1];
-    }
-    return result;
-  }
-};
-
 /// A prepared candidate whose first numbers are in planes, the others side by side, a multiple of
 /// four and at a place that four divides: in unrolled loops four of them are one load.
 template <class Pointer>
@@ -81,83 +64,6 @@ struct CandidateRow {
     if (j < kCandidatePlanes) return planes[j * kBundle];
     const int behind = j - kCandidatePlanes;
     return load_four(row + behind / 4 * 4).v[behind % 4];
-  }
-};
-
-/// The scores of a thread's pairs of one of its two rows of a tile, kPairs at a time. Planes of
-/// points are kStride numbers apart.
-template <class Tile, class Criterion, int K, int kPairs, int kStride>
-struct RowScores {
-  using Values = Lanes<float, 2 * kPairs>;
-  static constexpr int kPieces = Tile::kPairs / kPairs;
-  /// Pieces whose scores are added in float.
-  static constexpr int kSummed = kPairs < 4 ? 4 / kPairs : 1;
-  static_assert(kPieces % kSummed == 0 && kPieces <= 32, "");
-
-  /// The sum of weights times scores. `points` are the planes of the thread's first pair, S(i) are
-  /// the covariances of piece i.
-  ///
-  /// What is rare waits for the end: without a branch there is nothing to come back from, which
-  /// takes some 14 cycles a time, and the next piece's numbers are on their way.
-  template <class Points, class Candidate, class Covariances>
-  static NTKFAST_DEVICE double sum(int k, Points points, const Candidate& candidate,
-                                   const Covariances& S) {
-    double total = 0;
-    uint32_t large = 0;  // a bit for each piece with a step that is not moderate
-    Values next = S(0);
-    NTKFAST_KEEP_LOOP
-    for (int begin = 0; begin < kPieces; begin += kSummed) {
-      Values sum(0.0f);
-      NTKFAST_KEEP_LOOP
-      for (int piece = begin; piece < begin + kSummed; ++piece) {
-        const Values covariance = next;
-        next = S(piece + 1 < kPieces ? piece + 1 : piece);
-        const auto first = points + piece * (8 * kPairs);
-        Values weight = weights_of(first), value;
-        const PointPairs<decltype(first + 0), kPairs, kStride> point{first + kStride};
-        if constexpr (kSoftmax) {
-          Values A = Criterion::moderate_step_of(covariance, candidate);
-          const bool moderate = Criterion::is_moderate(A, candidate);
-          large |= moderate ? 0u : 1u << piece;
-          NTKFAST_UNROLL_DEVICE
-          for (int i = 0; i < 2 * kPairs; ++i) {
-            A.v[i] = moderate ? A.v[i] : 0.0f;
-            weight.v[i] = moderate ? weight.v[i] : 0.0f;
-          }
-          value = Criterion::template moderate_value<K>(k, A, point, candidate);
-        } else {
-          value = Criterion::template value<K>(k, covariance, point, candidate,
-                                               static_cast<Values*>(nullptr));
-        }
-        sum = fma_of(weight, value, sum);
-      }
-      total += static_cast<double>(sum_of(sum));
-    }
-    if constexpr (kSoftmax) {
-      NTKFAST_KEEP_LOOP
-      for (int piece = 0; large >> piece != 0; ++piece) {
-        if (!(large >> piece & 1)) continue;
-        const auto first = points + piece * (8 * kPairs);
-        const PointPairs<decltype(first + 0), kPairs, kStride> point{first + kStride};
-        const Values value = Criterion::large_value(k, S(piece), point, candidate);
-        total += static_cast<double>(sum_of(weights_of(first) * value));
-      }
-    }
-    return total;
-  }
-
- private:
-  static constexpr bool kSoftmax = std::is_base_of<OfSoftmax, Criterion>::value;
-
-  template <class Points>
-  static NTKFAST_DEVICE Values weights_of(Points first) {
-    return PointPairs<Points, kPairs, kStride>{first}(0);
-  }
-  static NTKFAST_DEVICE float sum_of(const Values& values) {
-    float sum = 0;
-    NTKFAST_UNROLL_DEVICE
-    for (int i = 0; i < 2 * kPairs; ++i) sum += values.v[i];
-    return sum;
   }
 };
 
@@ -179,7 +85,7 @@ struct ScorePairsWarpgroup {
   enum { kThere, kScored, kPlanesThere, kBarriers = kPlanesThere + 2 };
   /// Pairs of a row that are scored at once: as many as registers hold.
   static constexpr int kPairs = K == 1 ? 4 : K == kAnyClasses ? 2 : 1;
-  using Scores = RowScores<Tile, Criterion, K, kPairs, kSets ? kColumns : kBundle>;
+  using Scores = RowScores<Criterion, K, Tile::kPairs, kPairs, kSets ? kColumns : kBundle>;
   /// Numbers of a candidate that lie side by side: chunks of 16 bytes of eight neighbours are in
   /// different banks where a row has an odd number of them.
   static constexpr int kRowNumbers = K > 0 && kSets > 0 && kColumns == kTensorTile
@@ -342,8 +248,7 @@ struct ScorePairsWarpgroup {
     for (int parity = 0, set = 0, set_parity = 0;; parity ^= 1) {
       if (kSets) ctx.wait_barrier(barriers + (kPlanesThere + set), set_parity);
       ctx.wait_barrier(barriers + kThere, parity);
-      // Points and candidates beyond the last ones weigh nothing or are nobody's: their features
-      // are zeros, and what is prepared of them is finite.
+      // Candidates beyond the last one are nobody's: zeros too.
       NTKFAST_KEEP_LOOP
       for (int half = 0; half < 2; ++half) {
         const auto S = [&](int piece) {

@@ -1,6 +1,6 @@
 // The matrix product on tensor cores: mma.sync fed by cp.async, a tile of 128 x 128 or 128 x 64
-// float32 sums in the registers of 256 threads. What happens to the tile next (scoring, adding,
-// multiplying) is the caller's business.
+// float32 sums in the registers of 256 threads. What happens to the tile next (scoring, adding)
+// is the caller's business.
 //
 // The 8 warps of a block hold 64 x 32 or 32 x 32 sums each. Rows of both operands stream through
 // slices of 128 bytes in shared memory. Rows of a slice are eight chunks of 16 bytes, chunk c of

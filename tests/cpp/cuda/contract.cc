@@ -330,6 +330,8 @@ NTKFAST_TEST(gram_ghost_plain) {
   check_gram_ghost<Plain>({40, 40, 9, 9, 4, 3}, true);
   check_gram_ghost<Plain>({40, 40, 9, 9, 4, 3}, true, 100);
   check_gram_ghost<Plain>({5, 5, 70, 70, 2, 3}, true, 60);
+  check_gram_ghost<Plain>({3, 3, 100, 100, 2, 3}, true);  // tiles within a sample of the diagonal
+  check_gram_ghost<Plain>({2, 2, 300, 300, 2, 3}, true);
   check_gram_ghost<Plain>({60, 50, 4, 3, 4, 3}, true, 90);   // unlike sides
   check_gram_ghost<Plain>({3, 4, 5, 6, 4, 3, 3, 2}, false);  // combinations
   check_gram_ghost<Plain>({7, 7, 5, 5, 4, 3, 2, 2}, true, 10);

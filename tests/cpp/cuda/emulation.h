@@ -680,7 +680,7 @@ class Context {
       const auto lane = [&](int l) -> Operands& { return *static_cast<Operands*>(lanes[l]); };
       // Words of four bytes: word (row, w) of A is register row / 8 + 2 (w / 4) of lane 4 (row % 8)
       // + w % 4; word (w, column) of B is register w / 4 of lane 4 column + w % 4 (PTX manual,
-      // matrix fragments of m16n8k8 and m16n8k16).
+      // matrix fragments of m16n8k16).
       Numbers a[16][8], b[8][8];
       for (int w = 0; w < 8; ++w) {
         for (int row = 0; row < 16; ++row)

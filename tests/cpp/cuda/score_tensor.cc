@@ -223,6 +223,13 @@ NTKFAST_TEST(score_tensor_warpgroups_large_steps) {
     for (int i = 0; i < Criteria::size; ++i) visit_scalar(i, check);
   }
 }
+/// Whether a step is moderate depends on the baseline, too: of squared loss it may be of any size.
+NTKFAST_TEST(score_tensor_warpgroups_far_baselines) {
+  Problem problem(kEntropy, 7, 150, 40, 140, 9);
+  for (double& F : problem.mean) F *= 30;
+  compare(problem, run_tensor<SplitFp16Products, Entropy>(problem, {}), 2e-5);
+  compare(problem, run_tensor<SplitFp16Products, Entropy>(problem, kNoWarpgroups), 2e-5);
+}
 template <class Kernel>
 std::vector<double> run_kernel_of(const Problem& problem, const emulation::Options& options) {
   using Products = SplitFp16Products;
