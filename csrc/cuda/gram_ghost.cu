@@ -83,9 +83,9 @@ std::int64_t gram_ghost_cuda_workspace(const TensorView& left, const TensorView&
     each_ghost_block(rows, cols, lower, kGhostRows,
                      [&](const GhostRows& r, const GhostRows& c, std::int64_t above) {
                        for (const auto& [a, b] : pairs)
-                         bytes = std::max(bytes, gram_products_workspace(
-                                                     factors.rows(a, r), factors.cols(b, c),
-                                                     ghost_rule(above), products));
+                         bytes = std::max(
+                             bytes, gram_products_workspace(factors.rows(a, r), factors.cols(b, c),
+                                                            ghost_rule(above), products));
                      });
     bytes += 2 * ghost_bytes<typename Numbers::T>(rows, cols);
   });
