@@ -33,25 +33,35 @@ struct RowScores {
   static constexpr int kSummed = kPairs < 4 ? 4 / kPairs : 1;
   static_assert(kPieces % kSummed == 0 && kPieces < 32, "");
 
-  /// The sum of weights times scores. `points` are the planes of the thread's first pair, S(i) are
-  /// the covariances of piece i. Points beyond the last one weigh nothing: their features are
-  /// zeros, and what is prepared of them is finite.
+  /// Pieces of a row with one of the `left` points from the first lane's on, which is the same for
+  /// all lanes of a warp.
+  static NTKFAST_DEVICE int pieces(int64_t left) {
+    constexpr int kPoints = 8 * kPairs;
+    return left >= kPieces * kPoints ? kPieces
+           : left > 0                ? static_cast<int>((left + kPoints - 1) / kPoints)
+                                     : 0;
+  }
+
+  /// The sum of weights times scores of the first pieces. `points` are the planes of the thread's
+  /// first pair, S(i) are the covariances of piece i. Points beyond the last one weigh nothing:
+  /// their features are zeros, and what is prepared of them is finite.
   ///
   /// What is rare waits for the end: without a branch there is nothing to come back from, which
   /// takes 9 to 14 cycles a time, and the next piece's numbers are on their way.
   template <class Points, class Candidate, class Covariances>
-  static NTKFAST_DEVICE double sum(int k, Points points, const Candidate& candidate,
+  static NTKFAST_DEVICE double sum(int k, int pieces, Points points, const Candidate& candidate,
                                    const Covariances& S) {
     double total = 0;
     uint32_t large = 0;  // a bit for each piece with a step that is not moderate
     Values next = S(0);
     NTKFAST_KEEP_LOOP
-    for (int begin = 0; begin < kPieces; begin += kSummed) {
+    for (int piece = 0; piece < pieces;) {
       Values sum(0.0f);
+      const int end = piece + kSummed < pieces ? piece + kSummed : pieces;
       NTKFAST_KEEP_LOOP
-      for (int piece = begin; piece < begin + kSummed; ++piece) {
+      for (; piece < end; ++piece) {
         const Values covariance = next;
-        next = S(piece + 1 < kPieces ? piece + 1 : piece);
+        next = S(piece + 1 < pieces ? piece + 1 : piece);
         const auto first = points + piece * (8 * kPairs);
         Values weight = weights_of(first), value;
         const PointPairs<decltype(first + 0), kPairs, kStride> point{first + kStride};

@@ -188,9 +188,10 @@ struct ScorePairsTensor {
       }
       scale_sums<Tile>(args, c0, x0, thread, sums);
       if constexpr (kPlanesShared) {
-        epilogue<kColumns>(ctx, score, planes + candidate_planes * kTile, planes, totals, sums);
+        epilogue<kColumns>(ctx, score, c0, x0, planes + candidate_planes * kTile, planes, totals,
+                           sums);
       } else {
-        epilogue<kBundle>(ctx, score, points, prepared, totals, sums);
+        epilogue<kBundle>(ctx, score, c0, x0, points, prepared, totals, sums);
       }
     }
     ctx.template wait_copies<0>();
@@ -221,19 +222,22 @@ struct ScorePairsTensor {
   }
   /// totals += the criterion of every pair of the warp's part, summed over its columns.
   template <int kPointStride, class Ctx, class Points, class Candidates, class Totals>
-  static NTKFAST_DEVICE void epilogue(const Ctx& ctx, const ScoreArgs<float>& score, Points points,
-                                      Candidates candidates, Totals totals,
-                                      typename Tile::Sums& sums) {
+  static NTKFAST_DEVICE void epilogue(const Ctx& ctx, const ScoreArgs<float>& score, int64_t c0,
+                                      int64_t x0, Points points, Candidates candidates,
+                                      Totals totals, typename Tile::Sums& sums) {
     const int lane = ctx.thread() % 32, warp = ctx.thread() / 32;
     const int first_row = Tile::row(ctx.thread()), first_col = Tile::col(ctx.thread());
+    constexpr int kPairs = K == 1 ? Tile::kPairs : 1;  // at once, as registers allow
+    using Scores = RowScores<Criterion, K, Tile::kPairs, kPairs, kPointStride>;
+    const int pieces = Scores::pieces(score.num_evaluation - x0 - Tile::col(32 * warp));
     // A loop over the rows: unrolled over all pairs, the code would not fit the instruction cache.
     NTKFAST_KEEP_LOOP
     for (int r = 0; r < Tile::kRows; ++r) {
+      // The warp has no candidate here. A lane without one scores zeros, which are nobody's.
+      if (c0 + Tile::row(32 * warp) + 8 * r >= score.num_candidates) break;
       const int row = first_row + 8 * r;
-      constexpr int kPairs = K == 1 ? Tile::kPairs : 1;  // at once, as registers allow
-      using Scores = RowScores<Criterion, K, Tile::kPairs, kPairs, kPointStride>;
       const double total = sum_lanes<4>(
-          ctx, Scores::sum(score.classes, points + first_col,
+          ctx, Scores::sum(score.classes, pieces, points + first_col,
                            CandidateColumn<float, decltype(candidates + row)>{candidates + row},
                            [&](int piece) { return piece_of<kPairs>(sums[0], piece); }));
       if (lane % 4 == 0) totals[(warp % kWarpColumns) * kTile + row] += total;

@@ -248,9 +248,11 @@ struct ScorePairsWarpgroup {
     for (int parity = 0, set = 0, set_parity = 0;; parity ^= 1) {
       if (kSets) ctx.wait_barrier(barriers + (kPlanesThere + set), set_parity);
       ctx.wait_barrier(barriers + kThere, parity);
-      // Candidates beyond the last one are nobody's: zeros too.
+      const int pieces = Scores::pieces(score.num_evaluation - now.x0());
       NTKFAST_KEEP_LOOP
       for (int half = 0; half < 2; ++half) {
+        // The warp has no candidate here. A lane without one scores zeros, which are nobody's.
+        if (now.c0() + Tile::row(thread / 32 * 32) + 8 * half >= score.num_candidates) break;
         const auto S = [&](int piece) {
           typename Scores::Values values;
           NTKFAST_UNROLL_DEVICE
@@ -269,16 +271,16 @@ struct ScorePairsWarpgroup {
           const auto points = candidates + candidate_numbers(k) + col;
           if constexpr (kInRows) {
             const auto rows = candidates + kCandidatePlanes * kBundle;
-            total = Scores::sum(k, points,
+            total = Scores::sum(k, pieces, points,
                                 CandidateRow<decltype(rows + 0)>{candidates + of_candidate,
                                                                  rows + of_candidate * kRowNumbers},
                                 S);
           } else {
-            total = Scores::sum(k, points, column(candidates + of_candidate), S);
+            total = Scores::sum(k, pieces, points, column(candidates + of_candidate), S);
           }
         } else {
           total = Scores::sum(
-              k, score.points + bundle_place(now.x0(), 1 + Criterion::point_size(k)) + col,
+              k, pieces, score.points + bundle_place(now.x0(), 1 + Criterion::point_size(k)) + col,
               column(score.prepared + bundle_place(now.c0(), Criterion::candidate_size(k)) +
                      of_candidate),
               S);
