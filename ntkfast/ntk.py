@@ -143,8 +143,9 @@ class EmpiricalNTK:
     memory_budget : int, optional
         Bytes a call may allocate beside the model, its inputs and its result (approximate).
         Default: 2 GiB; for a model on a CUDA device the largest power of two that is at most half
-        of the memory free there beside the result. More memory means fewer passes. Points are
-        divided by it, so results with another budget may differ in their last bits.
+        of the memory free there beside the result. Products of gradients on a GPU take up to half
+        a GiB of workspace more. More memory means fewer passes. Points are divided by it, so
+        results with another budget may differ in their last bits.
 
     Raises
     ------
