@@ -10,8 +10,8 @@ array.
 Notation as in `ntkfast.ops`: ``S`` posterior covariance, ``psi`` whitened features, ``F`` posterior
 mean, ``f`` outputs of the network, ``N`` points, ``k`` classes, ``d`` features.
 
-Verified on an H100. For other GPUs wrappers, launches and kernels are proven by an emulation on the
-CPU (`make test-emulated`).
+Verified on an H100 at commit 57f7a2e; what has changed since (README, "Support") and other GPUs are
+proven by an emulation of wrappers, launches and kernels on the CPU (`make test-emulated`).
 """
 
 from __future__ import annotations

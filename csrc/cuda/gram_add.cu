@@ -27,9 +27,10 @@ std::int64_t gram_products_workspace(const TensorView& A, const TensorView& B, c
   std::int64_t bytes = 0;
   visit_products(products, [&](auto kind) {
     using Gram = typename GramOf<decltype(kind)>::type;
+    using T = typename GramNumbers<decltype(kind)>::T;
     const DeviceGuard guard(common_device({&A, &B}));
     Launcher launcher(nullptr);
-    bytes = gram_of<Gram>(launcher, A, B, gram_args<typename Gram::T>(A, B, rule)).bytes();
+    bytes = gram_of<Gram>(launcher, A, B, gram_args<T>(A, B, rule)).bytes();
   });
   return bytes;
 }
@@ -39,8 +40,8 @@ void gram_products(const TensorView& A, const TensorView& B, const TensorView& o
                    void* stream) {
   visit_products(products, [&](auto kind) {
     using Gram = typename GramOf<decltype(kind)>::type;
-    using Element = typename Gram::Element;
-    using T = typename Gram::T;
+    using Element = typename GramNumbers<decltype(kind)>::Element;
+    using T = typename GramNumbers<decltype(kind)>::T;
     const DeviceGuard guard(common_device({&A, &B, &out}));
     Launcher launcher(stream_of(stream));
     const MatrixView<Element> left = device_matrix<Element>(A, "A", -1, -1);

@@ -389,12 +389,9 @@ struct GramFactors {
 };
 
 /// out += A B^T, or whatever the rule says, of plain products.
-template <class T_>
+template <class T>
 class GramOfMatrices {
  public:
-  using T = T_;
-  using Element = T_;
-
   /// As those of GramOfRows.
   template <class Launcher>
   GramOfMatrices(Launcher& launcher, const GramAddArgs<T>& args, int64_t depth, bool /*same*/)
@@ -421,7 +418,6 @@ class GramOfMatrices {
 template <class Products>
 class GramOfRows {
  public:
-  using T = float;
   using Element = SourceElement<Products>;
   /// Bytes of rows that are wanted at once.
   static constexpr int64_t kWantedBytes = int64_t{NTKFAST_GRAM_MEBIBYTES} << 20;

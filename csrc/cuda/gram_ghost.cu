@@ -10,7 +10,7 @@ namespace ntkfast {
 namespace {
 
 GhostSide ghost_side(const TensorView& left, const std::string& name) {
-  require(left.ndim == 4, name + ": expected four dimensions");
+  require(left.ndim == 4, name + ": expected 4 dimensions, got " + std::to_string(left.ndim));
   constexpr std::int64_t kMost = std::numeric_limits<int>::max() / 2;
   require(left.shape[2] <= kMost && left.shape[0] <= 32768,
           name + ": expected at most 2^30 positions and 32768 combinations");
@@ -70,8 +70,8 @@ std::int64_t gram_ghost_cuda_workspace(const TensorView& left, const TensorView&
                                        const TensorView& left2, const TensorView& right2,
                                        bool lower, const std::string& products) {
   const GhostSide rows = ghost_side(left, "left"), cols = ghost_side(left2, "left2");
-  require(right.ndim == 3, "right: expected three dimensions");
-  require(right2.ndim == 3, "right2: expected three dimensions");
+  require(right.ndim == 3, "right: expected 3 dimensions, got " + std::to_string(right.ndim));
+  require(right2.ndim == 3, "right2: expected 3 dimensions, got " + std::to_string(right2.ndim));
   std::int64_t bytes = 0;
   if (nothing_to_do(left, right, left2)) return bytes;
   visit_products(products, [&](auto kind) {

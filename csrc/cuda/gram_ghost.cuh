@@ -54,14 +54,9 @@ void each_ghost_block(const GhostSide& rows, const GhostSide& cols, bool lower, 
     }
   }
 }
-/// Numbers of the larger block of products, whose rows begin at even places.
+/// Numbers of the largest block of products, the first; rows begin at even places.
 inline int64_t ghost_products(const GhostSide& rows, const GhostSide& cols, int64_t most) {
-  int64_t largest = 0;
-  each_ghost_block(rows, cols, false, most, [&](const GhostRows& r, const GhostRows& c, int64_t) {
-    const int64_t size = r.rows() * round_to(c.rows(), 2);
-    largest = size > largest ? size : largest;
-  });
-  return largest;
+  return ghost_rows(rows, 0, most).rows() * round_to(ghost_rows(cols, 0, most).rows(), 2);
 }
 
 template <class T>

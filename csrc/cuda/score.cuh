@@ -140,12 +140,11 @@ struct PrepareCandidates {
   }
 };
 
-/// Element j of two neighbouring prepared points, or of a prepared candidate. Points in shared
-/// memory may lie closer than kBundle.
-template <class Pointer, int kStride = kBundle>
+/// Element j of two neighbouring prepared points, or of a prepared candidate.
+template <class Pointer>
 struct PointPair {
   Pointer first;
-  NTKFAST_DEVICE auto operator()(int j) const { return load_pair(first + j * kStride); }
+  NTKFAST_DEVICE auto operator()(int j) const { return load_pair(first + j * kBundle); }
 };
 template <class T, class Pointer>
 struct CandidateColumn {
